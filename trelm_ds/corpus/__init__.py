@@ -1,0 +1,15 @@
+"""Offline preparation: dumps and linked text become token sequences with entity mentions."""
+
+from trelm_ds.corpus.prepare import GRAPH_FOLDER, TOKENIZER_FOLDER, PrepareOptions, prepare
+from trelm_ds.corpus.tokenizer import TokenizerInfo, describe, load_tokenizer, word_starts
+
+__all__ = [
+    "GRAPH_FOLDER",
+    "TOKENIZER_FOLDER",
+    "PrepareOptions",
+    "TokenizerInfo",
+    "describe",
+    "load_tokenizer",
+    "prepare",
+    "word_starts",
+]

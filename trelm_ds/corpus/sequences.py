@@ -1,0 +1,117 @@
+"""Documents to token sequences of at most `max_length`, mentions to token spans. No text is cut away silently."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import sentencex
+
+from trelm_ds.corpus.documents import Document, Mention
+from trelm_ds.corpus.tokenizer import describe
+from trelm_ds.shards import Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 256
+
+
+def sequences_of(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: Counter[str]
+) -> Iterator[Sequence]:
+    """Yields token sequences `[CLS] tokens [SEP]` of at most `max_length` tokens with their mentions.
+
+    A document that is too long is cut between sentences, a sentence that is too long between words. Mention targets
+    must be QID numbers. Mentions that do not survive are counted by reason in `counts`.
+    """
+    info = describe(tokenizer)
+    core, budget = tokenizer.backend_tokenizer, max_length - 2
+    core.no_truncation()
+    for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
+        encodings = core.encode_batch([document.text for document in batch], add_special_tokens=False)
+        for document, encoding in zip(batch, encodings, strict=True):
+            if not encoding.ids:
+                counts["documents without a token"] += 1
+                continue
+            offsets = np.array(encoding.offsets, dtype=np.int64)
+            spans = _token_spans(document.mentions, offsets, counts)
+            words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+            for first, last in _pieces(document.text, offsets, words, budget):
+                tokens = np.array([info.cls, *encoding.ids[first:last], info.sep], dtype=np.uint32)
+                inside = (spans[:, 0] >= first) & (spans[:, 1] <= last)
+                crossing = (spans[:, 0] < last) & (spans[:, 1] > first) & ~inside
+                counts["mentions dropped: cut between two sequences"] += int((crossing & (spans[:, 0] >= first)).sum())
+                yield Sequence(tokens, spans[inside] + np.array([1 - first, 1 - first, 0]))
+
+
+def _batched(documents: Iterable[Document]) -> Iterator[tuple[Document, ...]]:
+    iterator = iter(documents)
+    while batch := tuple(itertools.islice(iterator, _BATCH)):
+        yield batch
+
+
+def _token_spans(mentions: list[Mention], offsets: np.ndarray, counts: Counter[str]) -> np.ndarray:
+    """int64 [M, 3] (first token, last token + 1, QID number) of the mentions that are whole tokens, without overlaps.
+
+    Args:
+        mentions: character spans, any order.
+        offsets: [T, 2] character span of each token.
+    """
+    kept: list[tuple[int, int, int]] = []
+    taken = 0
+    for mention in sorted(mentions, key=lambda m: (m.start, -m.end)):
+        first = int(np.searchsorted(offsets[:, 1], mention.start, side="right"))
+        last = int(np.searchsorted(offsets[:, 0], mention.end, side="left"))
+        if first >= last:
+            counts["mentions dropped: no token"] += 1
+        elif offsets[first, 0] < mention.start or offsets[last - 1, 1] > mention.end:
+            counts["mentions dropped: inside a token"] += 1
+        elif first < taken:
+            counts["mentions dropped: overlap"] += 1
+        else:
+            assert isinstance(mention.target, int)
+            kept.append((first, last, mention.target))
+            taken = last
+    return np.array(kept, dtype=np.int64).reshape(-1, 3)
+
+
+def _pieces(text: str, offsets: np.ndarray, words: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:
+    """Token ranges [first, last) of at most `budget` tokens, cut between sentences, else between words."""
+    total = len(offsets)
+    if total <= budget:
+        yield 0, total
+        return
+    first = 0
+    ends = _sentence_ends(text, offsets)
+    while first < total:
+        limit = first + budget
+        if limit >= total:
+            last = total
+        else:
+            fitting = ends[(ends > first) & (ends <= limit)]
+            last = int(fitting[-1]) if len(fitting) else _word_end(words, first, limit)
+        yield first, last
+        first = last
+
+
+def _sentence_ends(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Ascending token indices at which a new sentence begins; every line break ends a sentence."""
+    starts: list[int] = []
+    position = 0
+    for line in text.split("\n"):
+        inside = position
+        for sentence in sentencex.segment("en", line):
+            starts.append(inside)
+            inside += len(sentence)
+        position += len(line) + 1
+    return np.unique(np.searchsorted(offsets[:, 0], np.array(starts)))
+
+
+def _word_end(words: np.ndarray, first: int, limit: int) -> int:
+    """The last index in (first, limit] at which a word begins; `limit` where one word fills it all."""
+    begins = np.flatnonzero(words[first + 1 : limit + 1] != words[first:limit])
+    return first + 1 + int(begins[-1]) if len(begins) else limit

@@ -1,0 +1,114 @@
+"""The tokenizer: read from a folder or trained on the corpus. Its vocabulary tells how a word continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import canonical_json, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+_SPECIALS = ("pad", "unk", "cls", "sep", "mask")
+# What tells a file set apart when the folder has no tokenizer_config.json.
+_FILES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What shards and training need to know of a tokenizer: plain numbers, no library object.
+
+    Attributes:
+        sha256: hash of the vocabulary (token -> id), so that other spellings of the same tokenizer compare equal.
+        vocab_size: V.
+        pad, unk, cls, sep, mask: ids of the special tokens.
+    """
+
+    sha256: str
+    vocab_size: int
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return self.pad, self.unk, self.cls, self.sep, self.mask
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads a fast tokenizer from files in `folder`: vocab.txt, or vocab.json and merges.txt, or tokenizer.json.
+
+    Raises:
+        UserError: no such folder, no tokenizer in it, or one without the special tokens BERT and RoBERTa need.
+    """
+    import transformers
+
+    if not folder.is_dir():
+        raise UserError(f"--tokenizer: {folder} is not a folder (or say 'train' to train one on the corpus)")
+    name = next((cls for file, cls in _FILES.items() if (folder / file).is_file()), None)
+    if (folder / "tokenizer_config.json").is_file() or (name is None and (folder / "tokenizer.json").is_file()):
+        name = "AutoTokenizer" if (folder / "tokenizer_config.json").is_file() else "PreTrainedTokenizerFast"
+    if name is None:
+        raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
+    try:
+        tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises whatever its file readers raise
+        raise UserError(f"--tokenizer: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    missing = [special for special in _SPECIALS if getattr(tokenizer, f"{special}_token_id") is None]
+    if missing or not tokenizer.is_fast:
+        problem = f"has no {missing[0]} token" if missing else "is not a fast tokenizer (character offsets are needed)"
+        raise UserError(f"--tokenizer: {folder} {problem}")
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
+    """Trains an uncased WordPiece tokenizer as BERT's and writes it to `folder`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertTokenizer
+
+    specials = {name: f"[{name.upper()}]" for name in _SPECIALS}
+    core = Tokenizer(models.WordPiece(unk_token=specials["unk"], max_input_chars_per_word=100))  # type: ignore[call-arg]
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=list(specials.values()), show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    vocabulary = sorted(core.get_vocab(), key=core.get_vocab().__getitem__)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in vocabulary))
+    BertTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)  # adds [CLS] and [SEP]
+
+
+def describe(tokenizer: PreTrainedTokenizerBase) -> TokenizerInfo:
+    """The numbers of a tokenizer that shards and training need."""
+    digest = hashlib.sha256(canonical_json(tokenizer.get_vocab()).encode()).hexdigest()
+    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIALS}
+    return TokenizerInfo(sha256=digest, vocab_size=len(tokenizer), **ids)
+
+
+def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool [V]: whether a token begins a word. WordPiece marks continuations with ##, byte-level BPE beginnings with Ġ.
+
+    Special tokens and, in byte-level BPE, punctuation begin a word of their own.
+    """
+    starts = np.ones(len(tokenizer), dtype=bool)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    byte_level = "ByteLevel" in json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"].get("type", "")
+    for token, number in vocabulary.items():
+        continues = not token.startswith("Ġ") and token[:1].isalnum() if byte_level else token.startswith("##")
+        starts[number] = not continues
+    starts[list(describe(tokenizer).special_ids)] = True
+    return starts

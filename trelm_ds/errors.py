@@ -1,0 +1,11 @@
+"""Errors that a user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user handed us: a setting, a file, a line.
+
+    The message is one line that names the place and says what to do. The command line prints it without a traceback
+    and exits with code 2; every other exception is a bug of ours and keeps its traceback.
+    """

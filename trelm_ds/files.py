@@ -1,0 +1,105 @@
+"""Small file helpers shared by every room: hashing, reading compressed text, atomic writing."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trelm_ds.errors import UserError
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Opens a plain, gzip or bzip2 file for reading; the compression is told by its first bytes, not its name.
+
+    Raises:
+        UserError: the file does not exist or cannot be read.
+    """
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    start = raw.read(3)
+    raw.seek(0)
+    kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    if kind == "gzip":
+        return gzip.open(raw)  # type: ignore[return-value]
+    return bz2.open(raw) if kind == "bzip2" else raw  # type: ignore[return-value]
+
+
+# What the decompressors raise on a truncated or damaged file.
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, OSError)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its newline) of a plain or compressed UTF-8 file.
+
+    Raises:
+        UserError: missing, truncated or damaged file, or a line that is not UTF-8; names file and line.
+    """
+    number = 0
+    with open_binary(path) as stream:
+        try:
+            for number, line in enumerate(stream, 1):  # noqa: B007  (the number is named in the errors below)
+                yield number, line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid UTF-8 ({error.reason} at byte {error.start})") from None
+        except DAMAGED as error:
+            raise UserError(f"{path}:{number + 1}: damaged or truncated file ({error}); fetch it again") from None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a whole file: readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with one possible spelling, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: missing file or not JSON; names file and line.
+    """
+    try:
+        with io.open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None

@@ -1,0 +1,36 @@
+"""Random numbers as a pure function of keys: no generator, no state, the same on every rank, worker and version.
+
+The hash is SplitMix64's finalizer (Steele, Lea, Flood 2014), applied once per key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return x ^ (x >> np.uint64(31))
+
+
+def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
+    """uint64 bits for the broadcast of non-negative integer keys; the order of the keys matters."""
+    state = np.zeros(np.broadcast_shapes(*(np.shape(key) for key in keys)), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN)
+    return state
+
+
+def keyed_uniform(*keys: int | np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) for the broadcast of the keys."""
+    return (keyed_bits(*keys) >> np.uint64(11)) * 2.0**-53
+
+
+def keyed_permutation(n: int, *keys: int) -> np.ndarray:
+    """int64 [n]: a permutation of 0 ... n - 1."""
+    return np.argsort(keyed_bits(*keys, np.arange(n)), kind="stable")

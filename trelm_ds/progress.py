@@ -1,0 +1,74 @@
+"""Progress for long work: a rich bar on a terminal, plain lines elsewhere (log files, Slurm output)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class ProgressBar:
+    """Counts finished units of a piece of work of known or unknown length.
+
+    Args:
+        description: what is being done, shown in front.
+        total: number of units, or None when it is not known.
+        initial: units that were already done before (a resumed run).
+        enabled: False prints nothing (ranks other than 0).
+    """
+
+    def __init__(self, description: str, total: int | None, initial: int = 0, enabled: bool = True) -> None:
+        self.description, self.total, self.completed = description, total, initial
+        self._initial, self._enabled, self._note = initial, enabled, ""
+        self._started = self._printed = time.monotonic()
+        self._rich: Progress | None = None
+        if enabled and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns += (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            from rich.console import Console
+
+            self._rich = Progress(*columns, console=Console(stderr=True))
+            self._task = self._rich.add_task(description, total=total, completed=initial, note="")
+
+    def __enter__(self) -> Self:
+        if self._rich:
+            self._rich.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._rich:
+            self._rich.stop()
+        elif self._enabled and self.completed > self._initial:
+            self._print_line()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Counts `units` more and shows `note` (a loss, a rate) beside them."""
+        self.completed += units
+        self._note = note or self._note
+        if self._rich:
+            self._rich.update(self._task, completed=self.completed, note=self._note)
+        elif self._enabled and time.monotonic() - self._printed >= PLAIN_LINE_EVERY_S:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
+        elapsed = self._printed - self._started
+        of_total = f"/{self.total}" if self.total is not None else ""
+        line = f"{self.description}: {self.completed}{of_total} in {elapsed:.0f} s"
+        print(f"{line}  {self._note}" if self._note else line, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields `items` and shows how many have been taken."""
+    with ProgressBar(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -1,0 +1,94 @@
+"""What one webdataset sample holds: a block of sequences as three arrays and a json, and its tar bytes.
+
+Blocks instead of single sequences, because a tar member per sentence costs more than the sentence.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+
+
+class Sequence(NamedTuple):
+    """One training sequence.
+
+    Attributes:
+        tokens: uint32 [T], special tokens included.
+        mentions: int64 [M, 3]: first token, last token + 1, number of the entity's QID; in order, not overlapping.
+    """
+
+    tokens: np.ndarray
+    mentions: np.ndarray
+
+
+class Block(NamedTuple):
+    """A group of B consecutive sequences with T tokens and M mentions in all.
+
+    Attributes:
+        tokens: uint16 (uint32 for a vocabulary over 65,536) [T].
+        lengths: int32 [B], tokens of each sequence.
+        mentions: int32 [M, 4]: sequence within the block, first token, last token + 1, number of the entity's QID.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    mentions: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], vocab_size: int) -> Block:
+        lengths = np.array([len(sequence.tokens) for sequence in sequences], dtype=np.int32)
+        owner = np.repeat(np.arange(len(sequences)), [len(sequence.mentions) for sequence in sequences])
+        mentions = np.concatenate([sequence.mentions for sequence in sequences])
+        tokens = np.concatenate([sequence.tokens for sequence in sequences])
+        return cls(
+            tokens.astype(np.uint16 if vocab_size <= 1 << 16 else np.uint32),
+            lengths,
+            np.column_stack([owner, mentions]).astype(np.int32),
+        )
+
+    def to_tar(self, key: str, first: int) -> bytes:
+        """The block's tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""
+        about = {"first_sequence": first, "sequences": len(self.lengths), "tokens": len(self.tokens)}
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, array in self._asdict().items():
+                content = io.BytesIO()
+                np.save(content, array, allow_pickle=False)
+                _add(archive, f"{key}.{name}.npy", content.getvalue())
+            _add(archive, f"{key}.json", json.dumps(about).encode())
+            end = archive.offset
+        return buffer.getvalue()[:end]  # without the end-of-archive zeros: blocks are strung together
+
+    @classmethod
+    def from_tar(cls, data: bytes, place: str) -> Block:
+        """Reads what `to_tar` wrote.
+
+        Raises:
+            UserError: the bytes are no such block; names `place`.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+                for member in archive:
+                    stream = archive.extractfile(member)
+                    if member.name.endswith(".npy") and stream is not None:
+                        name = member.name.split(".")[-2]
+                        arrays[name] = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+            block = cls(**arrays)
+        except (tarfile.TarError, TypeError, ValueError, EOFError, OSError) as error:
+            raise UserError(f"{place}: damaged block ({error}); run `trelm verify` on the dataset") from None
+        if block.mentions.ndim != 2 or block.lengths.sum() != len(block.tokens):
+            raise UserError(f"{place}: damaged block (lengths and tokens disagree); run `trelm verify` on the dataset")
+        return block
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time, owner and mode stay at their constant defaults
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))

@@ -1,0 +1,98 @@
+"""The dataset's manifest: what is in it, where each block lies, and a fingerprint of it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import canonical_json, read_json, write_atomically
+
+SCHEMA = 1
+NAME = "manifest.json"
+
+
+@dataclass
+class ShardInfo:
+    """One tar shard. `blocks` holds [offset in bytes, length in bytes, sequences] of each block."""
+
+    name: str
+    bytes: int
+    sha256: str
+    sequences: int
+    tokens: int
+    mentions: int
+    blocks: list[list[int]]
+
+
+@dataclass
+class Manifest:
+    """Everything a reader needs to know.
+
+    Attributes:
+        tokenizer: the fields of `trelm_ds.corpus.tokenizer.TokenizerInfo`.
+        max_length: longest sequence in tokens.
+        request: what `trelm prepare` was asked for (sources with hashes, options): equal requests give equal datasets.
+        counts: the funnel, from documents read to sequences written.
+        shards: in reading order.
+        schema: version of this layout.
+    """
+
+    tokenizer: dict[str, Any]
+    max_length: int
+    request: dict[str, Any]
+    counts: dict[str, int]
+    shards: list[ShardInfo] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    @property
+    def n_sequences(self) -> int:
+        return sum(shard.sequences for shard in self.shards)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def n_mentions(self) -> int:
+        return sum(shard.mentions for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokenizer and of every shard's content: equal for equal data, whatever the folder is called."""
+        content = [self.schema, self.tokenizer, self.max_length, [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/manifest.json` atomically."""
+        totals = {"sequences": self.n_sequences, "tokens": self.n_tokens, "mentions": self.n_mentions}
+        content = dataclasses.asdict(self) | {"totals": totals, "fingerprint": self.fingerprint}
+        write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads and checks `folder/manifest.json`.
+
+        Raises:
+            UserError: no dataset, another schema version, or a manifest that was changed by hand.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            raise UserError(f"{folder} is no dataset: it has no {NAME}; make one with `trelm prepare`")
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            found = content.get("schema") if isinstance(content, dict) else None
+            raise UserError(f"{path}: schema version {found}, this program reads {SCHEMA}; run `trelm prepare` again")
+        try:
+            shards = [ShardInfo(**shard) for shard in content["shards"]]
+            manifest = cls(**{item.name: content[item.name] for item in dataclasses.fields(cls)} | {"shards": shards})
+            fingerprint = content["fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged manifest ({error}); run `trelm prepare` again") from None
+        if manifest.fingerprint != fingerprint:
+            raise UserError(f"{path}: its fingerprint does not match its content; run `trelm prepare` again")
+        return manifest

@@ -1,0 +1,59 @@
+"""The order of training: sample id = f(seed, epoch, position), for any number of ranks and workers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from trelm_ds.keyed_random import keyed_permutation
+
+_BLOCKS, _WITHIN = 1, 2  # set the two permutations' keys apart
+
+
+class SampleOrder:
+    """An exact permutation of all samples for every epoch, close to sequential on disk.
+
+    An epoch permutes the blocks, takes them in windows of `window_blocks`, and shuffles the samples of each window. So
+    a reader holds one window at a time, and any position is found without reading those before it.
+
+    Args:
+        block_sizes: int [K], samples of each block in storage order; sample ids count through them.
+        seed: of the run's order.
+        window_blocks: blocks shuffled together.
+    """
+
+    def __init__(self, block_sizes: np.ndarray, seed: int, window_blocks: int) -> None:
+        self.n_samples = int(block_sizes.sum())
+        assert self.n_samples > 0
+        self._sizes, self._seed, self._window = np.asarray(block_sizes, dtype=np.int64), seed, window_blocks
+        self._first = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._window_samples = lru_cache(maxsize=4)(self._compute_window)
+        self._epoch = lru_cache(maxsize=2)(self._compute_epoch)
+
+    def samples(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, sample ids), int64 [count] each, at the run's positions [start, start + count).
+
+        Positions count on through the epochs: position p is in epoch p // n_samples, and a batch may span two epochs.
+        """
+        positions = np.arange(start, start + count)
+        epochs, within = np.divmod(positions, self.n_samples)
+        ids = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            _, window_starts = self._epoch(int(epoch))
+            windows = np.searchsorted(window_starts, within, side="right") - 1
+            for window in np.unique(windows[epochs == epoch]):
+                chosen = (epochs == epoch) & (windows == window)
+                ids[chosen] = self._window_samples(int(epoch), int(window))[within[chosen] - window_starts[window]]
+        return epochs, ids
+
+    def _compute_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order of blocks [K] and the position at which each of its windows begins."""
+        blocks = keyed_permutation(len(self._sizes), self._seed, epoch, _BLOCKS)
+        starts = np.concatenate([[0], np.cumsum(self._sizes[blocks])])[:-1]
+        return blocks, starts[:: self._window]
+
+    def _compute_window(self, epoch: int, window: int) -> np.ndarray:
+        blocks = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
+        ids = np.concatenate([np.arange(self._first[block], self._first[block + 1]) for block in blocks])
+        return ids[keyed_permutation(len(ids), self._seed, epoch, _WITHIN, window)]

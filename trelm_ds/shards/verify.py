@@ -1,0 +1,51 @@
+"""Checks a dataset against its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import sha256_of
+from trelm_ds.progress import track
+from trelm_ds.shards.format import Block
+from trelm_ds.shards.manifest import Manifest, ShardInfo
+
+
+def verify(folder: Path) -> tuple[Manifest, list[str]]:
+    """Reads every byte of every shard.
+
+    Returns:
+        the manifest, and one line for each thing that is wrong, naming the shard; empty for a sound dataset.
+
+    Raises:
+        UserError: `folder` is no dataset, or its manifest is damaged.
+    """
+    manifest = Manifest.load(folder)
+    found: list[str] = []
+    for shard in track(manifest.shards, "verifying shards", total=len(manifest.shards)):
+        found += _problems(folder / shard.name, shard)
+    known = {shard.name for shard in manifest.shards}
+    found += [f"{path}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
+    return manifest, found
+
+
+def _problems(path: Path, shard: ShardInfo) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: missing"]
+    if path.stat().st_size != shard.bytes:
+        return [f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+    if sha256_of(path) != shard.sha256:
+        return [f"{path}: its content does not match its sha256 in the manifest"]
+    sequences = tokens = mentions = 0
+    with path.open("rb") as stream:
+        for offset, length, _ in shard.blocks:
+            stream.seek(offset)
+            try:
+                block = Block.from_tar(stream.read(length), f"{path} at byte {offset}")
+            except UserError as error:
+                return [str(error)]
+            sequences, tokens = sequences + len(block.lengths), tokens + len(block.tokens)
+            mentions += len(block.mentions)
+    if (sequences, tokens, mentions) != (shard.sequences, shard.tokens, shard.mentions):
+        return [f"{path}: {sequences} sequences, {tokens} tokens, {mentions} mentions; the manifest says otherwise"]
+    return []

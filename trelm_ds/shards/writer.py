@@ -1,0 +1,82 @@
+"""Writes sequences into webdataset tar shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from trelm_ds.shards.format import Block, Sequence
+from trelm_ds.shards.manifest import ShardInfo
+
+BLOCK_SEQUENCES = 256
+_END_OF_ARCHIVE = bytes(1024)
+
+
+class ShardWriter:
+    """Groups sequences into blocks and blocks into shards of about `shard_bytes`.
+
+    Args:
+        folder: existing folder; `shard-000000.tar` ... are written there. The caller renames it when all is done.
+        vocab_size: decides the width of a stored token.
+        shard_bytes: a shard is closed once it is larger.
+        block_sequences: sequences per block.
+    """
+
+    def __init__(
+        self, folder: Path, vocab_size: int, shard_bytes: int, block_sequences: int = BLOCK_SEQUENCES
+    ) -> None:
+        self.shards: list[ShardInfo] = []
+        self._folder, self._vocab_size = folder, vocab_size
+        self._shard_bytes, self._block_sequences = shard_bytes, block_sequences
+        self._pending: list[Sequence] = []
+        self._blocks: list[tuple[Block, bytes]] = []
+        self._written = 0
+        self._n_blocks = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self._pending.append(sequence)
+        if len(self._pending) == self._block_sequences:
+            self._close_block()
+
+    def close(self) -> list[ShardInfo]:
+        """Writes what is pending and returns the description of every shard."""
+        if self._pending:
+            self._close_block()
+        if self._blocks:
+            self._close_shard()
+        return self.shards
+
+    def _close_block(self) -> None:
+        block = Block.of(self._pending, self._vocab_size)
+        self._blocks.append((block, block.to_tar(f"{self._n_blocks:08d}", self._written)))
+        self._written += len(self._pending)
+        self._n_blocks += 1
+        self._pending = []
+        if sum(len(data) for _, data in self._blocks) >= self._shard_bytes:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        name = f"shard-{len(self.shards):06d}.tar"
+        places, offset = [], 0
+        for block, data in self._blocks:
+            places.append([offset, len(data), len(block.lengths)])
+            offset += len(data)
+        content = b"".join(data for _, data in self._blocks) + _END_OF_ARCHIVE
+        with (self._folder / name).open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        blocks = [block for block, _ in self._blocks]
+        self.shards.append(
+            ShardInfo(
+                name=name,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                sequences=sum(len(block.lengths) for block in blocks),
+                tokens=sum(len(block.tokens) for block in blocks),
+                mentions=sum(len(block.mentions) for block in blocks),
+                blocks=places,
+            )
+        )
+        self._blocks = []
