@@ -106,7 +106,7 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, at least 2"""
     resume: str = "auto"
-    """"auto": continue from RUN's last checkpoint, "never": refuse to start where one exists, else a checkpoint folder"""
+    """auto: continue RUN's last checkpoint; never: refuse to start where one exists; else a checkpoint folder"""
 
 
 @dataclass
@@ -152,17 +152,34 @@ def to_yaml(config: Config) -> str:
 
 
 _POSITIVE = (
-    "model.hidden_size model.num_hidden_layers model.num_attention_heads model.intermediate_size "
-    "model.max_position_embeddings loader.window_blocks optimizer.eps trainer.max_steps trainer.global_batch_size "
-    "trainer.micro_batch_size trainer.log_every trainer.checkpoint_every"
-).split()
+    "model.hidden_size",
+    "model.num_hidden_layers",
+    "model.num_attention_heads",
+    "model.intermediate_size",
+    "model.max_position_embeddings",
+    "loader.window_blocks",
+    "optimizer.eps",
+    "trainer.max_steps",
+    "trainer.global_batch_size",
+    "trainer.micro_batch_size",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+)
 _NOT_NEGATIVE = (
-    "loader.seed optimizer.lr optimizer.weight_decay optimizer.warmup_steps optimizer.max_grad_norm trainer.seed"
-).split()
+    "loader.seed",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "optimizer.max_grad_norm",
+    "trainer.seed",
+)
 _SHARES = (
-    "model.hidden_dropout_prob model.attention_probs_dropout_prob "
-    "masking.probability masking.mask_share masking.random_share"
-).split()
+    "model.hidden_dropout_prob",
+    "model.attention_probs_dropout_prob",
+    "masking.probability",
+    "masking.mask_share",
+    "masking.random_share",
+)
 
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -177,16 +194,20 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     for name in _SHARES:
         if not 0 <= value[name] <= 1:
             yield name, f"must lie between 0 and 1, got {value[name]}"
-    model, masking, trainer = config.model, config.masking, config.trainer
+    model, masking, trainer, optimizer = config.model, config.masking, config.trainer, config.optimizer
     if masking.probability == 0:
         yield "masking.probability", "must be greater than 0, or there is nothing to learn"
     if masking.mask_share + masking.random_share > 1:
-        yield "masking.random_share", f"mask_share + random_share must be at most 1, got {masking.mask_share} + {masking.random_share}"
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        yield "optimizer.betas", f"both must lie in [0, 1), got {list(config.optimizer.betas)}"
+        total = f"{masking.mask_share} + {masking.random_share}"
+        yield "masking.random_share", f"mask_share + random_share must be at most 1, got {total}"
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield "optimizer.betas", f"both must lie in [0, 1), got {list(optimizer.betas)}"
     if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
-        yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {model.num_attention_heads}"
+        heads = model.num_attention_heads
+        yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
     if trainer.keep_checkpoints < 2:
-        yield "trainer.keep_checkpoints", f"must be at least 2, so that a failed save never costs the last good one, got {trainer.keep_checkpoints}"
-    if config.optimizer.warmup_steps >= trainer.max_steps > 0 and config.optimizer.schedule != "constant":
-        yield "optimizer.warmup_steps", f"must be less than trainer.max_steps {trainer.max_steps}, got {config.optimizer.warmup_steps}"
+        reason = "so that a failed save never costs the last good one"
+        yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"
+    if optimizer.warmup_steps >= trainer.max_steps and optimizer.schedule != "constant":
+        limit = f"trainer.max_steps {trainer.max_steps}"
+        yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
-import io
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from trelm_ds.errors import UserError
 
@@ -38,8 +37,8 @@ def open_binary(path: Path) -> IO[bytes]:
     raw.seek(0)
     kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
     if kind == "gzip":
-        return gzip.open(raw)  # type: ignore[return-value]
-    return bz2.open(raw) if kind == "bzip2" else raw  # type: ignore[return-value]
+        return cast(IO[bytes], gzip.open(raw))
+    return bz2.open(raw) if kind == "bzip2" else raw
 
 
 # What the decompressors raise on a truncated or damaged file.
@@ -55,7 +54,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with open_binary(path) as stream:
         try:
-            for number, line in enumerate(stream, 1):  # noqa: B007  (the number is named in the errors below)
+            for number, line in enumerate(stream, 1):
                 yield number, line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number}: not valid UTF-8 ({error.reason} at byte {error.start})") from None
@@ -95,7 +94,7 @@ def read_json(path: Path) -> Any:
         UserError: missing file or not JSON; names file and line.
     """
     try:
-        with io.open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8") as stream:
             return json.load(stream)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

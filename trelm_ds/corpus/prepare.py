@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.sequences import sequences_of
+from trelm_ds.corpus.sequences import Unit, sequences_of
 from trelm_ds.corpus.sources import find_sources, read_documents, read_spool, write_spool
 from trelm_ds.corpus.titles import TitleResolver
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer
@@ -39,6 +39,7 @@ class PrepareOptions:
         max_length: longest sequence in tokens, special tokens included.
         vocab_size: size of a trained vocabulary.
         shard_mb: size of a tar shard in MB.
+        unit: what becomes one sequence, a whole document or each of its sentences.
     """
 
     source: Path
@@ -48,6 +49,7 @@ class PrepareOptions:
     max_length: int = 512
     vocab_size: int = 30522
     shard_mb: int = 64
+    unit: Unit = "document"
 
 
 def prepare(options: PrepareOptions) -> tuple[Manifest, bool]:
@@ -103,6 +105,7 @@ def _request(options: PrepareOptions, kind: str, files: list[Path], graph_files:
         "tokenizer": tokenizer,
         "max_length": options.max_length,
         "shard_mb": options.shard_mb,
+        "unit": options.unit,
     }
 
 
@@ -126,7 +129,7 @@ def _build(
 
     folder = work / TOKENIZER_FOLDER
     if options.tokenizer == TRAIN:
-        train_tokenizer((text for text, _ in read_spool(spool)), options.vocab_size, folder)
+        train_tokenizer(lambda: (text for text, _ in read_spool(spool)), options.vocab_size, folder)
     else:
         load_tokenizer(Path(options.tokenizer)).save_pretrained(folder)
     tokenizer = load_tokenizer(folder)
@@ -135,7 +138,7 @@ def _build(
     writer = ShardWriter(work, info.vocab_size, options.shard_mb * 1_000_000)
     frequency: Counter[int] = Counter()
     resolved = track(_resolved(spool, resolver, counts), "writing sequences", total=counts["documents"])
-    for sequence in sequences_of(resolved, tokenizer, options.max_length, counts):
+    for sequence in sequences_of(resolved, tokenizer, options.max_length, counts, options.unit):
         writer.add(sequence)
         frequency.update(sequence.mentions[:, 2].tolist())
     spool.unlink()

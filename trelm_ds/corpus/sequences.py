@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import sentencex
@@ -17,16 +17,26 @@ from trelm_ds.shards import Sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Unit = Literal["document", "sentence"]
 _BATCH = 256
 
 
 def sequences_of(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: Counter[str]
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    counts: Counter[str],
+    unit: Unit = "document",
 ) -> Iterator[Sequence]:
     """Yields token sequences `[CLS] tokens [SEP]` of at most `max_length` tokens with their mentions.
 
-    A document that is too long is cut between sentences, a sentence that is too long between words. Mention targets
-    must be QID numbers. Mentions that do not survive are counted by reason in `counts`.
+    Args:
+        documents: their mentions' targets must be QID numbers.
+        tokenizer: a fast one.
+        max_length: in tokens, special tokens included.
+        counts: gets the mentions that do not survive, by reason.
+        unit: "document": one sequence each, and one that is too long is cut between sentences; "sentence": one sequence
+            a sentence. A sentence that is too long is cut between words.
     """
     info = describe(tokenizer)
     core, budget = tokenizer.backend_tokenizer, max_length - 2
@@ -40,7 +50,7 @@ def sequences_of(
             offsets = np.array(encoding.offsets, dtype=np.int64)
             spans = _token_spans(document.mentions, offsets, counts)
             words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-            for first, last in _pieces(document.text, offsets, words, budget):
+            for first, last in _pieces(document.text, offsets, words, budget, unit):
                 tokens = np.array([info.cls, *encoding.ids[first:last], info.sep], dtype=np.uint32)
                 inside = (spans[:, 0] >= first) & (spans[:, 1] <= last)
                 crossing = (spans[:, 0] < last) & (spans[:, 1] > first) & ~inside
@@ -79,27 +89,27 @@ def _token_spans(mentions: list[Mention], offsets: np.ndarray, counts: Counter[s
     return np.array(kept, dtype=np.int64).reshape(-1, 3)
 
 
-def _pieces(text: str, offsets: np.ndarray, words: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:
+def _pieces(text: str, offsets: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -> Iterator[tuple[int, int]]:
     """Token ranges [first, last) of at most `budget` tokens, cut between sentences, else between words."""
     total = len(offsets)
-    if total <= budget:
+    if total <= budget and unit == "document":
         yield 0, total
         return
     first = 0
-    ends = _sentence_ends(text, offsets)
+    starts = np.append(_sentence_starts(text, offsets), total)
     while first < total:
-        limit = first + budget
-        if limit >= total:
-            last = total
+        limit = min(first + budget, total)
+        fitting = starts[(starts > first) & (starts <= limit)]
+        if len(fitting):
+            last = int(fitting[0] if unit == "sentence" else fitting[-1])
         else:
-            fitting = ends[(ends > first) & (ends <= limit)]
-            last = int(fitting[-1]) if len(fitting) else _word_end(words, first, limit)
+            last = _word_end(words, first, limit)
         yield first, last
         first = last
 
 
-def _sentence_ends(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Ascending token indices at which a new sentence begins; every line break ends a sentence."""
+def _sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Ascending token indices at which a sentence begins; a line break ends a sentence."""
     starts: list[int] = []
     position = 0
     for line in text.split("\n"):

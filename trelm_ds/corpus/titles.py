@@ -24,8 +24,8 @@ class TitleResolver:
     """Maps titles to QID numbers.
 
     A title is an entity's label or one of its aliases, whatever the case; without a match, the title without its
-    qualifier in parentheses is tried. A label wins over an alias, then the entity with more triples, then the lower QID;
-    where more than one entity bears the name in the same way, the title counts as ambiguous.
+    qualifier in parentheses is tried. A label wins over an alias, then the entity with more triples, then the lower
+    QID; where more than one entity bears the name in the same way, the title counts as ambiguous.
 
     Args:
         titles: every title that will be asked for; only their names are kept in memory.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, write_atomically
+from trelm_ds.files import canonical_json, read_lines, write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 _SPECIALS = ("pad", "unk", "cls", "sep", "mask")
+_LETTERS = 1000  # of the corpus's alphabet, most frequent first; the rest becomes [UNK], as in BERT
 # What tells a file set apart when the folder has no tokenizer_config.json.
 _FILES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
 
@@ -62,6 +64,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         name = "AutoTokenizer" if (folder / "tokenizer_config.json").is_file() else "PreTrainedTokenizerFast"
     if name is None:
         raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
+    if name == "BertTokenizer":  # which would add what its vocabulary lacks, silently
+        vocabulary = {line for _, line in read_lines(folder / "vocab.txt")}
+        for token in (f"[{special.upper()}]" for special in _SPECIALS):
+            if token not in vocabulary:
+                raise UserError(f"--tokenizer: {folder / 'vocab.txt'} lacks {token}")
     try:
         tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises whatever its file readers raise
@@ -73,19 +80,37 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
-    """Trains an uncased WordPiece tokenizer as BERT's and writes it to `folder`."""
+def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder: Path) -> None:
+    """Trains an uncased WordPiece tokenizer as BERT's and writes it to `folder`; equal texts give equal files.
+
+    Args:
+        texts: starts a pass over the corpus; called twice.
+        vocab_size: size of the vocabulary at most.
+        folder: made if needed.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
     specials = {name: f"[{name.upper()}]" for name in _SPECIALS}
-    core = Tokenizer(models.WordPiece(unk_token=specials["unk"], max_input_chars_per_word=100))  # type: ignore[call-arg]
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    core = Tokenizer(models.WordPiece(unk_token=specials["unk"], max_input_chars_per_word=100))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters: Counter[str] = Counter()
+    for text in texts():
+        letters.update(core.normalizer.normalize_str(text))
+    common = sorted(letters, key=lambda letter: (-letters[letter], letter))[:_LETTERS]
+    alphabet = sorted(letter for letter in common if not letter.isspace())
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=list(specials.values()), show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        # The library numbers the continuing letters in the order of a hash map and breaks ties by number: without this
+        # list every training gives another vocabulary. They are "special" in this passing object only.
+        special_tokens=[*specials.values(), *(f"##{letter}" for letter in alphabet)],
+        show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
+    core.train_from_iterator(texts(), trainer)
     vocabulary = sorted(core.get_vocab(), key=core.get_vocab().__getitem__)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in vocabulary))

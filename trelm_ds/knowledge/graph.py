@@ -108,8 +108,8 @@ class KnowledgeGraph:
         triples = _read_triples(path)
         entities = np.unique(triples[:, [0, 2]])
         relations, relation = np.unique(triples[:, 1], return_inverse=True)
-        head, tail = (np.searchsorted(entities, triples[:, column]) for column in (0, 2))
-        head, tail, relation = (column.astype(np.int32) for column in (head, tail, relation))
+        head, tail = (np.searchsorted(entities, triples[:, column]).astype(np.int32) for column in (0, 2))
+        relation = relation.astype(np.int32)
         size = len(entities)
         return cls(entities, relations, *_rows(head, relation, tail, size), *_rows(tail, relation, head, size))
 

@@ -32,9 +32,7 @@ class ShardReader:
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise UserError(f"{path}: {found}, the manifest says {shard.bytes} bytes; run `trelm verify {folder}`")
-        places = [
-            (number, *block) for number, shard in enumerate(self.manifest.shards) for block in shard.blocks
-        ]
+        places = [(number, *block) for number, shard in enumerate(self.manifest.shards) for block in shard.blocks]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 4)
         self.block_sizes = self._places[:, 3]
         self._first = np.concatenate([[0], np.cumsum(self.block_sizes)])

@@ -23,9 +23,7 @@ class ShardWriter:
         block_sequences: sequences per block.
     """
 
-    def __init__(
-        self, folder: Path, vocab_size: int, shard_bytes: int, block_sequences: int = BLOCK_SEQUENCES
-    ) -> None:
+    def __init__(self, folder: Path, vocab_size: int, shard_bytes: int, block_sequences: int = BLOCK_SEQUENCES) -> None:
         self.shards: list[ShardInfo] = []
         self._folder, self._vocab_size = folder, vocab_size
         self._shard_bytes, self._block_sequences = shard_bytes, block_sequences

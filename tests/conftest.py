@@ -1,0 +1,64 @@
+"""Fixtures for all rooms: a tiny corpus with its graph, the dataset made from it, and the shared development data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' ranks share two cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PEOPLE = [f"Person{n:02d}" for n in range(40)]
+CITIES = [f"City{n:02d}" for n in range(12)]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the development data folder ../shared/data is not here")
+    return SHARED_DATA
+
+
+def write_corpus(folder: Path, documents: int = 400, seed: int = 0) -> None:
+    """Linked JSONL `corpus.jsonl` and the folder `wikidata5m`: people who live in cities."""
+    draw = random.Random(seed)
+    graph = folder / "wikidata5m"
+    graph.mkdir(parents=True)
+    qid = {name: f"Q{number}" for number, name in enumerate([*PEOPLE, *CITIES], 1)}
+    home = {person: draw.choice(CITIES) for person in PEOPLE}
+    lines = []
+    for _ in range(documents):
+        person = draw.choice(PEOPLE)
+        text = f"{person} lives in {home[person]}" + draw.choice([".", " and likes it.", " near the river, they say."])
+        spans = [(text.index(name), text.index(name) + len(name), qid[name]) for name in (person, home[person])]
+        mentions = [{"qid": entity, "start": start, "end": end} for start, end, entity in spans]
+        lines.append(json.dumps({"text": text, "mentions": mentions}))
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    triples = "".join(f"{qid[person]}\tP551\t{qid[city]}\n" for person, city in home.items())
+    (graph / "wikidata5m_all_triplet.txt").write_text(triples)
+    (graph / "wikidata5m_entity.txt").write_text("".join(f"{number}\t{name}\n" for name, number in qid.items()))
+    (graph / "wikidata5m_relation.txt").write_text("P551\tresidence\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with corpus.jsonl and wikidata5m/."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 400 short sequences (at most 32 tokens) with a trained tokenizer."""
+    from trelm_ds.corpus import PrepareOptions, prepare
+
+    out = tmp_path_factory.mktemp("dataset") / "tiny"
+    options = PrepareOptions(tiny_corpus / "corpus.jsonl", tiny_corpus / "wikidata5m", "train", out, 32, 300)
+    prepare(options)
+    return out

@@ -1,0 +1,138 @@
+"""Shards: plain webdataset reads them, any sequence is found by its id, and verify finds every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trelm_ds.errors import UserError
+from trelm_ds.shards import Block, Manifest, Sequence, ShardReader, ShardWriter, verify
+
+
+def random_sequences(count: int, vocab_size: int, seed: int = 0) -> list[Sequence]:
+    draw = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        length = int(draw.integers(2, 40))
+        spans = [(2 * n, 2 * n + 1, int(draw.integers(1, 1 << 30))) for n in range(int(draw.integers(0, length // 2)))]
+        tokens = draw.integers(0, vocab_size, length).astype(np.uint32)
+        made.append(Sequence(tokens, np.array(spans, dtype=np.int64).reshape(-1, 3)))
+    return made
+
+
+def write(folder: Path, sequences: list[Sequence], vocab_size: int, **sizes: int) -> Manifest:
+    folder.mkdir()
+    writer = ShardWriter(folder, vocab_size, **{"shard_bytes": 20_000, "block_sequences": 7} | sizes)
+    for sequence in sequences:
+        writer.add(sequence)
+    tokenizer = {"sha256": "0", "vocab_size": vocab_size, "pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    manifest = Manifest(tokenizer, 64, {}, {}, writer.close())
+    manifest.save(folder)
+    return manifest
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 1 << 16, 250_000])
+def test_every_sequence_is_read_back_by_its_id(tmp_path: Path, vocab_size: int) -> None:
+    sequences = random_sequences(100, vocab_size)
+    manifest = write(tmp_path / "ds", sequences, vocab_size)
+    assert len(manifest.shards) > 1
+    reader = ShardReader(tmp_path / "ds", cached_blocks=2)
+    for number in np.random.default_rng(1).permutation(100):
+        read = reader.sequence(int(number))
+        np.testing.assert_array_equal(read.tokens, sequences[number].tokens)
+        np.testing.assert_array_equal(read.mentions, sequences[number].mentions)
+
+
+def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    sequences = random_sequences(50, 1000)
+    manifest = write(tmp_path / "ds", sequences, 1000)
+    urls = [str(tmp_path / "ds" / shard.name) for shard in manifest.shards]
+    tokens, lengths, seen = [], [], []
+    for sample in wds.WebDataset(urls, shardshuffle=False).decode():
+        tokens.append(sample["tokens.npy"])
+        lengths.append(sample["lengths.npy"])
+        seen.append(sample["json"]["first_sequence"])
+        assert sample["json"]["sequences"] == len(sample["lengths.npy"])
+    np.testing.assert_array_equal(np.concatenate(tokens), np.concatenate([s.tokens for s in sequences]))
+    np.testing.assert_array_equal(np.concatenate(lengths), [len(s.tokens) for s in sequences])
+    assert seen == list(range(0, 50, 7))
+
+
+def test_every_shard_is_a_whole_tar_file(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "ds", random_sequences(50, 1000), 1000)
+    names = []
+    for shard in manifest.shards:
+        with tarfile.open(tmp_path / "ds" / shard.name) as archive:
+            names += archive.getnames()
+    assert len(names) == len(set(names)) == 4 * 8
+
+
+def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    sequences = random_sequences(20, 1000)
+    same = [write(tmp_path / name, sequences, 1000).fingerprint for name in "ab"]
+    other = write(tmp_path / "c", sequences[::-1], 1000).fingerprint
+    assert same[0] == same[1] != other
+
+
+def test_blocks_hold_no_pickle() -> None:
+    import io
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        content = io.BytesIO()
+        np.save(content, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        member = tarfile.TarInfo("0.tokens.npy")
+        member.size = len(content.getvalue())
+        archive.addfile(member, io.BytesIO(content.getvalue()))
+    with pytest.raises(UserError, match="x: damaged block"):
+        Block.from_tar(buffer.getvalue(), "x")
+
+
+def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "ds", random_sequences(100, 1000), 1000)
+    assert verify(tmp_path / "ds")[1] == []
+    first, second = (tmp_path / "ds" / shard.name for shard in manifest.shards[:2])
+    data = bytearray(first.read_bytes())
+    data[700] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:-1])
+    shutil.copy(tmp_path / "ds" / manifest.shards[2].name, tmp_path / "ds" / "extra.tar")
+    (tmp_path / "ds" / manifest.shards[2].name).unlink()
+    found = verify(tmp_path / "ds")[1]
+    assert [line.split(": ")[1].split(",")[0] for line in found] == [
+        "its content does not match its sha256 in the manifest",
+        f"{manifest.shards[1].bytes - 1} bytes",
+        "missing",
+        "not in the manifest",
+    ]
+    with pytest.raises(UserError, match="run `trelm verify"):
+        ShardReader(tmp_path / "ds")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content | {"schema": 99}, "schema version 99"),
+        (lambda content: content | {"max_length": 65}, "fingerprint does not match"),
+        (lambda content: {name: content[name] for name in content if name != "shards"}, "damaged manifest"),
+        (lambda content: [content], "schema version None"),
+    ],
+)
+def test_a_changed_manifest_is_refused(tmp_path: Path, change, message: str) -> None:
+    write(tmp_path / "ds", random_sequences(10, 1000), 1000)
+    path = tmp_path / "ds" / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        Manifest.load(tmp_path / "ds")
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no dataset"):
+        Manifest.load(tmp_path)

@@ -1,0 +1,76 @@
+"""A two-node Slurm on this host (tools/local_slurm.sh), as the tests of this folder use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+LOCAL_SLURM = REPO / "tools" / "local_slurm.sh"
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
+    """Polls; the limit is there to end a hanging test, not to measure."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:.0f} s in vain: {what}")
+        time.sleep(0.2)
+
+
+def local_slurm(command: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """Runs tools/local_slurm.sh. The output goes through a file: its daemons would hold a pipe open."""
+    with tempfile.TemporaryFile("w+") as output:
+        code = subprocess.run([LOCAL_SLURM, command, root], stdout=output, stderr=output, check=False).returncode
+        output.seek(0)
+        return subprocess.CompletedProcess([command], code, output.read())
+
+
+def processes_of(root: Path) -> list[str]:
+    """Command lines of the processes that belong to the cluster under `root`: its daemons, its jobs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if command and f"SLURM_CONF={root}/slurm.conf".encode() in environment.split(b"\0"):
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+class Cluster:
+    """Submits jobs to the cluster under `root` and tells how they ended."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """A Slurm command, started in the repository, with `variables` added to an environment free of TRELM_*."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("TRELM_", "SLURM_", "SBATCH_", "OMP_"))}
+        environment = clean | {"SLURM_CONF": f"{self.root}/slurm.conf", "TRELM_VENV": sys.prefix} | variables
+        return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+
+    def submit(self, *arguments: str | Path, **variables: str) -> str:
+        """`sbatch`; returns the job's number."""
+        done = self.run("sbatch", "--parsable", *arguments, **variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """The fields of `scontrol show job`."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", "-o", number).stdout))
+
+    def wait(self, number: str) -> dict[str, str]:
+        """The job's fields once it has ended."""
+        until(lambda: self.job(number)["JobState"] in _ENDED, f"the end of job {number}")
+        return self.job(number)

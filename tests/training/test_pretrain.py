@@ -1,0 +1,260 @@
+"""Real runs on gloo ranks: ZeRO 0-3, resume, export, and what does not fit together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.distributed import run_distributed_test
+from trelm_ds.config import Config, ModelConfig, OptimizerConfig, TrackingConfig, TrainerConfig
+from trelm_ds.errors import UserError
+from trelm_ds.model import load_pretrained
+from trelm_ds.training import export
+from trelm_ds.training.checkpoint import committed
+from trelm_ds.training.distributed import Ranks, connect, disconnect
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.tracking import read_metrics
+from trelm_ds.training.trainer import Trainer
+
+PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6
+
+
+def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
+    return Config(
+        model=ModelConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=32,
+        ),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),
+        trainer=TrainerConfig(
+            ds_config=f"ds_configs/zero{stage}.json",
+            precision=precision,  # type: ignore[arg-type]
+            **{"max_steps": 4, "global_batch_size": 32, "micro_batch_size": 8, "log_every": 1, "checkpoint_every": 2}
+            | trainer,
+        ),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[Ranks]:
+    """A group of this process alone; DeepSpeed cannot join a second one in one process."""
+    ranks = connect()
+    yield ranks
+    disconnect()
+
+
+def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
+    with StopSignals() as signals:
+        trainer = Trainer(config, data, run, ranks, signals)
+        assert trainer.train() == 0
+    trainer.engine.eval()
+    with torch.no_grad():  # every position is "masked": the head then runs on all of them
+        return _all_logits(trainer)
+
+
+def _all_logits(trainer: Trainer) -> np.ndarray:
+    kept = []
+    hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
+    rows = torch.arange(10)
+    trainer.engine(*PROBE, rows, rows)
+    hook.remove()
+    return kept[0].float().numpy()
+
+
+def train_then_continue(config: Config, data: Path, run: Path) -> np.ndarray:
+    """Trains, then forgets everything after step 2 in a copy of the run and continues there."""
+    ranks = connect()
+    try:
+        return continued(config, data, run, ranks)
+    finally:
+        disconnect()
+
+
+def continued(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
+    logits = train(config, data, run, ranks)
+    copy = run.with_name("continued")
+    if ranks.rank == 0:
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "checkpoints" / "step-00000004")
+    ranks.barrier()
+    again = train(config, data, copy, ranks)
+    np.testing.assert_array_equal(again, logits)
+    return logits
+
+
+def losses(run: Path) -> list[float]:
+    return [point["loss"] for point in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def reference(one_rank: Ranks, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one rank without ZeRO, without dropout."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    train(without_dropout(config(stage=0)), tiny_dataset, run, one_rank)
+    return losses(run)
+
+
+def without_dropout(config: Config) -> Config:
+    return replace(config, model=replace(config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
+)
+def test_two_ranks_train_continue_and_export(
+    stage: int, precision: str, tiny_dataset: Path, tmp_path: Path, reference: list[float]
+) -> None:
+    run = tmp_path / "run"
+    settings = without_dropout(config(stage, precision))
+    logits = run_distributed_test(train_then_continue, 2, settings, tiny_dataset, run)
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert losses(tmp_path / "continued") == losses(run)  # bit-identical
+    # Two ranks with two micro-batches each see what one rank with four sees.
+    assert losses(run) == pytest.approx(reference, rel=1e-5 if precision == "fp32" else 0.02)
+
+    export(run, tmp_path / "model")
+    from transformers import AutoModelForMaskedLM
+
+    ids, _, longest = PROBE
+    padded = torch.zeros(2, longest, dtype=torch.long)
+    padded[0], padded[1, :4] = ids[:6], ids[6:]
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    with torch.no_grad():
+        scores = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")(padded, attention_mask=mask).logits
+    exported = torch.cat([scores[0], scores[1, :4]]).numpy()
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(exported, logits[0], atol=tolerance, rtol=0 if precision == "fp32" else 0.05)
+
+
+def test_dropout_is_continued_exactly_on_one_rank(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    continued(config(), tiny_dataset, run, one_rank)
+    assert losses(tmp_path / "continued") == losses(run)
+    assert [path.name for path in committed(run)] == ["step-00000004", "step-00000002"]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_the_loss_falls(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    train(config(max_steps=60, log_every=20), tiny_dataset, tmp_path / "run", one_rank)
+    first, *_, last = losses(tmp_path / "run")
+    assert last < 0.7 * first
+
+
+def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    train(config(), tiny_dataset, tmp_path / "run", one_rank)
+    export(tmp_path / "run", tmp_path / "model")
+    start = without_dropout(config(max_steps=2))
+    start.optimizer.lr = 0.0
+    start.model.init_from = str(tmp_path / "model")
+    train(start, tiny_dataset, tmp_path / "second", one_rank)
+    export(tmp_path / "second", tmp_path / "again")
+    ours, theirs = (load_pretrained(tmp_path / name).state_dict() for name in ("model", "again"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def finished(one_rank: Ranks, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(config(), tiny_dataset, run, one_rank)
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of four steps with checkpoints at 2 and 4."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def fails(settings: Config, data: Path, run: Path, one_rank: Ranks) -> str:
+    with pytest.raises(UserError) as error:
+        train(settings, data, run, one_rank)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_finished_run_stays_as_it_is(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.pt")}
+    train(config(), tiny_dataset, run, one_rank)
+    assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
+
+
+def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    assert "made with another trainer.global_batch_size (32, now 16)" in fails(
+        config(max_steps=6, global_batch_size=16), tiny_dataset, run, one_rank
+    )
+    assert "written by 1 rank(s) under ZeRO 1, this run has 1 under ZeRO 2" in fails(
+        config(2), tiny_dataset, run, one_rank
+    )
+    wider = config()
+    wider.model.intermediate_size = 64
+    assert "made with another model" in fails(wider, tiny_dataset, run, one_rank)
+    assert 'is "never", but' in fails(config(resume="never"), tiny_dataset, run, one_rank)
+    assert "is no committed checkpoint" in fails(config(resume=str(run)), tiny_dataset, run, one_rank)
+
+
+def test_a_damaged_checkpoint_is_passed_over(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    """The step before it is taken, with a warning, and training ends with the same weights."""
+    undisturbed = losses(run)
+    damaged = next((run / "checkpoints" / "step-00000004").glob("zero_pp*"))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.warns(UserWarning, match="checkpoint passed over.*does not match"):
+        train(config(), tiny_dataset, run, one_rank)
+    assert losses(run) == undisturbed
+    assert committed(run)[0].name == "step-00000004"
+
+
+def test_no_sound_checkpoint_is_an_error(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    for weights in run.rglob("mp_rank_00_model_states.pt"):
+        weights.unlink()
+    with pytest.warns(UserWarning, match="missing from the checkpoint"):
+        assert "no checkpoint is sound" in fails(config(), tiny_dataset, run, one_rank)
+    with pytest.warns(UserWarning, match="missing"), pytest.raises(UserError, match="no checkpoint is sound"):
+        export(run, run.parent / "model")
+
+
+def test_a_half_written_save_is_ignored_and_cleared(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step-00000004", folder / ".step-00000006.partial")
+    (folder / "step-00000004" / "manifest.json").rename(folder / "kept")  # a removal that was killed
+    (folder / "kept").unlink()
+    train(config(), tiny_dataset, run, one_rank)
+    assert sorted(path.name for path in folder.glob("*step*")) == ["step-00000002", "step-00000004"]
+    assert json.loads((folder / "latest.json").read_text()) == {"checkpoint": "step-00000004", "step": 4}
+
+
+def test_other_tokenizers_and_lengths_are_refused(
+    one_rank: Ranks, tiny_dataset: Path, run: Path, tmp_path: Path
+) -> None:
+    shorter = config()
+    shorter.model.max_position_embeddings = 16
+    assert "the model reads 16 tokens, the dataset was prepared with --max-length 32" in fails(
+        shorter, tiny_dataset, tmp_path / "new", one_rank
+    )
+    export(run, tmp_path / "model")
+    vocabulary = (tmp_path / "model" / "vocab.txt").read_text().splitlines()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink(missing_ok=True)
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join([*vocabulary[:5], *reversed(vocabulary[5:])]) + "\n")
+    other = config()
+    other.model.init_from = str(tmp_path / "model")
+    assert "has another tokenizer than the dataset" in fails(other, tiny_dataset, tmp_path / "new", one_rank)
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "dataset"))
+    shutil.rmtree(copy / "tokenizer")
+    shutil.copytree(tmp_path / "model", copy / "tokenizer")
+    assert "not the tokenizer that made this dataset" in fails(config(), copy, tmp_path / "new", one_rank)

@@ -1,0 +1,177 @@
+#!/bin/bash
+# A two-node Slurm on this one host, to try slurm/*.sh without a cluster.
+#
+#   tools/local_slurm.sh up [ROOT]       start it, unless it runs, and print the `export SLURM_CONF=...` to use it
+#   tools/local_slurm.sh status [ROOT]   exit code 0 and the nodes when it runs, 1 when it does not
+#   tools/local_slurm.sh down [ROOT]     end its jobs and daemons and remove ROOT
+#
+# Nodes n1 and n2 claim 64 cores and 8 GPUs each; the GPUs are mere device files, so programs run on the CPU. There is
+# no systemd and no database (so no `sacct`). All of it lives under ROOT, default ${TMPDIR:-/tmp}/trelm-slurm-<uid>.
+# Ports follow from ROOT; TRELM_SLURM_PORT=N takes N, N+1 and N+2 instead.
+set -euo pipefail
+
+fail() { echo "local_slurm: $2" >&2; exit "$1"; }
+
+[[ $# -ge 1 && $# -le 2 && $1 =~ ^(up|down|status)$ ]] || fail 2 "usage: $0 up|down|status [ROOT]"
+command=$1
+root=$(realpath -m "${2:-${TMPDIR:-/tmp}/trelm-slurm-$UID}")
+conf=$root/slurm.conf
+socket=$root/munge.socket
+marker=$root/.trelm-local-slurm               # `down` removes no folder without it
+daemons=(munged slurmctld n1 n2)              # each has $root/run/NAME.pid
+# Jobs inherit SLURM_CONF: `down` finds them by it.
+export PATH=$PATH:/usr/sbin:/sbin SLURM_CONF=$conf
+
+# A pid file may outlive its process, and another may have its number: it counts if the command line names our ROOT.
+alive() {
+    local pid
+    pid=$(cat "$root/run/$1.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] &&
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$root/"
+}
+
+all_alive() {
+    local name
+    for name in "${daemons[@]}"; do alive "$name" || return 1; done
+}
+
+# until_true SECONDS COMMAND...: polls until the command succeeds; 1 when it never did.
+until_true() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        ((SECONDS < deadline)) || return 1
+        sleep 0.2
+    done
+}
+
+idle_nodes() { [[ $(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$') == 2 ]]; }
+no_jobs() { [[ -z $(timeout 5 squeue -h 2>/dev/null) ]]; }
+
+# Processes of our jobs (slurmstepd included), also those whose daemons are gone.
+job_pids() {
+    local dir env
+    for dir in /proc/[0-9]*; do
+        env=$(tr '\0' '\n' 2>/dev/null <"$dir/environ") || continue
+        grep -qxF "SLURM_CONF=$conf" <<<"$env" || continue
+        if grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") == */slurmstepd ]]; then
+            echo "${dir#/proc/}"
+        fi
+    done
+}
+
+write_config() {
+    local host user port gpus
+    host=$(hostname -s)
+    user=$(id -un)
+    port=${TRELM_SLURM_PORT:-$((17000 + $(cksum <<<"$root" | cut -d' ' -f1) % 5000 * 3))}
+    mkdir -p "$root"/{run,log,state,dev,spool/n1,spool/n2}
+    chmod 755 "$root"  # munged refuses a socket that others could not reach
+    gpus="/dev/tty[0-7]"  # any device file does; with regular files CUDA_VISIBLE_DEVICES would stay empty
+    if [[ $UID == 0 ]]; then
+        gpus="$root/dev/nvidia[0-7]"
+        for i in {0..7}; do [[ -e $root/dev/nvidia$i ]] || mknod -m 666 "$root/dev/nvidia$i" c 1 3; done
+    fi
+    [[ -s $root/munge.key ]] || (umask 077; head -c 1024 /dev/urandom >"$root/munge.key")
+    cat >"$root/gres.conf" <<END
+AutoDetect=off
+NodeName=n[1-2] Name=gpu File=$gpus
+END
+    cat >"$conf" <<END
+ClusterName=trelm-local
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$port
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$socket,cred_expire=5
+# listen on the loopback address only
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+StateSaveLocation=$root/state
+SlurmdSpoolDir=$root/spool/%n
+SlurmctldPidFile=$root/run/slurmctld.pid
+SlurmdPidFile=$root/run/%n.pid
+SlurmctldLogFile=$root/log/slurmctld.log
+SlurmdLogFile=$root/log/%n.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+# believe the sizes below, whatever this host has
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+MinJobAge=600
+SlurmdTimeout=10
+EnforcePartLimits=ALL
+GresTypes=gpu
+NodeName=DEFAULT Sockets=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:8 State=UNKNOWN
+NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + 2))
+PartitionName=test Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
+END
+}
+
+up() {
+    local need missing=() name
+    for need in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge; do
+        command -v "${need%:*}" >/dev/null || missing+=("${need#*:}")
+    done
+    [[ ${#missing[@]} == 0 ]] ||
+        fail 2 "missing Debian packages: apt-get install -y --no-install-recommends ${missing[*]}"
+    ((${#socket} < 100)) || fail 2 "ROOT is too long for a socket path (108 bytes): give a shorter one than $root"
+    [[ ! -e $root || -e $marker || -z $(ls -A "$root") ]] || fail 2 "$root is not empty: give another ROOT"
+    if ! all_alive; then
+        stop
+        rm -rf "$root"/{state,spool}  # a half-dead cluster starts afresh: its jobs are gone
+        mkdir -p "$root" && touch "$marker"
+        write_config
+        munged --force --key-file "$root/munge.key" --socket "$socket" --pid-file "$root/run/munged.pid" \
+            --seed-file "$root/munge.seed" --log-file "$root/log/munged.log" 2>"$root/log/munged.err" ||
+            fail 1 "munged did not start: $(tail -n 1 "$root/log/munged.err")"
+        until_true 10 test -S "$socket" || fail 1 "munged did not start, see $root/log/munged.log"
+        slurmctld -f "$conf" -i || fail 1 "slurmctld did not start, see $root/log/slurmctld.log"
+        for name in n1 n2; do
+            slurmd -f "$conf" -N "$name" || fail 1 "slurmd did not start, see $root/log/$name.log"
+        done
+    fi
+    until_true 30 idle_nodes || fail 1 "the nodes did not come up, see $root/log"
+    echo "export SLURM_CONF=$conf"
+}
+
+# Ends jobs and daemons; leaves the files.
+stop() {
+    local name pids
+    if alive slurmctld; then
+        timeout 10 scancel --user="$(id -un)" || true
+        until_true 15 no_jobs || true
+    fi
+    mapfile -t pids < <(job_pids)
+    [[ ${#pids[@]} == 0 ]] || kill -KILL "${pids[@]}" 2>/dev/null || true
+    for name in n2 n1 slurmctld munged; do
+        alive "$name" || continue
+        kill -TERM "$(cat "$root/run/$name.pid")" 2>/dev/null || true
+        until_true 10 dead "$name" || kill -KILL "$(cat "$root/run/$name.pid")" 2>/dev/null || true
+    done
+    rm -f "$root"/run/*.pid
+}
+
+dead() { ! alive "$1"; }
+
+case $command in
+up) up ;;
+status)
+    all_alive || fail 1 "not running under $root"
+    sinfo -N -o "%N %T %C %G"
+    echo "export SLURM_CONF=$conf"
+    ;;
+down)
+    [[ -e $root ]] || exit 0
+    [[ -e $marker ]] || fail 2 "$root was not made by '$0 up': not touched"
+    stop
+    rm -rf "$root"
+    ;;
+esac

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The main job on the built-in sample world, with the commands a user types. Everything lands in ./quickstart; a second
+# run continues or finds it done.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=quickstart
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread each for the two ranks
+
+say() { printf '\n== %s\n' "$*"; }
+run() { echo "\$ $*"; "$@"; }
+
+say "1. A small world: real facts as a MediaWiki dump, Wikidata5M files and LAMA probes"
+run python tools/sample_world/generate.py --out $out/world
+
+say "2. Text and knowledge graph become webdataset shards"
+run trelm prepare --source $out/world/wiki --wikidata5m $out/world/wikidata5m \
+    --tokenizer train --vocab-size 6000 --unit sentence --max-length 64 --out $out/dataset
+run trelm verify $out/dataset
+
+say "3. Pre-training: two ranks, DeepSpeed ZeRO 1, MLflow"
+run torchrun --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/mlm_tiny.yaml \
+    --data $out/dataset --out $out/run
+
+say "4. A plain Hugging Face folder, probed for facts"
+run trelm export $out/run $out/model
+run trelm evaluate lama --model $out/model --data $out/world/lama --out $out/lama.json
+
+cat <<END
+
+Done.
+  loss curve       $out/run/loss.png
+  probe table      $out/lama.json, $out/lama.png
+  exported model   $out/model   (AutoModelForMaskedLM.from_pretrained)
+  MLflow           .venv/bin/mlflow ui --backend-store-uri sqlite:///$out/mlflow.db
+END

@@ -1,0 +1,6 @@
+"""Scores of a finished model, one module per task."""
+
+from trelm_ds.evaluation.lama import evaluate_lama
+from trelm_ds.evaluation.lama_report import format_table, plot, write_result
+
+__all__ = ["evaluate_lama", "format_table", "plot", "write_result"]

@@ -1,0 +1,320 @@
+"""LAMA: does a masked language model fill in the object of a fact? (SPEC 8; Petroni et al., 2019)"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trelm_ds.errors import UserError
+from trelm_ds.evaluation.lama_data import OBJECT, SUBJECT, Fact, Relation, read_lama
+from trelm_ds.progress import ProgressBar
+
+SKIP_REASONS = (
+    "duplicate",
+    "object_is_several_tokens",
+    "object_outside_vocabulary",
+    "prompt_too_long",
+    "mask_token_in_subject",
+)
+
+
+@dataclass
+class Probe:
+    """A fact that is put to the model."""
+
+    relation: str
+    tier: str | None
+    input_ids: list[int]
+    """the prompt with special tokens and one mask"""
+    answer: int
+    """token of the object"""
+    space: bool
+    """the object follows a space: decides which form of a word byte-level tokenizers expect"""
+    correct: bool = False
+
+
+def evaluate_lama(
+    model_dir: str | Path,
+    data_dir: str | Path,
+    batch_size: int = 64,
+    vocabulary: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Precision at 1 of any Hugging Face masked language model on LAMA's T-REx facts.
+
+    Only objects of one token are asked for, every (subject, object) once per relation. The answer is the best-scoring
+    candidate; the macro score is the mean over facts within a relation, then over relations. The majority baseline
+    always answers the relation's most frequent object: no P@1 means much without it.
+
+    Args:
+        model_dir: Hugging Face folder with weights and tokenizer.
+        data_dir: holds `relations.jsonl` and `TREx/P*.jsonl[.gz]`.
+        batch_size: prompts per forward pass.
+        vocabulary: file of candidate words, one a line; default: DATA/common_vocab*.txt, else every whole word of the
+            model's vocabulary.
+        device: "auto" (a GPU if there is one), or a torch device.
+
+    Returns:
+        p_at_1, majority_baseline, n_facts, skipped, relations, tiers, candidates, model, data: plain JSON values. A
+        relation or tier none of whose facts could be asked has None for scores.
+
+    Raises:
+        UserError: a folder or file is missing or malformed, or not a single fact can be asked.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+    relations = read_lama(data_dir)
+    target = _device(device)
+    model, tokenizer = _load(Path(model_dir))
+    candidates = Candidates(tokenizer, vocabulary or _common_vocabulary(Path(data_dir), tokenizer))
+    limit = _longest_prompt(model.config, tokenizer)
+    probes: list[Probe] = []
+    skipped: dict[str, Counter[str]] = {}
+    for relation in relations:
+        found, skipped[relation.id] = make_probes(relation, tokenizer, candidates, limit)
+        probes += found
+    if not probes:
+        reasons = _counts(sum(skipped.values(), Counter()))
+        raise UserError(
+            f"{data_dir}: no fact can be asked of {model_dir}; skipped: {reasons or 'none, the files are empty'}"
+        )
+    _answer(model.to(target).eval(), tokenizer, probes, candidates, batch_size)
+    return _result(relations, probes, skipped) | {
+        "candidates": candidates.description,
+        "model": str(model_dir),
+        "data": str(data_dir),
+    }
+
+
+class Candidates:
+    """The tokens an answer is chosen from.
+
+    Args:
+        tokenizer: the model's.
+        path: file with one word a line, or None for the whole words of the tokenizer's vocabulary.
+
+    Raises:
+        UserError: the file is missing, or none of its words is one token.
+    """
+
+    def __init__(self, tokenizer: Any, path: str | Path | None) -> None:
+        self.tokens: dict[bool, Tensor] = {}
+        """object follows a space -> [C] int64, ascending"""
+        if path is None:
+            self.tokens = {space: _whole_words(tokenizer, space) for space in (True, False)}
+            self.description = {"source": "model vocabulary", "path": None, "n_tokens": self.tokens[True].numel()}
+            return
+        try:
+            words = [word.strip() for word in Path(path).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as a vocabulary ({error}); give one word a line") from None
+        words = [word for word in words if word]
+        for space in (True, False):
+            single = {ids[0] for ids in _encode(tokenizer, words, space) if len(ids) == 1}
+            self.tokens[space] = torch.tensor(sorted(single - set(tokenizer.all_special_ids)), dtype=torch.long)
+        if not self.tokens[True].numel():
+            raise UserError(
+                f"{path}: none of its {len(words)} words is one token of the model; give another vocabulary"
+            )
+        self.description = {
+            "source": "vocabulary file",
+            "path": str(path),
+            "n_words": len(words),
+            "n_tokens": self.tokens[True].numel(),
+        }
+
+
+def make_probes(
+    relation: Relation, tokenizer: Any, candidates: Candidates, longest: int
+) -> tuple[list[Probe], Counter[str]]:
+    """Turns a relation's facts into prompts, and counts the facts that cannot be asked by reason."""
+    skipped: Counter[str] = Counter()
+    distinct: dict[tuple[str, str], Fact] = {}
+    for fact in relation.facts:
+        distinct.setdefault((fact.subject, fact.obj), fact)
+    facts = list(distinct.values())
+    skipped["duplicate"] = len(relation.facts) - len(facts)
+    if not facts:
+        return [], +skipped
+    before, _, after = relation.template.partition(OBJECT)
+    space = before.endswith(" ")
+    # The answer brings its own space. RoBERTa's mask token used to swallow the one before it; not every tokenizer does.
+    masked = before.rstrip() + tokenizer.mask_token + after
+    prompts = tokenizer([masked.replace(SUBJECT, fact.subject) for fact in facts])["input_ids"]
+    answers = _encode(tokenizer, [fact.obj for fact in facts], space)
+    allowed = set(candidates.tokens[space].tolist())
+    probes = []
+    for fact, prompt, answer in zip(facts, prompts, answers, strict=True):
+        if len(answer) != 1:
+            skipped["object_is_several_tokens"] += 1
+        elif answer[0] not in allowed:
+            skipped["object_outside_vocabulary"] += 1
+        elif len(prompt) > longest:
+            skipped["prompt_too_long"] += 1
+        elif prompt.count(tokenizer.mask_token_id) != 1:
+            skipped["mask_token_in_subject"] += 1
+        else:
+            probes.append(Probe(relation.id, fact.tier, prompt, answer[0], space))
+    return probes, +skipped
+
+
+def _encode(tokenizer: Any, words: list[str], space: bool) -> list[list[int]]:
+    """Token ids of each word as it stands behind a space, or at the beginning of a text."""
+    texts = [f" {word.strip()}" if space else word.strip() for word in words]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _whole_words(tokenizer: Any, space: bool) -> Tensor:
+    """Every token that is not special and not the continuation of a word."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    continuation = getattr(model, "continuing_subword_prefix", None) if type(model).__name__ == "WordPiece" else None
+    first = (tokenizer.tokenize(" a") or [""])[0][:1]
+    marker = first if first in ("Ġ", "▁") else ""  # how byte-level BPE and SentencePiece write a leading space
+
+    def whole(token: str) -> bool:
+        if continuation:
+            return not token.startswith(continuation)
+        return not marker or token.startswith(marker) == space
+
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(index for token, index in tokenizer.get_vocab().items() if index not in special and whole(token))
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _common_vocabulary(data_dir: Path, tokenizer: Any) -> Path | None:
+    """LAMA's common_vocab_cased.txt or common_vocab_lowercased.txt, whichever suits the tokenizer."""
+    found = sorted(data_dir.glob("common_vocab*.txt"))
+    if len(found) <= 1:
+        return found[0] if found else None
+    lower = tokenizer("A")["input_ids"] == tokenizer("a")["input_ids"]
+    suited = [path for path in found if ("lower" in path.stem or "uncased" in path.stem) == lower]
+    if len(suited) != 1:
+        raise UserError(f"{data_dir}: holds several common_vocab*.txt; name the one to use as the vocabulary")
+    return suited[0]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: '{name}' is no torch device; give auto, cpu or cuda") from None
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of a local Hugging Face folder."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
+    from transformers import AutoModelForMaskedLM, AutoTokenizer  # slow to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder}: transformers cannot load it as a masked language model: {reason}") from None
+    if info["missing_keys"]:
+        example = sorted(info["missing_keys"])[0]
+        raise UserError(
+            f"{folder}: has no weights for '{example}', so its answers would be random; train an MLM head first"
+        )
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no mask token; give a masked language model")
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model {model.config.vocab_size}")
+    return model, tokenizer
+
+
+def _longest_prompt(config: Any, tokenizer: Any) -> int:
+    """Tokens that fit the model; RoBERTa's position table has pad_token_id + 1 rows that no token uses."""
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1
+    return min(positions, tokenizer.model_max_length)
+
+
+@torch.inference_mode()
+def _answer(model: Any, tokenizer: Any, probes: list[Probe], candidates: Candidates, batch_size: int) -> None:
+    """Sets `correct` of every probe."""
+    ordered = sorted(probes, key=lambda probe: len(probe.input_ids))  # little padding
+    allowed = {space: tokens.to(model.device) for space, tokens in candidates.tokens.items()}
+    masked = torch.empty(0)
+
+    def keep_masked(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Scoring every word costs more than the encoder does, and only the masks' scores are read."""
+        return (inputs[0][masked],)
+
+    decoder = model.get_output_embeddings()
+    hook = decoder.register_forward_pre_hook(keep_masked) if decoder is not None else None
+    with ProgressBar("LAMA", len(ordered)) as bar:
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            inputs = tokenizer.pad({"input_ids": [probe.input_ids for probe in batch]}, return_tensors="pt")
+            inputs = inputs.to(model.device)
+            masked = inputs["input_ids"] == tokenizer.mask_token_id
+            scores = model(**inputs).logits  # [batch, V]
+            if hook is None:
+                scores = scores[masked]
+            spaces = {probe.space for probe in batch}
+            best = {space: allowed[space][scores[:, allowed[space]].argmax(-1)].tolist() for space in spaces}
+            for row, probe in enumerate(batch):
+                probe.correct = best[probe.space][row] == probe.answer
+            bar.advance(len(batch))
+    if hook is not None:
+        hook.remove()
+
+
+def _score(probes: list[Probe]) -> dict[str, Any]:
+    """P@1 and majority baseline over the facts of one relation."""
+    if not probes:
+        return {"p_at_1": None, "majority_baseline": None, "n_facts": 0}
+    most_common = Counter(probe.answer for probe in probes).most_common(1)[0][1]
+    correct = sum(probe.correct for probe in probes)
+    return {
+        "p_at_1": correct / len(probes),
+        "majority_baseline": most_common / len(probes),
+        "n_facts": len(probes),
+    }
+
+
+def _macro(scores: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over the relations that have a score."""
+    scored = [score for score in scores if score["n_facts"]]
+    return {
+        "p_at_1": sum(score["p_at_1"] for score in scored) / len(scored),
+        "majority_baseline": sum(score["majority_baseline"] for score in scored) / len(scored),
+        "n_facts": sum(score["n_facts"] for score in scored),
+        "n_relations": len(scored),
+    }
+
+
+def _result(relations: list[Relation], probes: list[Probe], skipped: dict[str, Counter[str]]) -> dict[str, Any]:
+    by_relation = {relation.id: [probe for probe in probes if probe.relation == relation.id] for relation in relations}
+    tiers = dict.fromkeys(probe.tier for probe in probes if probe.tier is not None)
+    return {
+        **_macro(_score(of_relation) for of_relation in by_relation.values()),
+        "skipped": _counts(sum(skipped.values(), Counter())),
+        "relations": {
+            relation.id: {
+                "label": relation.label,
+                **_score(by_relation[relation.id]),
+                "skipped": _counts(skipped[relation.id]),
+            }
+            for relation in relations
+        },
+        "tiers": {
+            tier: _macro(_score([p for p in of_relation if p.tier == tier]) for of_relation in by_relation.values())
+            for tier in tiers
+        },
+    }
+
+
+def _counts(skipped: Counter[str]) -> dict[str, int]:
+    return {reason: skipped[reason] for reason in SKIP_REASONS if skipped[reason]}

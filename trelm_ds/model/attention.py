@@ -1,0 +1,94 @@
+"""Self-attention inside each document of a packed batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trelm_ds.model.encoder_config import EncoderConfig
+
+
+class PackedLayout(NamedTuple):
+    """Where the documents of a packed batch lie; computed once per forward pass, without waiting for the device.
+
+    A NamedTuple, because ZeRO-3 looks for tensors in tuples that pass between modules.
+    """
+
+    cu_seqlens: Tensor
+    """[B + 1] int32: document b is rows cu_seqlens[b] to cu_seqlens[b + 1]"""
+    max_seqlen: int
+    """S, at least the longest document"""
+    positions: Tensor
+    """[T] int64: position of each token in its document, from 0"""
+    slots: Tensor | None
+    """[T] int64: row of each token in the padded [B * S] grid; None when every document fills its row"""
+    key_mask: Tensor | None
+    """[B, 1, 1, S] bool: True where the grid holds a token; None when it does everywhere"""
+
+
+def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int) -> PackedLayout:
+    """Lays out `num_tokens` (T) tokens in documents.
+
+    Args:
+        cu_seqlens: [B + 1] int32, from 0 to T.
+        max_seqlen: length of the longest document, or more.
+        num_tokens: T.
+    """
+    documents, device = cu_seqlens.numel() - 1, cu_seqlens.device
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    document = torch.repeat_interleave(torch.arange(documents, device=device), lengths, output_size=num_tokens)
+    positions = torch.arange(num_tokens, device=device) - starts[document]
+    if num_tokens == documents * max_seqlen:
+        return PackedLayout(cu_seqlens, max_seqlen, positions, None, None)
+    key_mask = torch.arange(max_seqlen, device=device) < lengths[:, None]
+    return PackedLayout(cu_seqlens, max_seqlen, positions, document * max_seqlen + positions, key_mask[:, None, None])
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout_p: float = 0.0) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value within each document.
+
+    Pads to [B, H, S, d], runs torch's own kernel under a key mask and takes the tokens back.
+
+    Args:
+        query, key, value: [T, H, d].
+        layout: where the documents lie.
+        dropout_p: dropout on the attention probabilities.
+
+    Returns:
+        [T, H, d].
+    """
+    documents, length = layout.cu_seqlens.numel() - 1, layout.max_seqlen
+    grid = (documents * length, *query.shape[1:])
+
+    def pad(packed: Tensor) -> Tensor:
+        if layout.slots is not None:
+            packed = packed.new_zeros(grid).index_copy(0, layout.slots, packed)
+        return packed.view(documents, length, *packed.shape[1:]).transpose(1, 2)
+
+    padded = F.scaled_dot_product_attention(
+        pad(query), pad(key), pad(value), attn_mask=layout.key_mask, dropout_p=dropout_p
+    )
+    rows = padded.transpose(1, 2).reshape(grid)
+    return rows if layout.slots is None else rows.index_select(0, layout.slots)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with BERT's four projections."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
+        self.output = nn.Linear(size, size)
+
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """[T, D] -> [T, D], before dropout and residual."""
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.query, self.key, self.value)
+        )
+        context = packed_attention(query, key, value, layout, self.dropout_p if self.training else 0.0)
+        return self.output(context.flatten(1))

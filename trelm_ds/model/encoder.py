@@ -1,0 +1,117 @@
+"""BERT's and RoBERTa's encoder on packed documents: no padding token is ever computed outside attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trelm_ds.model.attention import PackedLayout, SelfAttention, packed_layout
+from trelm_ds.model.encoder_config import EncoderConfig
+from trelm_ds.model.feed_forward import KeyValueFeedForward
+
+
+class WordEmbedding(nn.Embedding):
+    """The word-embedding matrix [V, D] in both of its roles: lookup, and the MLM decoder that is tied to it.
+
+    Both go through this module's forward, because ZeRO-3 holds a parameter together only while its own module runs.
+    """
+
+    def forward(self, inputs: Tensor, vocabulary_bias: Tensor | None = None) -> Tensor:
+        """Looks up token ids [T] -> [T, D]; with `vocabulary_bias` [V], scores states [M, D] -> [M, V]."""
+        if vocabulary_bias is not None:
+            return F.linear(inputs, self.weight, vocabulary_bias)
+        return super().forward(inputs)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type embedding, LayerNorm, dropout."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size, self.offset = config.hidden_size, config.position_offset
+        self.word = WordEmbedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        self.position = nn.Embedding(config.max_position_embeddings + self.offset, size)
+        self.token_type = nn.Embedding(config.type_vocab_size, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """[T] token ids and [T] positions from 0 -> [T, D]."""
+        token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
+        summed = self.word(input_ids) + self.token_type(token_types) + self.position(positions + self.offset)
+        return self.dropout(self.norm(summed))
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each followed by dropout, residual and LayerNorm (post-LN, as BERT)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = KeyValueFeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """[T, D] -> [T, D]."""
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, layout)))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
+
+
+class Encoder(nn.Module):
+    """Token ids of packed documents to hidden states.
+
+    Args:
+        config: sizes.
+        activation_checkpointing: recompute every layer in the backward pass, with the same dropout.
+    """
+
+    def __init__(self, config: EncoderConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config, self.activation_checkpointing = config, activation_checkpointing
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        initialize(self, config)
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Encodes B documents of together T tokens, each by itself.
+
+        Args:
+            input_ids: [T] int64, the documents one after another.
+            cu_seqlens: [B + 1] int32, where each starts; from 0 to T.
+            max_seqlen: length of the longest document.
+
+        Returns:
+            [T, D] last-layer states.
+
+        Raises:
+            ValueError: when `max_seqlen` is more than the model has positions for.
+        """
+        if max_seqlen > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a document of {max_seqlen} tokens is longer than the model's {self.config.max_position_embeddings} "
+                "positions; prepare the corpus with shorter sequences"
+            )
+        layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel())
+        hidden = self.embeddings(input_ids, layout.positions)
+        for layer in self.layers:
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+            else:
+                hidden = layer(hidden, layout)
+        return hidden
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, config: EncoderConfig) -> None:
+    """BERT's start values: normal weights, biases 0, LayerNorm 1 and 0, the pad token's row 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=config.initializer_range)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            nn.init.zeros_(part.weight[part.padding_idx])

@@ -1,0 +1,151 @@
+"""Sizes of the encoder, under Hugging Face's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trelm_ds.config import ModelConfig
+from trelm_ds.errors import UserError
+
+ARCHITECTURES = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+# What Hugging Face assumes where config.json is silent; RoBERTa differs from BERT only in these two.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "pad_token_id": 0,
+    "initializer_range": 0.02,
+}
+_ROBERTA_DEFAULTS = {"vocab_size": 50265, "pad_token_id": 1}
+
+# Settings that change what the model computes and that this encoder does not have: (key, the value it stands for).
+_FIXED = (
+    ("position_embedding_type", "absolute"),
+    ("is_decoder", False),
+    ("add_cross_attention", False),
+    ("tie_word_embeddings", True),
+)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that fixes the encoder's parameters and what it computes.
+
+    Raises:
+        UserError: where a value is out of range.
+    """
+
+    architecture: str
+    """"bert" or "roberta": they differ in position numbering and in the names of their weights"""
+    vocab_size: int
+    """V"""
+    hidden_size: int
+    """D"""
+    num_hidden_layers: int
+    """L"""
+    num_attention_heads: int
+    """H; divides hidden_size"""
+    intermediate_size: int
+    """F"""
+    max_position_embeddings: int
+    """longest document in tokens (RoBERTa's config.json counts its unused first rows too: pad_token_id + 1 more)"""
+    type_vocab_size: int
+    """rows of the token-type table; only type 0 is used"""
+    hidden_act: str
+    """activation of the feed-forward, and of BERT's MLM head (RoBERTa's head always has gelu)"""
+    layer_norm_eps: float
+    """epsilon of every LayerNorm"""
+    hidden_dropout_prob: float
+    """dropout after embeddings, attention output and feed-forward"""
+    attention_probs_dropout_prob: float
+    """dropout on attention probabilities"""
+    pad_token_id: int
+    """the token whose embedding starts at zero and is not trained by the lookup"""
+    initializer_range: float
+    """standard deviation of fresh weights"""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(f"architecture: must be one of {', '.join(ARCHITECTURES)}, got '{self.architecture}'")
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act: must be one of {', '.join(ACTIVATIONS)}, got '{self.hidden_act}'")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("max_position_embeddings", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"num_attention_heads: must divide hidden_size {self.hidden_size}, got {self.num_attention_heads}"
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"pad_token_id: must lie in the vocabulary of {self.vocab_size}, got {self.pad_token_id}")
+
+    @property
+    def position_offset(self) -> int:
+        """Number of the first position: RoBERTa starts counting behind its padding position."""
+        return self.pad_token_id + 1 if self.architecture == "roberta" else 0
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> EncoderConfig:
+        """Reads the content of a Hugging Face config.json.
+
+        Raises:
+            UserError: for another kind of model than BERT or RoBERTa, or a variant this encoder does not compute.
+        """
+        kind = hf.get("model_type")
+        if kind not in ARCHITECTURES:
+            raise UserError(f"model_type: must be one of {', '.join(ARCHITECTURES)}, got {kind!r}")
+        for name, value in _FIXED:
+            if hf.get(name, value) != value:
+                raise UserError(f"{name}: only {value!r} is supported, got {hf[name]!r}")
+        defaults = _DEFAULTS | (_ROBERTA_DEFAULTS if kind == "roberta" else {})
+        values = {name: hf.get(name, default) for name, default in defaults.items()}
+        for name, default in defaults.items():
+            expected = str if isinstance(default, str) else (int, float) if isinstance(default, float) else int
+            if not isinstance(values[name], expected) or isinstance(values[name], bool):
+                raise UserError(f"{name}: expected a {type(default).__name__}, got {values[name]!r}")
+        if kind == "roberta":
+            values["max_position_embeddings"] -= values["pad_token_id"] + 1
+        return cls(architecture=kind, **values)
+
+    @classmethod
+    def from_settings(cls, settings: ModelConfig, vocab_size: int, pad_token_id: int) -> EncoderConfig:
+        """Sizes of a fresh encoder, from the run's configuration and its tokenizer."""
+        roberta = settings.architecture == "roberta"
+        return cls(
+            architecture=settings.architecture,
+            vocab_size=vocab_size,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.num_hidden_layers,
+            num_attention_heads=settings.num_attention_heads,
+            intermediate_size=settings.intermediate_size,
+            max_position_embeddings=settings.max_position_embeddings,
+            type_vocab_size=1 if roberta else 2,
+            hidden_act="gelu",
+            layer_norm_eps=1e-5 if roberta else 1e-12,
+            hidden_dropout_prob=settings.hidden_dropout_prob,
+            attention_probs_dropout_prob=settings.attention_probs_dropout_prob,
+            pad_token_id=pad_token_id,
+            initializer_range=0.02,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a Hugging Face config.json."""
+        values = asdict(self)
+        kind = values.pop("architecture")
+        values["max_position_embeddings"] += self.position_offset
+        return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **values}

@@ -1,0 +1,186 @@
+"""Checkpoints: committed, or they do not exist (DESIGN 6).
+
+All ranks write into a hidden folder, which is flushed to disk, described by a manifest, renamed, and only then named by
+our own pointer `latest.json`. A kill at any point leaves the last committed checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trelm_ds import __version__
+from trelm_ds.errors import UserError
+from trelm_ds.files import fsync_folder, read_json, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from trelm_ds.training.distributed import Ranks
+
+MANIFEST = "manifest.json"
+POINTER = "latest.json"
+SCHEMA = 1
+
+
+@dataclass
+class CheckpointInfo:
+    """The manifest of one checkpoint.
+
+    Attributes:
+        step: optimizer steps done; with the global batch size this is also the data position.
+        world_size: ranks that wrote it.
+        zero_stage: of DeepSpeed.
+        model: the encoder's Hugging Face configuration.
+        data: what the continuation must agree with: the dataset's fingerprint, seeds, global batch size ...
+        files: path within the checkpoint -> [bytes, sha256].
+        versions: of the libraries that wrote it.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    model: dict[str, Any]
+    data: dict[str, Any]
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def committed(run: Path) -> list[Path]:
+    """The committed checkpoints of a run, the pointed-at one first, then newest first."""
+    folder = checkpoints_folder(run)
+    found = sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), reverse=True)
+    pointer = folder / POINTER
+    if pointer.is_file():
+        named = folder / str(read_json(pointer).get("checkpoint"))
+        found.sort(key=lambda path: path != named)  # stable: the others stay newest first
+    return found
+
+
+def read_verified(checkpoint: Path) -> CheckpointInfo:
+    """Reads a checkpoint's manifest and checks every file's size and hash against it.
+
+    Raises:
+        UserError: not a checkpoint, or a file is missing or changed; names it.
+    """
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{checkpoint} is no committed checkpoint: it has no {MANIFEST}")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a checkpoint manifest of schema {SCHEMA}; this program cannot read it")
+    try:
+        info = CheckpointInfo(**content)
+    except TypeError as error:
+        raise UserError(f"{path}: damaged manifest ({error})") from None
+    for name, (size, digest) in info.files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing from the checkpoint")
+        if file.stat().st_size != size or sha256_of(file) != digest:
+            raise UserError(f"{file}: its content does not match the checkpoint's manifest")
+    return info
+
+
+def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
+    """The newest checkpoint whose files are all as written; warns for each that had to be passed over.
+
+    Raises:
+        UserError: there are checkpoints, but none is sound.
+    """
+    candidates = committed(run)
+    for checkpoint in candidates:
+        try:
+            return checkpoint, read_verified(checkpoint)
+        except UserError as error:
+            warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
+    if candidates:
+        raise UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")
+    return None
+
+
+def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Path, keep: int, ranks: Ranks) -> Path:
+    """Commits a checkpoint; collective. Returns its folder.
+
+    Args:
+        engine: at the end of a step.
+        run: the run folder.
+        info: without files and versions, which are filled here.
+        tokenizer: folder that is copied into the checkpoint, so that it can be exported by itself.
+        keep: how many committed checkpoints stay.
+    """
+    folder = checkpoints_folder(run)
+    final = folder / f"step-{info.step:08d}"
+    if ranks.from_first((final / MANIFEST).is_file()):
+        return final  # resumed and stopped again without a step
+    work = folder / f".{final.name}.partial"
+    if ranks.rank == 0:
+        for left in (*folder.glob(".step-*.partial"), final):  # of a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(tokenizer, work / "tokenizer")
+    ranks.barrier()
+    engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
+    if ranks.local_rank == 0:
+        _flush(work)  # each node flushes what its own ranks wrote
+    ranks.barrier()
+    if ranks.rank == 0:
+        _commit(work, final, info)
+        write_atomically(folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
+        _prune(run, keep)
+    ranks.barrier()
+    return final
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    fsync_folder(folder)
+
+
+def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:
+    import deepspeed
+
+    paths = sorted(path for path in work.rglob("*") if path.is_file())
+    info.files = {str(path.relative_to(work)): [path.stat().st_size, sha256_of(path)] for path in paths}
+    info.versions = {"trelm_ds": __version__, "torch": str(torch.__version__), "deepspeed": deepspeed.__version__}
+    write_atomically(work / MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
+    work.rename(final)
+    fsync_folder(final.parent)
+
+
+def _prune(run: Path, keep: int) -> None:
+    for old in committed(run)[keep:]:
+        (old / MANIFEST).unlink()  # from here on it does not exist, whatever happens to the rest
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, world_size: int, zero_stage: int) -> None:
+    """Restores weights, optimizer and schedule from a verified checkpoint; collective.
+
+    Raises:
+        UserError: it was written by another number of ranks or under another ZeRO stage.
+    """
+    if (info.world_size, info.zero_stage) != (world_size, zero_stage):
+        raise UserError(
+            f"{checkpoint}: written by {info.world_size} rank(s) under ZeRO {info.zero_stage}, this run has "
+            f"{world_size} under ZeRO {zero_stage}; start it with the former, or with another --out"
+        )
+    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if loaded is None:
+        raise UserError(f"{checkpoint}: DeepSpeed could not load it")

@@ -1,0 +1,104 @@
+"""The process group: one process, or the ranks that torchrun started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others.
+
+    Attributes:
+        rank, world_size, local_rank: as torchrun numbers them.
+        device: where the model lives.
+        control: a gloo group for small messages, so that they never wait for the GPU.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sums of float values over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def max(self, value: int) -> int:
+        """The largest of an integer over all ranks."""
+        tensor = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
+        return int(tensor)
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed, without its chatter, set up so that its C++ op is built once."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns about its guess on import
+    # It builds its CPU communication op with the first ninja on PATH, and builds it all again (40 s) when that is
+    # another version than last time. So always take the environment's own, activated or not.
+    own = str(Path(sys.executable).parent)
+    if own not in (path := os.environ.get("PATH", "")).split(os.pathsep)[:1]:
+        os.environ["PATH"] = f"{own}{os.pathsep}{path}"
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def connect() -> Ranks:
+    """Joins the process group through DeepSpeed: NCCL with GPUs, gloo without."""
+    deepspeed = import_deepspeed()
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    control = dist.new_group(backend="gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
+
+
+def disconnect() -> None:
+    """Leaves the process group, so that the process ends without complaint."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def build_cpu_op() -> None:
+    """Builds DeepSpeed's CPU communication op now, so that the first run does not have to (about 45 s)."""
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if get_accelerator().device_name() == "cpu" and builder is not None and builder.is_compatible():
+        builder.load(verbose=False)

@@ -1,0 +1,140 @@
+"""The DeepSpeed engine: a file of `ds_configs/` with its "auto" values filled from the run's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trelm_ds.config import Config, OptimizerConfig
+from trelm_ds.errors import UserError
+from trelm_ds.files import read_json
+from trelm_ds.training.distributed import import_deepspeed
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_NOT_OURS = {
+    "optimizer": "set optimizer.* in the run's configuration instead",
+    "scheduler": "set optimizer.schedule and optimizer.warmup_steps in the run's configuration instead",
+    "fp16": "use trainer.precision bf16 or fp32",
+}
+
+
+def accumulation_steps(config: Config, world_size: int) -> int:
+    """Micro-batches per optimizer step and rank.
+
+    Raises:
+        UserError: the global batch is no multiple of micro-batch size x ranks.
+    """
+    trainer = config.trainer
+    steps, rest = divmod(trainer.global_batch_size, trainer.micro_batch_size * world_size)
+    if rest or not steps:
+        raise UserError(
+            f"trainer.global_batch_size: {trainer.global_batch_size} is no multiple of trainer.micro_batch_size "
+            f"{trainer.micro_batch_size} x {world_size} rank(s); change one of the two"
+        )
+    return steps
+
+
+def find_ds_config(name: str) -> Path:
+    """The DeepSpeed file: as given, else relative to the repository.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (Path(name), _REPOSITORY / name):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"trainer.ds_config: {name} does not exist; the shipped ones are ds_configs/zero0.json to zero3.json"
+    )
+
+
+def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
+    """Reads the DeepSpeed file and fills its "auto" values.
+
+    Raises:
+        UserError: missing or malformed file, a value that contradicts the run's configuration, an "auto" nothing fills,
+            or a section that belongs to the run's configuration.
+    """
+    path = find_ds_config(config.trainer.ds_config)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}:1: expected an object of DeepSpeed settings")
+    for key, advice in _NOT_OURS.items():
+        if key in content:
+            raise UserError(f"{path}: '{key}' is not read from here; {advice}")
+    ours: dict[str, tuple[Any, str]] = {
+        "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
+        "train_micro_batch_size_per_gpu": (config.trainer.micro_batch_size, "trainer.micro_batch_size"),
+        "gradient_accumulation_steps": (accumulation_steps(config, world_size), "the batch sizes and ranks"),
+        "gradient_clipping": (config.optimizer.max_grad_norm, "optimizer.max_grad_norm"),
+        "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
+        "steps_per_print": (1_000_000_000, "this program, which logs by itself (trainer.log_every)"),
+        "zero_allow_untested_optimizer": (True, "this program: its optimizer is torch's AdamW"),
+        "zero_force_ds_cpu_optimizer": (False, "this program: its optimizer is torch's AdamW"),
+    }
+    for name, (value, source) in ours.items():
+        _fill(content, name, value, source, path)
+    if left := _first_auto(content, ""):
+        raise UserError(
+            f"{path}: '{left}' is \"auto\", but nothing in the run's configuration decides it; give a value"
+        )
+    return content
+
+
+def _fill(content: dict[str, Any], name: str, value: Any, source: str, path: Path) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: '{section}' must be an object")
+    given = content.get(key, "auto")
+    if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
+        raise UserError(
+            f"{path}: '{name}' is {given}, but {source} says {value}; set it to \"auto\" or make them agree"
+        )
+    content[key] = value
+
+
+def _first_auto(content: dict[str, Any], prefix: str) -> str | None:
+    for key, value in content.items():
+        if value == "auto":
+            return f"{prefix}{key}"
+        if isinstance(value, dict) and (found := _first_auto(value, f"{prefix}{key}.")):
+            return found
+    return None
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (biases and LayerNorm) do not, as in BERT."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> DeepSpeedEngine:
+    """DeepSpeed's engine around the model, with torch's AdamW and a warm-up and decay schedule."""
+    from transformers import get_scheduler
+
+    deepspeed = import_deepspeed()
+
+    settings: OptimizerConfig = config.optimizer
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+    )
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+
+    def schedule(basic: torch.optim.Optimizer) -> Any:
+        return get_scheduler(name, basic, settings.warmup_steps, config.trainer.max_steps)
+
+    engine, *_ = deepspeed.initialize(
+        model=model.to(device), optimizer=optimizer, lr_scheduler=schedule, config=ds_config, dist_init_required=False
+    )
+    return engine

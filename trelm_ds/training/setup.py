@@ -1,0 +1,89 @@
+"""What a run starts from: the model, and the checkpoint it continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trelm_ds.config import Config
+from trelm_ds.corpus import TokenizerInfo, describe, load_tokenizer
+from trelm_ds.errors import UserError
+from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, load_pretrained
+from trelm_ds.training import checkpoint
+from trelm_ds.training.checkpoint import CheckpointInfo
+
+_WEIGHTS = 22  # sets this random stream's key apart from dropout's
+
+
+def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedLanguageModel:
+    """The encoder of `model.init_from`, or a fresh one whose weights depend on `trainer.seed` only.
+
+    Raises:
+        UserError: the folder's vocabulary is not the dataset's, or the sequences are longer than the model's positions.
+    """
+    settings = config.model
+    torch.manual_seed(int(keyed_bits(config.trainer.seed, _WEIGHTS)) >> 1)
+    if settings.init_from is None:
+        sizes = EncoderConfig.from_settings(settings, info.vocab_size, info.pad)
+        model = MaskedLanguageModel(sizes, activation_checkpointing=settings.activation_checkpointing)
+    else:
+        folder = Path(settings.init_from)
+        model = load_pretrained(folder, activation_checkpointing=settings.activation_checkpointing)
+        _check_vocabulary(folder, model.config.vocab_size, info)
+    if model.config.max_position_embeddings < max_length:
+        raise UserError(
+            f"model.max_position_embeddings: the model reads {model.config.max_position_embeddings} tokens, "
+            f"the dataset was prepared with --max-length {max_length}; make them agree"
+        )
+    return model
+
+
+def _check_vocabulary(folder: Path, vocab_size: int, info: TokenizerInfo) -> None:
+    if vocab_size < info.vocab_size:
+        raise UserError(
+            f"model.init_from: {folder} has {vocab_size} tokens, the dataset's tokenizer {info.vocab_size}; "
+            "prepare the dataset with that model's tokenizer"
+        )
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        own = describe(load_tokenizer(folder))
+        if own.sha256 != info.sha256:
+            raise UserError(f"model.init_from: {folder} has another tokenizer than the dataset; prepare with that one")
+
+
+def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
+    """What `trainer.resume` means for this run folder.
+
+    Args:
+        resume: "auto", "never" or a checkpoint folder.
+        run: the run folder.
+        identity: what the continuation must have in common with the checkpoint.
+
+    Raises:
+        UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
+    """
+    if resume == "never":
+        if checkpoint.committed(run):
+            raise UserError(f'trainer.resume: is "never", but {run} holds checkpoints; choose another --out or "auto"')
+        return None
+    found = checkpoint.last_good(run) if resume == "auto" else (Path(resume), checkpoint.read_verified(Path(resume)))
+    if found is not None:
+        _check_identity(*found, identity)
+    return found
+
+
+def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
+    made_with = info.data | {"model": info.model}
+    for name, value in identity.items():
+        if made_with.get(name) != value:
+            raise UserError(
+                f"{path}: made with another {name} ({_short(made_with.get(name))}, now {_short(value)}); "
+                "use the former, or another --out"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,132 @@
+"""Follows a run: `metrics.jsonl` in the run folder, always; MLflow, if enabled. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from trelm_ds.config import Config, flatten
+from trelm_ds.errors import UserError
+
+METRICS = "metrics.jsonl"
+_RUN_ID = "mlflow_run.json"
+
+
+def tracking_uri(config: Config, run: Path) -> str:
+    """The setting, else MLFLOW_TRACKING_URI, else a sqlite file beside the run folder."""
+    default = f"sqlite:///{run.resolve().parent / 'mlflow.db'}"
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+class MetricsFile:
+    """One JSON object a log point. A resumed run drops the points after the step it continues from."""
+
+    def __init__(self, run: Path, from_step: int) -> None:
+        self.path = run / METRICS
+        kept = [line for line in read_metrics(run) if line["step"] <= from_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The log points of a run, in order; a line that a kill cut short is left out."""
+    path = run / METRICS
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            points.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return points
+
+
+class MlflowRun:
+    """An MLflow run that outlives interruptions: its id is kept in the run folder.
+
+    What MLflow cannot take while training goes on (its server is down) costs a warning, never the run.
+
+    Raises:
+        UserError: the store cannot be opened at the start.
+    """
+
+    def __init__(self, config: Config, run: Path) -> None:
+        # Defaults retry for minutes; training waits meanwhile.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        import logging
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self.uri = tracking_uri(config, run)
+        try:
+            self._client = MlflowClient(self.uri)
+            self.run_id = self._continue(run) or self._start(config, run)
+        except Exception as error:  # whatever the store raises
+            raise UserError(f"tracking.uri: cannot use {_without_password(self.uri)}: {_first_line(error)}") from None
+
+    def _continue(self, run: Path) -> str | None:
+        path = run / _RUN_ID
+        if not path.is_file():
+            return None
+        run_id = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except Exception:  # another store, or the run was deleted there: start a new one
+            return None
+        return run_id
+
+    def _start(self, config: Config, run: Path) -> str:
+        from mlflow.entities import Param
+
+        name = config.tracking.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            local = self.uri.startswith("sqlite:")
+            location = (run.resolve().parent / "mlartifacts").as_uri() if local else None
+            experiment_id = self._client.create_experiment(name, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        started = self._client.create_run(experiment_id, run_name=config.tracking.run_name or run.name)
+        run_id = started.info.run_id
+        parameters = [Param(key, str(value)) for key, value in flatten(config).items()]
+        self._client.log_batch(run_id, params=parameters)
+        (run / _RUN_ID).write_text(json.dumps({"run_id": run_id, "experiment": name}) + "\n", encoding="utf-8")
+        return run_id
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(key, value, now, step) for key, value in metrics.items()]
+        self._try(lambda: self._client.log_batch(self.run_id, metrics=entries))
+
+    def log_file(self, path: Path) -> None:
+        self._try(lambda: self._client.log_artifact(self.run_id, str(path)))
+
+    def end(self, status: Literal["FINISHED", "KILLED", "FAILED"]) -> None:
+        self._try(lambda: self._client.set_terminated(self.run_id, status=status))
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            warnings.warn(f"MLflow: {_first_line(error)} (metrics are also in {METRICS})", stacklevel=3)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _without_password(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    return f"{scheme}{mark}...@{rest.rpartition('@')[2]}" if "@" in rest else uri

@@ -1,0 +1,240 @@
+"""Pre-training, top to bottom: model, engine, data, the loop, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trelm_ds.config import Config, to_yaml
+from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
+from trelm_ds.errors import UserError
+from trelm_ds.files import write_atomically
+from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.progress import ProgressBar
+from trelm_ds.shards import SampleOrder, ShardReader
+from trelm_ds.training import checkpoint
+from trelm_ds.training.batch import Batch, Masker, StepReader
+from trelm_ds.training.checkpoint import CheckpointInfo
+from trelm_ds.training.distributed import Ranks, connect, disconnect
+from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.training.plot import plot_loss
+from trelm_ds.training.setup import build_model, choose_checkpoint
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.tracking import MetricsFile, MlflowRun
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_DROPOUT = 21  # sets this random stream's key apart from others
+
+
+def pretrain(config: Config, data: Path, run: Path) -> int:
+    """Trains to `trainer.max_steps` or until a signal asks to stop; collective over the ranks that torchrun started.
+
+    Args:
+        config: checked settings.
+        data: dataset of `trelm prepare`.
+        run: folder for checkpoints, metrics and the resolved configuration; a run found there is continued.
+
+    Returns:
+        0 when all steps are done, 128 + the signal's number when stopped by one (a checkpoint is committed first).
+
+    Raises:
+        UserError: settings, dataset and run folder do not fit together.
+    """
+    ranks = connect()
+    try:
+        with StopSignals() as signals:
+            return Trainer(config, data, run, ranks, signals).train()
+    finally:
+        disconnect()
+
+
+@dataclass
+class _Window:
+    """What has been summed since the last log point, on this rank."""
+
+    loss: float = 0.0
+    correct: int = 0
+    masked: int = 0
+    tokens: int = 0
+    sequences: int = 0
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(self, config: Config, data: Path, run: Path, ranks: Ranks, signals: StopSignals) -> None:
+        self.config, self.run, self.ranks, self.signals = config, run, ranks, signals
+        self.ds_config = resolve_ds_config(config, ranks.world_size)
+        reader = ShardReader(data, cached_blocks=config.loader.window_blocks + 8)
+        self.tokenizer_folder = data / TOKENIZER_FOLDER
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        info = describe(tokenizer)
+        if info != TokenizerInfo(**reader.manifest.tokenizer):
+            raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
+        self.model = build_model(config, info, reader.manifest.max_length)
+        self.identity: dict[str, Any] = {  # what a continuation must have in common with the run it continues
+            "model": self.model.config.to_hf(),
+            "dataset": reader.manifest.fingerprint,
+            "loader.seed": config.loader.seed,
+            "loader.window_blocks": config.loader.window_blocks,
+            "trainer.seed": config.trainer.seed,
+            "trainer.global_batch_size": config.trainer.global_batch_size,
+        }
+        self.n_samples = reader.manifest.n_sequences
+        resumed = self._find_checkpoint()
+        self.steps = StepReader(
+            reader,
+            SampleOrder(reader.block_sizes, config.loader.seed, config.loader.window_blocks),
+            Masker(config.masking, info, word_starts(tokenizer), config.loader.seed),
+            config.trainer.global_batch_size,
+            config.trainer.micro_batch_size,
+            ranks.rank,
+            ranks.world_size,
+        )
+        self.engine: DeepSpeedEngine = build_engine(self.model, config, self.ds_config, ranks.device)
+        self.step = 0
+        if resumed is not None:
+            checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
+            self.step = resumed[1].step
+        self.window = _Window()
+
+    @property
+    def _zero_stage(self) -> int:
+        return int(self.ds_config.get("zero_optimization", {}).get("stage", 0))
+
+    def _find_checkpoint(self) -> tuple[Path, CheckpointInfo] | None:
+        """The checkpoint to continue from, found and verified by rank 0 for all."""
+        found: tuple[Path, CheckpointInfo] | UserError | None = None
+        if self.ranks.rank == 0:
+            try:
+                found = choose_checkpoint(self.config.trainer.resume, self.run, self.identity)
+            except UserError as error:
+                found = error
+        found = self.ranks.from_first(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def train(self) -> int:
+        """Runs the loop; returns the exit code."""
+        first_rank = self.ranks.rank == 0
+        metrics = self._open_run() if first_rank else None
+        tracker = MlflowRun(self.config, self.run) if first_rank and self.config.tracking.enabled else None
+        if tracker:
+            for name in ("config.yaml", "ds_config.json"):
+                tracker.log_file(self.run / name)
+        total, every = self.config.trainer.max_steps, self.config.trainer
+        since, stop = time.monotonic(), 0
+        self.engine.train()
+        try:
+            with ProgressBar("pretrain", total, self.step, enabled=first_rank) as bar:
+                while self.step < total and not stop:
+                    stop = self._train_step()
+                    note = ""
+                    due = self.step % every.log_every == 0 or self.step == total or stop
+                    if due:
+                        values, since = self._summary(since), time.monotonic()
+                        for log in (metrics, tracker):
+                            if log:
+                                log.log(self.step, values)
+                        note = f"loss {values['loss']:.3f}  {values['tokens_per_s']:,.0f} tokens/s"
+                    bar.advance(note=note)
+                    if self.step % every.checkpoint_every == 0 or self.step == total or stop:
+                        self._save()
+        except BaseException:
+            if tracker:
+                tracker.end("FAILED")
+            raise
+        finally:
+            self.steps.close()
+        if first_rank:
+            self._finish(tracker, stop)
+        self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
+        return 128 + stop if stop else 0
+
+    def _open_run(self) -> MetricsFile:
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.run / "config.yaml", to_yaml(self.config))
+        write_atomically(self.run / "ds_config.json", json.dumps(self.ds_config, indent=2) + "\n")
+        if self.step:
+            print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
+        return MetricsFile(self.run, self.step)
+
+    def _train_step(self) -> int:
+        """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
+        batches = self.steps.read(self.step)
+        masked_everywhere, _ = self.ranks.sum([sum(len(batch.labels) for batch in batches), 0])
+        # DeepSpeed averages over ranks and accumulation steps. Undone by this factor, the step's loss is the mean over
+        # all masked tokens of the global batch, whatever the number of ranks.
+        per_token = self.ranks.world_size * len(batches) / max(1.0, masked_everywhere)
+        for index, batch in enumerate(self._on_device(batches)):
+            self._seed_dropout(index)
+            output = self.engine(*batch)
+            self.engine.backward(output.loss * (len(batch.labels) * per_token))
+            self.engine.step()
+            self._count(batch, output.loss.detach(), output.correct)
+        self.step += 1
+        return self.ranks.max(self.signals.received)
+
+    def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
+        return (batch.to(self.ranks.device) for batch in batches)
+
+    def _seed_dropout(self, index: int) -> None:
+        """Dropout is a function of (seed, step, micro-batch, rank), so a resumed run needs no stored state."""
+        key = keyed_bits(self.config.trainer.seed, _DROPOUT, self.step, index, self.ranks.rank)
+        torch.manual_seed(int(key) >> 1)
+
+    def _count(self, batch: Batch, loss: torch.Tensor, correct: torch.Tensor) -> None:
+        window, masked = self.window, len(batch.labels)
+        window.loss += loss.double() * masked  # type: ignore[assignment]  # stays on the device until a log point
+        window.correct += correct  # type: ignore[assignment]
+        window.masked += masked
+        window.tokens += len(batch.input_ids)
+        window.sequences += len(batch.cu_seqlens) - 1
+
+    def _summary(self, since: float) -> dict[str, float]:
+        """The metrics since the last log point, over all ranks."""
+        window, self.window = self.window, _Window()
+        own = [float(window.loss), float(window.correct), window.masked, window.tokens, window.sequences]
+        loss, correct, masked, tokens, sequences = self.ranks.sum(own)
+        seconds = time.monotonic() - since
+        norm = self.engine.get_global_grad_norm()
+        return {
+            "loss": loss / max(1.0, masked),
+            "accuracy": correct / max(1.0, masked),
+            "lr": self.engine.get_lr()[0],
+            "grad_norm": float(norm) if norm is not None else float("nan"),
+            "tokens_per_s": tokens / seconds,
+            "sequences_per_s": sequences / seconds,
+            "epoch": self.step * self.config.trainer.global_batch_size / self.n_samples,
+        }
+
+    def _save(self) -> None:
+        info = CheckpointInfo(
+            step=self.step,
+            world_size=self.ranks.world_size,
+            zero_stage=self._zero_stage,
+            model=self.identity["model"],
+            data={name: value for name, value in self.identity.items() if name != "model"},
+        )
+        keep = self.config.trainer.keep_checkpoints
+        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)
+
+    def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
+        if (self.run / "metrics.jsonl").stat().st_size:
+            plot_loss(self.run, self.run / "loss.png")
+            if tracker:
+                tracker.log_file(self.run / "loss.png")
+        if tracker:
+            tracker.end("KILLED" if stop else "FINISHED")
+        what = f"stopped by signal {stop}; the same command continues" if stop else "done"
+        print(f"{what}: step {self.step}, {checkpoint.committed(self.run)[0]}", file=sys.stderr, flush=True)
