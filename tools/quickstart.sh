@@ -18,7 +18,7 @@ run trelm prepare --source $out/world/wiki --wikidata5m $out/world/wikidata5m \
 run trelm verify $out/dataset
 
 say "3. Pre-training: two ranks, DeepSpeed ZeRO 1, MLflow"
-run torchrun --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/mlm_tiny.yaml \
+run torchrun --standalone --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/mlm_tiny.yaml \
     --data $out/dataset --out $out/run
 
 say "4. A plain Hugging Face folder, probed for facts"

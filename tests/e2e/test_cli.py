@@ -1,0 +1,200 @@
+"""The real command in processes of its own: the main job, an interruption, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PEOPLE
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = """
+model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 32}
+optimizer: {warmup_steps: 2}
+trainer: {max_steps: 8, global_batch_size: 16, micro_batch_size: 4, precision: fp32, log_every: 2, checkpoint_every: 4}
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trelm_ds", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment() | changes, timeout=300)
+
+
+def torchrun(ranks: int, *arguments: object) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*launcher, "-m", "trelm_ds", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "run.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.mark.slow
+def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None:
+    """prepare, verify, pretrain under torchrun, export, evaluate."""
+    from mlflow import MlflowClient
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    data, run, model = tmp_path / "data", tmp_path / "run", tmp_path / "model"
+    source = ("--source", tiny_corpus / "corpus.jsonl", "--wikidata5m", tiny_corpus / "wikidata5m")
+    prepared = trelm("prepare", *source, "--tokenizer", "train", "--max-length", 32, "--vocab-size", 300, "--out", data)
+    assert prepared.returncode == 0, prepared.stderr
+    assert "400  sequences" in prepared.stdout
+    assert "sound" in trelm("verify", data).stdout
+
+    command = torchrun(2, "pretrain", "--config", settings, "--data", data, "--out", run)
+    trained = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert trained.returncode == 0, trained.stderr
+    assert "pretrain: 8/8" in trained.stderr
+    assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 8
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("trelm").experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["trainer.global_batch_size"] == "16"
+    points = client.get_metric_history(tracked.info.run_id, "loss")
+    assert [point.step for point in points] == [2, 4, 6, 8]
+    assert {item.path for item in client.list_artifacts(tracked.info.run_id)} == {
+        "config.yaml",
+        "ds_config.json",
+        "loss.png",
+    }
+    assert len(client.get_metric_history(tracked.info.run_id, "tokens_per_s")) == 4
+
+    exported = trelm("export", run, model)
+    assert exported.returncode == 0, exported.stderr
+    AutoModelForMaskedLM.from_pretrained(model)
+    assert len(AutoTokenizer.from_pretrained(model)) <= 300
+
+    probes = tmp_path / "lama"
+    (probes / "TREx").mkdir(parents=True)
+    (probes / "relations.jsonl").write_text('{"relation": "P551", "template": "[X] lives in [Y] .", "label": "home"}\n')
+    facts = [{"sub_label": name, "obj_label": "river", "tier": "often"} for name in PEOPLE[:5]]
+    (probes / "TREx" / "P551.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    probed = trelm("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json")
+    assert probed.returncode == 0, probed.stderr
+    result = json.loads((tmp_path / "lama.json").read_text())
+    assert result["n_facts"] == 5
+    assert result["majority_baseline"] == 1.0
+    assert set(result["relations"]) == {"P551"}
+    assert "P551" in probed.stdout
+    assert (tmp_path / "lama.png").is_file()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    """SIGINT, then the same command again: the same losses as a run that nothing disturbed."""
+    common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--tracking.enabled", "false")
+    long = ("--trainer.max_steps", 60, "--trainer.checkpoint_every", 1000, "--trainer.log_every", 1)
+    whole = trelm(*common, *long, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    command = [sys.executable, "-m", "trelm_ds", *map(str, (*common, *long, "--out", tmp_path / "run"))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and '"step": 5,' in metrics.read_text()) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    stopped = json.loads((tmp_path / "run" / "checkpoints" / "latest.json").read_text())["step"]
+    assert 5 <= stopped < 60
+    assert f"stopped by signal 2; the same command continues: step {stopped}" in errors
+
+    again = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert f"at step {stopped}" in again.stderr
+    read = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
+    losses = [[(json.loads(line)["step"], json.loads(line)["loss"]) for line in lines] for lines in read]
+    assert losses[0] == losses[1]
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a user's mistake is answered with."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--config", "nowhere.yaml"], "--config: nowhere.yaml does not exist"),
+        (["pretrain", "--data", "x"], "--out: required"),
+        (["pretrain", "--data", "nowhere", "--out", "run"], "nowhere is no dataset"),
+        (["pretrain", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
+        (["verify", "nowhere"], "nowhere is no dataset"),
+        (["export", "nowhere", "out"], "nowhere: neither a run folder with checkpoints nor a checkpoint"),
+        (["evaluate", "lama", "--model", "nowhere", "--data", "nowhere"], "nowhere"),
+        (
+            ["prepare", "--source", "nowhere", "--wikidata5m", "x", "--tokenizer", "train", "--out", "o"],
+            "does not exist",
+        ),
+        (["prepare", "--source", "x"], "the following arguments are required"),
+        (["prepare", "--max-length", "many"], "--max-length: invalid int value: 'many'"),
+        (["export", "--fast"], "required: RUN|CHECKPOINT, OUT"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = trelm(*arguments, PWD=str(tmp_path))
+    assert message in refused(result)
+
+
+def test_print_config_shows_what_would_run(settings: Path) -> None:
+    import yaml
+
+    result = trelm("pretrain", "--config", settings, "--print-config", "--optimizer.lr", "5e-4")
+    assert result.returncode == 0, result.stderr
+    tree = yaml.safe_load(result.stdout)
+    assert (tree["optimizer"]["lr"], tree["trainer"]["max_steps"], tree["model"]["hidden_size"]) == (5e-4, 8, 32)
+
+
+def test_verify_names_the_broken_shard(tiny_dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    shard = copy / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    result = trelm("verify", copy)
+    assert result.returncode == 1
+    assert f"{shard}: its content does not match" in result.stderr
+
+
+def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    command = torchrun(2, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
+    result = subprocess.run(
+        [*command, "--trainer.global_batch_size", "12"], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
+    assert lines == [
+        "trelm: error: trainer.global_batch_size: 12 is no multiple of trainer.micro_batch_size 4 x 2 rank(s); "
+        "change one of the two"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
+    message = refused(trelm(*common, MLFLOW_TRACKING_URI="sqlite:////proc/nowhere/mlflow.db"))
+    assert "tracking.uri: cannot use sqlite:////proc/nowhere/mlflow.db" in message
