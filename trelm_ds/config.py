@@ -18,7 +18,7 @@ class ModelConfig:
     """The encoder: a folder to continue from, or the sizes of a fresh one."""
 
     init_from: str | None = None
-    """Hugging Face folder to start from; its config.json then decides every size below"""
+    """Hugging Face folder to start from; its config.json then decides all sizes and dropouts below"""
     architecture: Literal["bert", "roberta"] = "bert"
     """family of a fresh encoder"""
     hidden_size: int = 768

@@ -17,7 +17,7 @@ from tests.conftest import PEOPLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
-model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 32}
+model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
 optimizer: {warmup_steps: 2}
 trainer: {max_steps: 8, global_batch_size: 16, micro_batch_size: 4, precision: fp32, log_every: 2, checkpoint_every: 4}
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import make_hf
 from transformers import PreTrainedModel
 
+from tests.model.tiny_models import make_hf
 from trelm_ds.model import MaskedLanguageModel, load_pretrained
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import make_documents, make_hf, pack
 from transformers import PreTrainedModel
 
+from tests.model.tiny_models import make_documents, make_hf, pack
 from trelm_ds.model import MaskedLanguageModel, hf_names, load_pretrained
 
 Pair = tuple[PreTrainedModel, MaskedLanguageModel]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_documents, make_hf, pack
 from transformers import AutoModelForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
+from tests.model.tiny_models import make_documents, make_hf, pack
 from trelm_ds.errors import UserError
 from trelm_ds.model import MaskedLanguageModel, load_pretrained, save_pretrained
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import make_documents, pack
 
+from tests.model.tiny_models import make_documents, pack
 from trelm_ds.config import ModelConfig
 from trelm_ds.errors import UserError
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel

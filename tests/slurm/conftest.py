@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from local_cluster import Cluster, local_slurm, processes_of
+
+from tests.slurm.local_cluster import Cluster, local_slurm, processes_of
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from local_cluster import REPO, Cluster, local_slurm, processes_of, until
+
+from tests.slurm.local_cluster import REPO, Cluster, local_slurm, processes_of, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -160,7 +160,9 @@ def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_
     start = without_dropout(config(max_steps=2))
     start.optimizer.lr = 0.0
     start.model.init_from = str(tmp_path / "model")
-    train(start, tiny_dataset, tmp_path / "second", one_rank)
+    start.model.num_hidden_layers = 7
+    with pytest.warns(UserWarning, match="model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
+        train(start, tiny_dataset, tmp_path / "second", one_rank)
     export(tmp_path / "second", tmp_path / "again")
     ours, theirs = (load_pretrained(tmp_path / name).state_dict() for name in ("model", "again"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -50,7 +50,9 @@ def sequences_of(
             offsets = np.array(encoding.offsets, dtype=np.int64)
             spans = _token_spans(document.mentions, offsets, counts)
             words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-            for first, last in _pieces(document.text, offsets, words, budget, unit):
+            sentences = _sentence_starts(document.text, offsets)
+            counts["sentences"] += len(sentences)
+            for first, last in _pieces(sentences, words, budget, unit):
                 tokens = np.array([info.cls, *encoding.ids[first:last], info.sep], dtype=np.uint32)
                 inside = (spans[:, 0] >= first) & (spans[:, 1] <= last)
                 crossing = (spans[:, 0] < last) & (spans[:, 1] > first) & ~inside
@@ -89,17 +91,20 @@ def _token_spans(mentions: list[Mention], offsets: np.ndarray, counts: Counter[s
     return np.array(kept, dtype=np.int64).reshape(-1, 3)
 
 
-def _pieces(text: str, offsets: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -> Iterator[tuple[int, int]]:
-    """Token ranges [first, last) of at most `budget` tokens, cut between sentences, else between words."""
-    total = len(offsets)
-    if total <= budget and unit == "document":
-        yield 0, total
-        return
-    first = 0
-    starts = np.append(_sentence_starts(text, offsets), total)
+def _pieces(sentences: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -> Iterator[tuple[int, int]]:
+    """Token ranges [first, last) of at most `budget` tokens, cut between sentences, else between words.
+
+    Args:
+        sentences: int [S], tokens at which a sentence begins.
+        words: int [T], word number of each token.
+        budget: tokens of a piece at most.
+        unit: as in `sequences_of`.
+    """
+    first, total = 0, len(words)
+    ends = np.append(sentences, total)
     while first < total:
         limit = min(first + budget, total)
-        fitting = starts[(starts > first) & (starts <= limit)]
+        fitting = ends[(ends > first) & (ends <= limit)]
         if len(fitting):
             last = int(fitting[0] if unit == "sentence" else fitting[-1])
         else:
@@ -118,7 +123,8 @@ def _sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
             starts.append(inside)
             inside += len(sentence)
         position += len(line) + 1
-    return np.unique(np.searchsorted(offsets[:, 0], np.array(starts)))
+    tokens = np.unique(np.searchsorted(offsets[:, 0], np.array(starts)))
+    return tokens[tokens < len(offsets)]
 
 
 def _word_end(words: np.ndarray, first: int, limit: int) -> int:

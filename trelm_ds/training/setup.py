@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trelm_ds.config import Config
+from trelm_ds.config import Config, ModelConfig
 from trelm_ds.corpus import TokenizerInfo, describe, load_tokenizer
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
@@ -33,6 +35,7 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
         folder = Path(settings.init_from)
         model = load_pretrained(folder, activation_checkpointing=settings.activation_checkpointing)
         _check_vocabulary(folder, model.config.vocab_size, info)
+        _warn_of_ignored(settings, model.config, folder)
     if model.config.max_position_embeddings < max_length:
         raise UserError(
             f"model.max_position_embeddings: the model reads {model.config.max_position_embeddings} tokens, "
@@ -51,6 +54,15 @@ def _check_vocabulary(folder: Path, vocab_size: int, info: TokenizerInfo) -> Non
         own = describe(load_tokenizer(folder))
         if own.sha256 != info.sha256:
             raise UserError(f"model.init_from: {folder} has another tokenizer than the dataset; prepare with that one")
+
+
+def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
+    """The folder's config.json decides the sizes; say so where somebody asked for others."""
+    for item in dataclasses.fields(ModelConfig):
+        value = getattr(settings, item.name)
+        if hasattr(used, item.name) and value not in (item.default, getattr(used, item.name)):
+            decides = f"{folder}/config.json decides: {getattr(used, item.name)}"
+            warnings.warn(f"model.{item.name}: {value} is ignored, {decides}", stacklevel=2)
 
 
 def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
