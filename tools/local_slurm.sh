@@ -59,6 +59,15 @@ job_pids() {
     done
 }
 
+# Kills what is left of our jobs; false as long as there was something: a killed process takes a moment to go.
+jobs_killed() {
+    local pids
+    mapfile -t pids < <(job_pids)
+    [[ ${#pids[@]} == 0 ]] && return 0
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+    return 1
+}
+
 write_config() {
     local host user port gpus
     host=$(hostname -s)
@@ -144,13 +153,12 @@ up() {
 
 # Ends jobs and daemons; leaves the files.
 stop() {
-    local name pids
+    local name
     if alive slurmctld; then
         timeout 10 scancel --user="$(id -un)" || true
         until_true 15 no_jobs || true
     fi
-    mapfile -t pids < <(job_pids)
-    [[ ${#pids[@]} == 0 ]] || kill -KILL "${pids[@]}" 2>/dev/null || true
+    until_true 10 jobs_killed || true
     for name in n2 n1 slurmctld munged; do
         alive "$name" || continue
         kill -TERM "$(cat "$root/run/$name.pid")" 2>/dev/null || true

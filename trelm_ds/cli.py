@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trelm_ds import __version__
-from trelm_ds.errors import UserError
+from trelm_ds.errors import RankError, UserError
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _run(arguments)
     except UserError as error:
-        # Under torchrun every rank finds the same mistake; one line is enough.
-        if os.environ.get("RANK", "0") == "0":
+        # Under torchrun all ranks raise the same mistake; one line is enough.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"trelm: error: {error}", file=sys.stderr, flush=True)
         code = 2
     except KeyboardInterrupt:

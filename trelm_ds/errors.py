@@ -9,3 +9,7 @@ class UserError(ValueError):
     The message is one line that names the place and says what to do. The command line prints it without a traceback
     and exits with code 2; every other exception is a bug of ours and keeps its traceback.
     """
+
+
+class RankError(UserError):
+    """A mistake that one rank alone has met, so that this rank has to report it."""

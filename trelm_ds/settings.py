@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from trelm_ds.config import Config, problems
+from trelm_ds.config import Config, flatten, problems
 from trelm_ds.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -59,6 +59,9 @@ def _config_path(argv: list[str]) -> Path | None:
 
 def _one_line(message: str, places: Places) -> str:
     """jsonargparse's message over several lines as one line with the place in front."""
+    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message):
+        near = difflib.get_close_matches(unknown.group(1), flatten(Config()), n=1)
+        return f"--{unknown.group(1)}: unknown setting; " + (f"did you mean --{near[0]}?" if near else "see --help")
     match = re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
     text = " ".join((match.group(2) if match else message).split())
     text = re.sub(r"Expected an? <class '(\w+)'>\.? Got value: (.*)", r"expected \1, got '\2'", text)

@@ -212,7 +212,9 @@ def _load(folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of a local Hugging Face folder."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
-    from transformers import AutoModelForMaskedLM, AutoTokenizer  # slow to import
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, logging  # slow to import
+
+    logging.disable_progress_bar()
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

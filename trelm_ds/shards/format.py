@@ -6,7 +6,6 @@ Blocks instead of single sequences, because a tar member per sentence costs more
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from typing import NamedTuple
 
@@ -54,15 +53,14 @@ class Block(NamedTuple):
 
     def to_tar(self, key: str, first: int) -> bytes:
         """The block's tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""
+        from webdataset import TarWriter
+
         about = {"first_sequence": first, "sequences": len(self.lengths), "tokens": len(self.tokens)}
+        sample = {"__key__": key, "json": about} | {f"{name}.npy": array for name, array in self._asdict().items()}
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name, array in self._asdict().items():
-                content = io.BytesIO()
-                np.save(content, array, allow_pickle=False)
-                _add(archive, f"{key}.{name}.npy", content.getvalue())
-            _add(archive, f"{key}.json", json.dumps(about).encode())
-            end = archive.offset
+        with TarWriter(buffer, user="trelm", group="trelm", mtime=0) as writer:  # fixed, so that equal data is equal
+            writer.write(sample)
+            end = writer.tarstream.offset
         return buffer.getvalue()[:end]  # without the end-of-archive zeros: blocks are strung together
 
     @classmethod
@@ -86,9 +84,3 @@ class Block(NamedTuple):
         if block.mentions.ndim != 2 or block.lengths.sum() != len(block.tokens):
             raise UserError(f"{place}: damaged block (lengths and tokens disagree); run `trelm verify` on the dataset")
         return block
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time, owner and mode stay at their constant defaults
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))

@@ -38,8 +38,8 @@ class CheckpointInfo:
         step: optimizer steps done; with the global batch size this is also the data position.
         world_size: ranks that wrote it.
         zero_stage: of DeepSpeed.
-        model: the encoder's Hugging Face configuration.
-        data: what the continuation must agree with: the dataset's fingerprint, seeds, global batch size ...
+        identity: what a continuation must have in common with it: the encoder's Hugging Face configuration ("model"),
+            the dataset's fingerprint, seeds, global batch size ...
         files: path within the checkpoint -> [bytes, sha256].
         versions: of the libraries that wrote it.
     """
@@ -47,8 +47,7 @@ class CheckpointInfo:
     step: int
     world_size: int
     zero_stage: int
-    model: dict[str, Any]
-    data: dict[str, Any]
+    identity: dict[str, Any]
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -62,11 +61,11 @@ def committed(run: Path) -> list[Path]:
     """The committed checkpoints of a run, the pointed-at one first, then newest first."""
     folder = checkpoints_folder(run)
     found = sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), reverse=True)
-    pointer = folder / POINTER
-    if pointer.is_file():
-        named = folder / str(read_json(pointer).get("checkpoint"))
-        found.sort(key=lambda path: path != named)  # stable: the others stay newest first
-    return found
+    try:
+        named = folder / str(json.loads((folder / POINTER).read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return found  # no pointer, or a damaged one: the newest committed checkpoint is as good
+    return sorted(found, key=lambda path: path != named)  # stable: the others stay newest first
 
 
 def read_verified(checkpoint: Path) -> CheckpointInfo:

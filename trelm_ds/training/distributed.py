@@ -6,13 +6,18 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from trelm_ds.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Ranks:
     def barrier(self) -> None:
         dist.barrier(group=self.control)
 
-    def sum(self, values: list[float]) -> list[float]:
-        """The sums of float values over all ranks."""
+    def sum(self, *values: float) -> list[float]:
+        """The sums of values over all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
@@ -45,6 +50,19 @@ class Ranks:
         tensor = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return int(tensor)
+
+    def all_agree(self, call: Callable[[], T]) -> T:
+        """Calls `call` on every rank; a `UserError` on any rank is raised on all, so that none is left waiting."""
+        value, problem = None, None
+        try:
+            value = call()
+        except UserError as error:
+            problem = str(error) if self.rank == 0 else f"rank {self.rank} on {socket.gethostname()}: {error}"
+        problems: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(problems, problem, group=self.control)
+        if first := next(filter(None, problems), None):
+            raise UserError(first)
+        return cast(T, value)
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value on every rank."""

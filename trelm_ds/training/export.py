@@ -31,7 +31,7 @@ def export(source: Path, out: Path) -> Path:
         if found is None:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
-    config = EncoderConfig.from_hf(info.model)
+    config = EncoderConfig.from_hf(info.identity["model"])
     save_pretrained(full_weights(folder, info.zero_stage), config, out, folder / "tokenizer")
     return folder
 

@@ -87,13 +87,10 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
 
 
 def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
-    made_with = info.data | {"model": info.model}
     for name, value in identity.items():
-        if made_with.get(name) != value:
-            raise UserError(
-                f"{path}: made with another {name} ({_short(made_with.get(name))}, now {_short(value)}); "
-                "use the former, or another --out"
-            )
+        if (before := info.identity.get(name)) != value:
+            change = f"{name} ({_short(before)}, now {_short(value)})"
+            raise UserError(f"{path}: made with another {change}; use the former, or another --out")
 
 
 def _short(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from trelm_ds.config import Config, flatten
 from trelm_ds.errors import UserError
+from trelm_ds.files import write_atomically
 
 METRICS = "metrics.jsonl"
 _RUN_ID = "mlflow_run.json"
@@ -29,7 +30,7 @@ class MetricsFile:
     def __init__(self, run: Path, from_step: int) -> None:
         self.path = run / METRICS
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
@@ -100,7 +101,7 @@ class MlflowRun:
         run_id = started.info.run_id
         parameters = [Param(key, str(value)) for key, value in flatten(config).items()]
         self._client.log_batch(run_id, params=parameters)
-        (run / _RUN_ID).write_text(json.dumps({"run_id": run_id, "experiment": name}) + "\n", encoding="utf-8")
+        write_atomically(run / _RUN_ID, json.dumps({"run_id": run_id, "experiment": name}) + "\n")
         return run_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from trelm_ds.config import Config, to_yaml
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
-from trelm_ds.errors import UserError
+from trelm_ds.errors import RankError, UserError
 from trelm_ds.files import write_atomically
 from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
 from trelm_ds.shards import SampleOrder, ShardReader
 from trelm_ds.training import checkpoint
@@ -74,38 +75,50 @@ class Trainer:
     def __init__(self, config: Config, data: Path, run: Path, ranks: Ranks, signals: StopSignals) -> None:
         self.config, self.run, self.ranks, self.signals = config, run, ranks, signals
         self.ds_config = resolve_ds_config(config, ranks.world_size)
-        reader = ShardReader(data, cached_blocks=config.loader.window_blocks + 8)
         self.tokenizer_folder = data / TOKENIZER_FOLDER
-        tokenizer = load_tokenizer(self.tokenizer_folder)
-        info = describe(tokenizer)
-        if info != TokenizerInfo(**reader.manifest.tokenizer):
-            raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
-        self.model = build_model(config, info, reader.manifest.max_length)
+        # Nodes may see different files, so all ranks hear of what any of them misses.
+        reader, masker, model = ranks.all_agree(lambda: self._open(data))
+        self.n_samples = reader.manifest.n_sequences
         self.identity: dict[str, Any] = {  # what a continuation must have in common with the run it continues
-            "model": self.model.config.to_hf(),
+            "model": model.config.to_hf(),
             "dataset": reader.manifest.fingerprint,
             "loader.seed": config.loader.seed,
             "loader.window_blocks": config.loader.window_blocks,
             "trainer.seed": config.trainer.seed,
             "trainer.global_batch_size": config.trainer.global_batch_size,
+            "trainer.precision": config.trainer.precision,
         }
-        self.n_samples = reader.manifest.n_sequences
         resumed = self._find_checkpoint()
         self.steps = StepReader(
             reader,
             SampleOrder(reader.block_sizes, config.loader.seed, config.loader.window_blocks),
-            Masker(config.masking, info, word_starts(tokenizer), config.loader.seed),
+            masker,
             config.trainer.global_batch_size,
             config.trainer.micro_batch_size,
             ranks.rank,
             ranks.world_size,
         )
-        self.engine: DeepSpeedEngine = build_engine(self.model, config, self.ds_config, ranks.device)
+        self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
         self.step = 0
         if resumed is not None:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
             self.step = resumed[1].step
         self.window = _Window()
+
+    def _open(self, data: Path) -> tuple[ShardReader, Masker, MaskedLanguageModel]:
+        """What this rank reads from disk."""
+        reader = ShardReader(data, cached_blocks=self.config.loader.window_blocks + 8)
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        info = describe(tokenizer)
+        if info != TokenizerInfo(**reader.manifest.tokenizer):
+            raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
+        masker = Masker(self.config.masking, info, word_starts(tokenizer), self.config.loader.seed)
+        model = build_model(self.config, info, reader.manifest.max_length)
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out: cannot make {self.run}: {error.strerror}") from None
+        return reader, masker, model
 
     @property
     def _zero_stage(self) -> int:
@@ -113,16 +126,12 @@ class Trainer:
 
     def _find_checkpoint(self) -> tuple[Path, CheckpointInfo] | None:
         """The checkpoint to continue from, found and verified by rank 0 for all."""
-        found: tuple[Path, CheckpointInfo] | UserError | None = None
-        if self.ranks.rank == 0:
-            try:
-                found = choose_checkpoint(self.config.trainer.resume, self.run, self.identity)
-            except UserError as error:
-                found = error
-        found = self.ranks.from_first(found)
-        if isinstance(found, UserError):
-            raise found
-        return found
+
+        def find() -> tuple[Path, CheckpointInfo] | None:
+            first = self.ranks.rank == 0
+            return choose_checkpoint(self.config.trainer.resume, self.run, self.identity) if first else None
+
+        return self.ranks.from_first(self.ranks.all_agree(find))
 
     def train(self) -> int:
         """Runs the loop; returns the exit code."""
@@ -150,9 +159,11 @@ class Trainer:
                     bar.advance(note=note)
                     if self.step % every.checkpoint_every == 0 or self.step == total or stop:
                         self._save()
-        except BaseException:
+        except BaseException as error:
             if tracker:
                 tracker.end("FAILED")
+            if isinstance(error, UserError):
+                raise RankError(f"rank {self.ranks.rank}, step {self.step}: {error}") from None
             raise
         finally:
             self.steps.close()
@@ -162,7 +173,6 @@ class Trainer:
         return 128 + stop if stop else 0
 
     def _open_run(self) -> MetricsFile:
-        self.run.mkdir(parents=True, exist_ok=True)
         write_atomically(self.run / "config.yaml", to_yaml(self.config))
         write_atomically(self.run / "ds_config.json", json.dumps(self.ds_config, indent=2) + "\n")
         if self.step:
@@ -172,7 +182,7 @@ class Trainer:
     def _train_step(self) -> int:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
         batches = self.steps.read(self.step)
-        masked_everywhere, _ = self.ranks.sum([sum(len(batch.labels) for batch in batches), 0])
+        (masked_everywhere,) = self.ranks.sum(sum(len(batch.labels) for batch in batches))
         # DeepSpeed averages over ranks and accumulation steps. Undone by this factor, the step's loss is the mean over
         # all masked tokens of the global batch, whatever the number of ranks.
         per_token = self.ranks.world_size * len(batches) / max(1.0, masked_everywhere)
@@ -204,8 +214,8 @@ class Trainer:
     def _summary(self, since: float) -> dict[str, float]:
         """The metrics since the last log point, over all ranks."""
         window, self.window = self.window, _Window()
-        own = [float(window.loss), float(window.correct), window.masked, window.tokens, window.sequences]
-        loss, correct, masked, tokens, sequences = self.ranks.sum(own)
+        own = float(window.loss), float(window.correct), window.masked, window.tokens, window.sequences
+        loss, correct, masked, tokens, sequences = self.ranks.sum(*own)
         seconds = time.monotonic() - since
         norm = self.engine.get_global_grad_norm()
         return {
@@ -223,8 +233,7 @@ class Trainer:
             step=self.step,
             world_size=self.ranks.world_size,
             zero_stage=self._zero_stage,
-            model=self.identity["model"],
-            data={name: value for name, value in self.identity.items() if name != "model"},
+            identity=self.identity,
         )
         keep = self.config.trainer.keep_checkpoints
         checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)
