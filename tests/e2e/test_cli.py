@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import shutil
@@ -158,6 +159,39 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
     result = trelm(*arguments, PWD=str(tmp_path))
     assert message in refused(result)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tiny_corpus: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """What the command line makes of broken files; the messages of every kind are tested in their rooms."""
+    graph = Path(shutil.copytree(tiny_corpus / "wikidata5m", tmp_path / "graph"))
+    dump = tmp_path / "dump.xml.bz2"
+    pages = "".join(f"<page><title>{n * 2654435761 % 2**32}</title></page>" for n in range(90_000))
+    dump.write_bytes(bz2.compress(f"<mediawiki>{pages}</mediawiki>".encode())[:-1000])
+    common = ("prepare", "--tokenizer", "train", "--out", tmp_path / "out")
+    truncated = trelm(*common, "--source", dump, "--wikidata5m", graph)
+    assert f"{dump}: damaged or truncated file" in refused(truncated)
+
+    with (graph / "wikidata5m_all_triplet.txt").open("a") as stream:
+        stream.write("Q1\tP551\n")
+    malformed = trelm(*common, "--source", tiny_corpus / "corpus.jsonl", "--wikidata5m", graph)
+    assert "wikidata5m_all_triplet.txt:41: expected head<TAB>relation<TAB>tail" in refused(malformed)
+    assert not (tmp_path / "out").exists()
+
+    settings = tmp_path / "run.yaml"
+    for text, message in (
+        ("trainer:\n  steps: 3\n", "2: unknown setting"),
+        ("model:\n  hidden_size: big\n", "2: model"),
+    ):
+        settings.write_text(text)
+        assert f"{settings}:{message}" in refused(trelm("pretrain", "--config", settings))
+
+    data = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    vocabulary = (data / "tokenizer" / "vocab.txt").read_text().splitlines()
+    shutil.rmtree(data / "tokenizer")
+    (data / "tokenizer").mkdir()
+    (data / "tokenizer" / "vocab.txt").write_text("\n".join([*vocabulary[:5], *reversed(vocabulary[5:])]) + "\n")
+    mismatch = trelm("pretrain", "--data", data, "--out", tmp_path / "run")
+    assert "not the tokenizer that made this dataset" in refused(mismatch)
 
 
 def test_print_config_shows_what_would_run(settings: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,11 @@ class Masker:
     word_starts: np.ndarray
     seed: int
 
+    @cached_property
+    def _ordinary(self) -> np.ndarray:
+        """The tokens that are not special."""
+        return np.setdiff1d(np.arange(self.info.vocab_size), self.info.special_ids)
+
     def __call__(
         self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,8 +88,8 @@ class Masker:
 
         keys = epoch[chosen], sample[chosen], place[chosen]
         kind = keyed_uniform(self.seed, _REPLACEMENT, *keys)
-        ordinary = np.setdiff1d(np.arange(self.info.vocab_size), self.info.special_ids)
-        random_tokens = ordinary[(keyed_uniform(self.seed, _RANDOM_TOKEN, *keys) * len(ordinary)).astype(np.int64)]
+        drawn = keyed_uniform(self.seed, _RANDOM_TOKEN, *keys) * len(self._ordinary)
+        random_tokens = self._ordinary[drawn.astype(np.int64)]
         masked = tokens.copy()
         shown_as_mask = kind < self.config.mask_share
         shown_as_random = ~shown_as_mask & (kind < self.config.mask_share + self.config.random_share)
