@@ -69,6 +69,7 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
     ("argv", "message"),
     [
         (["--trainer.max_steps", "0"], "--trainer.max_steps: must be greater than 0, got 0"),
+        (["--optimizer.lr", ".inf"], "--optimizer.lr: must be a finite number, got inf"),
         (["--optimizer.lr", "fast"], "--optimizer.lr: expected float, got 'fast'"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz: unknown setting; did you mean --trainer.max_steps?"),
         (["--trainer.max_steps", "5"], "--optimizer.warmup_steps: must be less than trainer.max_steps 5, got 1000"),

@@ -6,6 +6,7 @@ A run is one YAML file plus dotted overrides: `trelm pretrain --config run.yaml 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -185,6 +186,9 @@ _SHARES = (
 def problems(config: Config) -> Iterator[tuple[str, str]]:
     """Yields (dotted setting, what is wrong and what to do) for every value out of range."""
     value = flatten(config)
+    for name, number in value.items():
+        if isinstance(number, float) and not math.isfinite(number):
+            yield name, f"must be a finite number, got {number}"
     for name in _POSITIVE:
         if not value[name] > 0:
             yield name, f"must be greater than 0, got {value[name]}"

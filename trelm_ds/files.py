@@ -55,7 +55,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     with open_binary(path) as stream:
         try:
             for number, line in enumerate(stream, 1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number}: not valid UTF-8 ({error.reason} at byte {error.start})") from None
         except DAMAGED as error:

@@ -165,6 +165,8 @@ def test_truncated_gzip(corpus: Path, tmp_path: Path) -> None:
             "corpus.jsonl:61: a mention needs 0 <= start",
         ),
         ('{"text": "ab", "mentions": [{"qid": "1", "start": 0, "end": 1}]}', "corpus.jsonl:61: a mention's 'qid'"),
+        ('{"text": "a\\ud800"}', "corpus.jsonl:61: 'text' holds half a surrogate pair at character 1"),
+        ("[" * 100_000, "corpus.jsonl:61: nested too deeply"),
         ('{"text": "ab", "mentions": [3]}', "corpus.jsonl:61: a mention must be an object"),
         ('{"text": "ab", "mentions": [{"qid": "Q1", "start": true, "end": 1}]}', "corpus.jsonl:61: a mention needs"),
     ],
@@ -214,6 +216,17 @@ def test_out_that_is_no_dataset_stays_untouched(corpus: Path, tmp_path: Path) ->
 def test_an_empty_corpus(corpus: Path, tmp_path: Path) -> None:
     write_dump(tmp_path / "d", [PAGE.format("A", 0, '<redirect title="B" />', "")])
     assert "holds no text" in refused(options(corpus, tmp_path / "ds", source=tmp_path / "d"))
+
+
+def test_a_byte_order_mark_is_no_mistake(corpus: Path, tmp_path: Path) -> None:
+    path = corpus / "corpus.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert prepare(options(corpus, tmp_path / "ds"))[0].n_sequences == 60
+
+
+def test_text_without_a_token(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "corpus.jsonl").write_text('{"text": " \\u0000 "}\n')
+    assert "holds no text that the tokenizer knows" in refused(options(corpus, tmp_path / "ds"))
 
 
 def test_mixed_sources(corpus: Path, tmp_path: Path) -> None:

@@ -240,6 +240,21 @@ def test_a_half_written_save_is_ignored_and_cleared(one_rank: Ranks, tiny_datase
     assert json.loads((folder / "latest.json").read_text()) == {"checkpoint": "step-00000004", "step": 4}
 
 
+def test_a_full_disk_keeps_what_was_committed(
+    one_rank: Ranks, tiny_dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr("deepspeed.DeepSpeedEngine.save_checkpoint", full)
+    message = fails(config(max_steps=6), tiny_dataset, run, one_rank)
+    assert "cannot write the checkpoint (PytorchStreamWriter failed" in message
+    monkeypatch.undo()
+    assert committed(run)[0].name == "step-00000004"
+    train(config(max_steps=6), tiny_dataset, run, one_rank)
+    assert committed(run)[0].name == "step-00000006"
+
+
 def test_other_tokenizers_and_lengths_are_refused(
     one_rank: Ranks, tiny_dataset: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -26,9 +26,15 @@ def read_linked(path: Path, counts: Counter[str]) -> Iterator[Document]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise UserError(f"{place}: nested too deeply") from None
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise UserError(f"{place}: expected an object with a string 'text'")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
+            raise UserError(f"{place}: 'text' holds half a surrogate pair at character {error.start}") from None
         mentions = record.get("mentions", [])
         if not isinstance(mentions, list):
             raise UserError(f"{place}: 'mentions' must be a list")

@@ -142,10 +142,13 @@ def _build(
         writer.add(sequence)
         frequency.update(sequence.mentions[:, 2].tolist())
     spool.unlink()
+    shards = writer.close()
+    if not shards:
+        raise UserError(f"--source: {options.source} holds no text that the tokenizer knows")
     _count_entities(frequency, graph, counts)
     # The reader wants positive counts only; a Counter also holds zeros that were merely looked at.
     funnel = {name: value for name, value in counts.items() if value}
-    manifest = Manifest(dataclasses.asdict(info), options.max_length, request, funnel, writer.close())
+    manifest = Manifest(dataclasses.asdict(info), options.max_length, request, funnel, shards)
     manifest.save(work)
     return manifest
 

@@ -130,14 +130,21 @@ def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Pa
             shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(tokenizer, work / "tokenizer")
     ranks.barrier()
-    engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
-    if ranks.local_rank == 0:
-        _flush(work)  # each node flushes what its own ranks wrote
-    ranks.barrier()
-    if ranks.rank == 0:
-        _commit(work, final, info)
-        write_atomically(folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
-        _prune(run, keep)
+    try:
+        engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
+        if ranks.local_rank == 0:
+            _flush(work)  # each node flushes what its own ranks wrote
+        ranks.barrier()
+        if ranks.rank == 0:
+            _commit(work, final, info)
+            write_atomically(folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
+            _prune(run, keep)
+    except (OSError, RuntimeError) as error:  # torch raises the latter when a disk is full
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        reason = (
+            f"cannot write the checkpoint ({' '.join(str(error).split())[:200]}); {free / 1e6:,.0f} MB are free there"
+        )
+        raise UserError(f"{folder}: {reason}; the checkpoints before it are untouched") from error
     ranks.barrier()
     return final
 

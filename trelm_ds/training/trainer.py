@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from trelm_ds.training.engine import build_engine, resolve_ds_config
 from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.setup import build_model, choose_checkpoint
 from trelm_ds.training.signals import StopSignals
-from trelm_ds.training.tracking import MetricsFile, MlflowRun
+from trelm_ds.training.tracking import MetricsFile, MlflowRun, read_metrics
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -239,10 +240,13 @@ class Trainer:
         checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)
 
     def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
-        if (self.run / "metrics.jsonl").stat().st_size:
-            plot_loss(self.run, self.run / "loss.png")
-            if tracker:
-                tracker.log_file(self.run / "loss.png")
+        try:
+            if read_metrics(self.run):
+                plot_loss(self.run, self.run / "loss.png")
+                if tracker:
+                    tracker.log_file(self.run / "loss.png")
+        except OSError as error:  # a full disk: the checkpoint is what counts
+            warnings.warn(f"no loss curve: {error}", stacklevel=2)
         if tracker:
             tracker.end("KILLED" if stop else "FINISHED")
         what = f"stopped by signal {stop}; the same command continues" if stop else "done"
