@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -120,6 +121,8 @@ def _verify(namespace: argparse.Namespace) -> int:
 
 
 def _pretrain(arguments: list[str]) -> int:
+    # Until training begins there is nothing to save, and an exception in the middle of an import surfaces anywhere.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from jsonargparse import ArgumentParser
 
     from trelm_ds.config import to_yaml
@@ -184,6 +187,8 @@ def _evaluate_lama(namespace: argparse.Namespace) -> int:
 
     if namespace.batch_size < 1:
         raise UserError(f"--batch-size: must be at least 1, got {namespace.batch_size}")
+    if namespace.out and (namespace.out.suffix in ("", ".png") or not namespace.out.resolve().parent.is_dir()):
+        raise UserError(f"--out: give a file such as lama.json in an existing folder, not {namespace.out}")
     result = evaluate_lama(namespace.model, namespace.data, batch_size=namespace.batch_size, vocabulary=namespace.vocab)
     print(format_table(result))
     if namespace.out:

@@ -95,7 +95,7 @@ class TrainerConfig:
     micro_batch_size: int = 32
     """sequences per forward pass and rank; accumulation steps follow from the two and the number of ranks"""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """number format of forward and backward; the optimizer keeps fp32 weights"""
+    """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
     ds_config: str = "ds_configs/zero1.json"
     """DeepSpeed file; its "auto" values are filled from this configuration"""
     seed: int = 0
@@ -107,7 +107,7 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, at least 2"""
     resume: str = "auto"
-    """auto: continue RUN's last checkpoint; never: refuse to start where one exists; else a checkpoint folder"""
+    """auto: continue RUN's last checkpoint; never: refuse to start where one exists; else a checkpoint to start from"""
 
 
 @dataclass
@@ -198,6 +198,9 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     for name in _SHARES:
         if not 0 <= value[name] <= 1:
             yield name, f"must lie between 0 and 1, got {value[name]}"
+    for name in ("loader.seed", "trainer.seed"):
+        if value[name] >= 1 << 63:
+            yield name, f"must be less than 2^63, got {value[name]}"
     model, masking, trainer, optimizer = config.model, config.masking, config.trainer, config.optimizer
     if masking.probability == 0:
         yield "masking.probability", "must be greater than 0, or there is nothing to learn"

@@ -32,12 +32,18 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
     Raises:
         UserError: unknown or mistyped setting, value out of range; names `file:line: setting` or `--setting`.
     """
+    if sum(arg == "--config" or arg.startswith("--config=") for arg in argv) > 1:
+        raise UserError("--config: given twice; put the settings into one file")
     places = Places(_config_path(argv), {arg.split("=")[0][2:] for arg in argv if arg.startswith("--")})
     try:
         namespace = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(_one_line(str(error), places)) from None
     config = _build(parser, namespace)
+    for section in dataclasses.fields(config):
+        for item in dataclasses.fields(getattr(config, section.name)):
+            if getattr(getattr(config, section.name), item.name) is None and "None" not in str(item.type):
+                raise UserError(f"{places.of(f'{section.name}.{item.name}')}: needs a value, got null")
     for name, what in problems(config):
         raise UserError(f"{places.of(name)}: {what}")
     return config, namespace
@@ -94,17 +100,17 @@ class Places:
             mark = getattr(error, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
             raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{path}:1: expected settings such as 'trainer:', found something else")
-        if root is not None:
-            self._walk(root, Config, "")
+        if not isinstance(root, yaml.MappingNode):
+            found = "nothing" if root is None else "something else"
+            raise UserError(f"{path}:1: expected settings such as 'trainer:', found {found}")
+        self._walk(root, Config, "")
 
     def _walk(self, node: yaml.MappingNode, kind: type, prefix: str) -> None:
         """Notes the line of every key; the first unknown one is an error with the nearest known name."""
         known = {item.name: item for item in dataclasses.fields(kind)}
         for key, value in node.value:
             name, line = f"{prefix}{key.value}", key.start_mark.line + 1
-            if key.value not in known:
+            if not isinstance(key, yaml.ScalarNode) or key.value not in known:
                 near = difflib.get_close_matches(str(key.value), known, n=1)
                 hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
                 raise UserError(f"{self.path}:{line}: unknown setting '{name}'; {hint}")

@@ -76,6 +76,28 @@ def test_a_mention_across_the_cut_is_counted_once(tokenizer) -> None:
     assert sum(len(piece.tokens) - 2 for piece in pieces) == 40
 
 
+def test_special_tokens_in_a_text_are_words(tokenizer) -> None:
+    (piece,) = sequences_of([Document("Person01 [MASK] lives [SEP] in [PAD] City01.", [])], tokenizer, 64, Counter())
+    assert not set(piece.tokens[1:-1].tolist()) & {
+        tokenizer.mask_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.pad_token_id,
+    }
+
+
+def test_a_tokenizer_that_pads_does_not_pad_here(tokenizer) -> None:
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    (piece,) = sequences_of([Document("Person01 lives.", [])], tokenizer, 64, Counter())
+    assert tokenizer.pad_token_id not in piece.tokens
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\x85", "\u2028"])
+def test_white_space_of_many_bytes(tokenizer, blank: str) -> None:
+    text = f"Plan B{blank}. Person01 lives in{blank}City01. He likes it."
+    (piece,) = sequences_of([Document(text, [])], tokenizer, 64, Counter())
+    assert len(piece.tokens) > 10
+
+
 def test_a_document_without_a_token_yields_nothing(tokenizer) -> None:
     counts: Counter[str] = Counter()
     assert list(sequences_of([Document(" \n ", [])], tokenizer, 12, counts)) == []

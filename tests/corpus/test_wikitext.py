@@ -25,6 +25,11 @@ def test_the_letters_after_a_link_belong_to_it() -> None:
     assert links(paragraph) == [("buses", "Bus"), ("city", "City")]
 
 
+def test_only_the_text_right_behind_a_link_belongs_to_it() -> None:
+    (paragraph,) = paragraphs_of("A [[foot]][[ball]] game, [[bus]]<nowiki/>es, [[S: A Novel]] and [[tram]]''s'' too.")
+    assert [anchor for anchor, _ in links(paragraph)] == ["foot", "ball", "bus", "S: A Novel", "tram"]
+
+
 def test_templates_tables_files_and_closing_sections_are_left_out() -> None:
     text = """{{Infobox city|name=[[Paris]]}}
 [[File:Eiffel.jpg|thumb|The [[Eiffel Tower]] in the evening light]]

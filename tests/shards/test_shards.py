@@ -116,6 +116,16 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
         ShardReader(tmp_path / "ds")
 
 
+def test_a_damaged_block_is_never_trained_on(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "ds", random_sequences(20, 1000), 1000)
+    path = tmp_path / "ds" / manifest.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[1200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged block; run `trelm verify`"):
+        ShardReader(tmp_path / "ds").sequence(0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -123,6 +133,8 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
         (lambda content: content | {"max_length": 65}, "fingerprint does not match"),
         (lambda content: {name: content[name] for name in content if name != "shards"}, "damaged manifest"),
         (lambda content: [content], "schema version None"),
+        (lambda content: content | {"shards": [content["shards"][0] | {"blocks": [[0, 1, 2, 3]]}]}, "fingerprint"),
+        (lambda content: content | {"shards": [content["shards"][0] | {"name": "../x.tar"}]}, "a shard's name"),
     ],
 )
 def test_a_changed_manifest_is_refused(tmp_path: Path, change, message: str) -> None:

@@ -18,7 +18,7 @@ from trelm_ds.config import Config, ModelConfig, OptimizerConfig, TrackingConfig
 from trelm_ds.errors import UserError
 from trelm_ds.model import load_pretrained
 from trelm_ds.training import export
-from trelm_ds.training.checkpoint import committed
+from trelm_ds.training.checkpoint import committed, read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import read_metrics
@@ -205,7 +205,13 @@ def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, run
     wider.model.intermediate_size = 64
     assert "made with another model" in fails(wider, tiny_dataset, run, one_rank)
     assert 'is "never", but' in fails(config(resume="never"), tiny_dataset, run, one_rank)
-    assert "is no committed checkpoint" in fails(config(resume=str(run)), tiny_dataset, run, one_rank)
+    assert "is no committed checkpoint" in fails(config(resume=str(run)), tiny_dataset, run / "new", one_rank)
+    own = str(run / "checkpoints" / "step-00000002")
+    assert "branch off into another --out" in fails(config(resume=own), tiny_dataset, run, one_rank)
+    faster = config()
+    faster.optimizer.lr = 1.0
+    assert "made with another optimizer.lr (0.003, now 1.0)" in fails(faster, tiny_dataset, run, one_rank)
+    assert "trainer.max_steps: is 3, " in fails(config(max_steps=3), tiny_dataset, run, one_rank)
 
 
 def test_a_damaged_checkpoint_is_passed_over(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
@@ -219,6 +225,38 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: Ranks, tiny_dataset: Path
         train(config(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
     assert committed(run)[0].name == "step-00000004"
+    assert read_verified(committed(run)[0]).step == 4  # written anew
+
+
+def test_a_kill_before_the_pointer_costs_nothing(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    pointer = run / "checkpoints" / "latest.json"
+    for content in ('{"checkpoint": "step-00000002", "step": 2}', "{bro", "[]"):
+        pointer.write_text(content)
+        train(config(), tiny_dataset, run, one_rank)
+        assert committed(run)[0].name == "step-00000004"
+    assert [path.name for path in committed(run)] == ["step-00000004", "step-00000002"]
+
+
+def test_a_file_that_the_manifest_does_not_name_is_refused(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-00000004"
+    content = json.loads((checkpoint / "manifest.json").read_text())
+    for files, message in (({}, "nothing vouches for it"), ([], "damaged manifest"), ({"a": 3}, "damaged manifest")):
+        (checkpoint / "manifest.json").write_text(json.dumps(content | {"files": files}))
+        with pytest.raises(UserError, match=message):
+            read_verified(checkpoint)
+
+
+def test_a_checkpoint_starts_another_run_once(one_rank: Ranks, tiny_dataset: Path, run: Path, tmp_path: Path) -> None:
+    start = str(run / "checkpoints" / "step-00000002")
+    for steps in (6, 8):
+        train(config(max_steps=steps, resume=start), tiny_dataset, tmp_path / "branch", one_rank)
+    assert [point["step"] for point in read_metrics(tmp_path / "branch")] == [3, 4, 5, 6, 7, 8]
+
+
+def test_an_exploding_loss_writes_no_checkpoint(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    wild = config(max_steps=20)
+    wild.optimizer.lr, wild.optimizer.max_grad_norm = 1e30, 0.0
+    assert "the loss is not a finite number" in fails(wild, tiny_dataset, tmp_path / "wild", one_rank)
 
 
 def test_no_sound_checkpoint_is_an_error(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:

@@ -26,6 +26,8 @@ def read_linked(path: Path, counts: Counter[str]) -> Iterator[Document]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except ValueError as error:  # an integer of thousands of digits
+            raise UserError(f"{place}: not valid JSON: {error}") from None
         except RecursionError:
             raise UserError(f"{place}: nested too deeply") from None
         text = record.get("text") if isinstance(record, dict) else None

@@ -17,7 +17,7 @@ from trelm_ds.corpus.sources import find_sources, read_documents, read_spool, wr
 from trelm_ds.corpus.titles import TitleResolver
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of
+from trelm_ds.files import fsync_folder, lock, sha256_of
 from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names
 from trelm_ds.progress import track
 from trelm_ds.shards import Manifest, ShardWriter
@@ -65,6 +65,11 @@ def prepare(options: PrepareOptions) -> tuple[Manifest, bool]:
         if getattr(options, name) < least:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: must be at least {least}, got {getattr(options, name)}")
+    options = dataclasses.replace(options, out=options.out.resolve())
+    if options.out.is_mount():
+        raise UserError(
+            f"--out: {options.out} is a mount point, which cannot be put in place whole; name a folder in it"
+        )
     kind, files = find_sources(options.source)
     graph_files = find_wikidata5m(options.wikidata5m)
     if options.tokenizer != TRAIN:
@@ -76,20 +81,30 @@ def prepare(options: PrepareOptions) -> tuple[Manifest, bool]:
             return manifest, False
         raise UserError(f"--out: {options.out} holds a dataset made from another request; remove it or choose another")
     work = options.out.with_name(f".{options.out.name}.partial")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with lock(options.out.with_name(f".{options.out.name}.lock"), f"--out: {options.out}"):
+            return _make(options, kind, files, graph_files, request, work), True
+    except OSError as error:
+        raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}") from None
+
+
+def _make(
+    options: PrepareOptions, kind: str, files: list[Path], graph_files: dict[str, Path], request: dict, work: Path
+) -> Manifest:
+    """Builds in `work` and puts it in place."""
     shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir(parents=True)
+        work.mkdir()
         manifest = _build(options, kind, files, graph_files, request, work)
         fsync_folder(work)
         if options.out.is_dir():
             options.out.rmdir()  # an empty folder
         work.rename(options.out)
         fsync_folder(options.out.parent)
-    except OSError as error:
-        raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return manifest, True
+    return manifest
 
 
 def _request(options: PrepareOptions, kind: str, files: list[Path], graph_files: dict[str, Path]) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
@@ -40,7 +41,9 @@ def sequences_of(
     """
     info = describe(tokenizer)
     core, budget = tokenizer.backend_tokenizer, max_length - 2
-    core.no_truncation()
+    core.no_truncation()  # a tokenizer.json may come with either switched on
+    core.no_padding()
+    core.encode_special_tokens = True  # "[MASK]" in a text is three words, not the mask
     for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
         encodings = core.encode_batch([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):
@@ -119,7 +122,8 @@ def _sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
     position = 0
     for line in text.split("\n"):
         inside = position
-        for sentence in sentencex.segment("en", line):
+        # The library fails on white space of more than one byte; a blank in its place keeps every offset.
+        for sentence in sentencex.segment("en", re.sub(r"\s", " ", line)):
             starts.append(inside)
             inside += len(sentence)
         position += len(line) + 1

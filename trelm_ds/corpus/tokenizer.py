@@ -100,6 +100,8 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder:
         letters.update(core.normalizer.normalize_str(text))
     common = sorted(letters, key=lambda letter: (-letters[letter], letter))[:_LETTERS]
     alphabet = sorted(letter for letter in common if not letter.isspace())
+    if vocab_size < (least := len(specials) + 2 * len(alphabet)):
+        raise UserError(f"--vocab-size: must be at least {least} for the letters of this corpus, got {vocab_size}")
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,

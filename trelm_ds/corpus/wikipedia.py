@@ -47,6 +47,10 @@ def read_pages(path: Path) -> Iterator[Page]:
                         yield page
         except ElementTree.ParseError as error:
             raise UserError(f"{path}:{error.position[0]}: not valid XML ({error}), {last}; is it truncated?") from None
+        except (ValueError, LookupError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: cannot be read as XML ({error}), {last}") from None
         except DAMAGED as error:
             raise UserError(f"{path}: damaged or truncated file ({error}), {last}; fetch it again") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 
 import mwparserfromhell
 from mwparserfromhell import nodes
@@ -22,7 +23,7 @@ _SKIPPED_SECTIONS = {
 _PREFIX = re.compile(r"^:?([A-Za-z][\w -]*):")
 _LINKED_NAMESPACES = {
     "file", "image", "category", "media", "template", "wikipedia", "wp", "help", "portal", "user", "special", "talk",
-    "wiktionary", "wikt", "wikisource", "s", "commons", "wikibooks", "wikiquote", "wikinews", "meta", "module", "book",
+    "wiktionary", "wikt", "wikisource", "commons", "wikibooks", "wikiquote", "wikinews", "meta", "module",
 }  # fmt: skip
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[a-z]+)?$")
 MINIMUM_WORDS = 4
@@ -68,16 +69,15 @@ class _Paragraphs:
     def cut(self) -> None:
         text = self._text.rstrip()
         if len(text.split()) >= MINIMUM_WORDS:
-            self.done.append(Document(text, [_with_trail(text, mention) for mention in self._mentions]))
+            self.done.append(Document(text, self._mentions))
         self._text, self._mentions = "", []
 
-
-def _with_trail(text: str, mention: Mention) -> Mention:
-    """MediaWiki shows `[[bus]]es` as one link: lower-case letters that follow belong to the anchor."""
-    end = mention.end
-    while end < len(text) and text[end].isascii() and text[end].islower():
-        end += 1
-    return mention._replace(end=end)
+    def add_after_link(self, text: str) -> None:
+        """MediaWiki shows `[[bus]]es` as one link: lower-case letters right behind it belong to the anchor."""
+        trail = len(text) - len(text.lstrip(string.ascii_lowercase))
+        if trail and self._mentions and self._mentions[-1].end == len(self._text):
+            self._mentions[-1] = self._mentions[-1]._replace(end=len(self._text) + trail)
+        self.add(text)
 
 
 def paragraphs_of(wikitext: str) -> list[Document]:
@@ -94,18 +94,21 @@ def paragraphs_of(wikitext: str) -> list[Document]:
 
 def _collect(code: mwparserfromhell.wikicode.Wikicode, paragraphs: _Paragraphs) -> None:
     skipping = False
+    previous = None
     for node in code.nodes:
+        behind_link, previous = isinstance(previous, nodes.Wikilink), node
         if isinstance(node, nodes.Heading):
             paragraphs.cut()
             skipping = node.title.strip_code().strip().lower() in _SKIPPED_SECTIONS
         elif skipping or isinstance(node, (nodes.Template, nodes.Comment, nodes.Argument)):
             continue
         elif isinstance(node, nodes.Text):
-            paragraphs.add(node.value)
+            (paragraphs.add_after_link if behind_link else paragraphs.add)(node.value)
         elif isinstance(node, nodes.Wikilink):
             _collect_link(node, paragraphs)
         elif isinstance(node, nodes.HTMLEntity):
-            paragraphs.add(node.normalize() or "")
+            character = node.normalize() or ""
+            paragraphs.add("" if "\ud800" <= character <= "\udfff" else character)
         elif isinstance(node, nodes.ExternalLink):
             paragraphs.add(node.title.strip_code() if node.title else "")
         elif isinstance(node, nodes.Tag):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ NAME = "manifest.json"
 
 @dataclass
 class ShardInfo:
-    """One tar shard. `blocks` holds [offset in bytes, length in bytes, sequences] of each block."""
+    """One tar shard. `blocks` holds [offset in bytes, length in bytes, sequences, crc32] of each block."""
 
     name: str
     bytes: int
@@ -63,8 +64,9 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokenizer and of every shard's content: equal for equal data, whatever the folder is called."""
-        content = [self.schema, self.tokenizer, self.max_length, [shard.sha256 for shard in self.shards]]
+        """Hash of all that a reader relies on: equal for equal data, whatever the folder is called."""
+        shards = [dataclasses.asdict(shard) for shard in self.shards]
+        content = [self.schema, self.tokenizer, self.max_length, shards]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -91,7 +93,9 @@ class Manifest:
             shards = [ShardInfo(**shard) for shard in content["shards"]]
             manifest = cls(**{item.name: content[item.name] for item in dataclasses.fields(cls)} | {"shards": shards})
             fingerprint = content["fingerprint"]
-        except (KeyError, TypeError) as error:
+            if not all(re.fullmatch(r"shard-\d{6}\.tar", shard.name) for shard in shards):
+                raise ValueError("a shard's name")
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged manifest ({error}); run `trelm prepare` again") from None
         if manifest.fingerprint != fingerprint:
             raise UserError(f"{path}: its fingerprint does not match its content; run `trelm prepare` again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class ShardReader:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise UserError(f"{path}: {found}, the manifest says {shard.bytes} bytes; run `trelm verify {folder}`")
         places = [(number, *block) for number, shard in enumerate(self.manifest.shards) for block in shard.blocks]
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 4)
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 5)
         self.block_sizes = self._places[:, 3]
         self._first = np.concatenate([[0], np.cumsum(self.block_sizes)])
         self._load = lru_cache(maxsize=cached_blocks)(self._load_block)
@@ -48,10 +49,12 @@ class ShardReader:
         return Sequence(tokens, content.mentions[first:last, 1:])
 
     def _load_block(self, block: int) -> tuple[Block, np.ndarray]:
-        shard, offset, length, _ = self._places[block]
+        shard, offset, length, _, crc = self._places[block]
         path = self._folder / self.manifest.shards[shard].name
         with path.open("rb") as stream:
             stream.seek(int(offset))
             data = stream.read(int(length))
+        if zlib.crc32(data) != crc:
+            raise UserError(f"{path} at byte {offset}: damaged block; run `trelm verify` on the dataset")
         content = Block.from_tar(data, f"{path} at byte {offset}")
         return content, np.concatenate([[0], np.cumsum(content.lengths)])

@@ -38,12 +38,14 @@ def _problems(path: Path, shard: ShardInfo) -> list[str]:
         return [f"{path}: its content does not match its sha256 in the manifest"]
     sequences = tokens = mentions = 0
     with path.open("rb") as stream:
-        for offset, length, _ in shard.blocks:
+        for offset, length, in_block, _ in shard.blocks:
             stream.seek(offset)
             try:
                 block = Block.from_tar(stream.read(length), f"{path} at byte {offset}")
             except UserError as error:
                 return [str(error)]
+            if len(block.lengths) != in_block:
+                return [f"{path} at byte {offset}: {len(block.lengths)} sequences, the manifest says {in_block}"]
             sequences, tokens = sequences + len(block.lengths), tokens + len(block.tokens)
             mentions += len(block.mentions)
     if (sequences, tokens, mentions) != (shard.sequences, shard.tokens, shard.mentions):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 
 from trelm_ds.shards.format import Block, Sequence
@@ -58,7 +59,7 @@ class ShardWriter:
         name = f"shard-{len(self.shards):06d}.tar"
         places, offset = [], 0
         for block, data in self._blocks:
-            places.append([offset, len(data), len(block.lengths)])
+            places.append([offset, len(data), len(block.lengths), zlib.crc32(data)])
             offset += len(data)
         content = b"".join(data for _, data in self._blocks) + _END_OF_ARCHIVE
         with (self._folder / name).open("xb") as stream:

@@ -82,9 +82,14 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
         raise UserError(f"{path}: not a checkpoint manifest of schema {SCHEMA}; this program cannot read it")
     try:
         info = CheckpointInfo(**content)
-    except TypeError as error:
-        raise UserError(f"{path}: damaged manifest ({error})") from None
-    for name, (size, digest) in info.files.items():
+        listed = {str(name): (int(size), str(digest)) for name, (size, digest) in info.files.items()}
+        info.identity["model"]["model_type"]
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path}: damaged manifest ({error!r})") from None
+    for file in checkpoint.rglob("*"):
+        if file.is_file() and file != path and str(file.relative_to(checkpoint)) not in listed:
+            raise UserError(f"{file}: not in the checkpoint's manifest; nothing vouches for it")
+    for name, (size, digest) in listed.items():
         file = checkpoint / name
         if not file.is_file():
             raise UserError(f"{file}: missing from the checkpoint")
@@ -122,12 +127,11 @@ def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Pa
     """
     folder = checkpoints_folder(run)
     final = folder / f"step-{info.step:08d}"
-    if ranks.from_first((final / MANIFEST).is_file()):
-        return final  # resumed and stopped again without a step
     work = folder / f".{final.name}.partial"
     if ranks.rank == 0:
-        for left in (*folder.glob(".step-*.partial"), final):  # of a save that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (*folder.glob(".step-*"), *folder.glob("step-*")):
+            if left.name.startswith(".") or not (left / MANIFEST).is_file():  # of a save or a removal that was killed
+                shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(tokenizer, work / "tokenizer")
     ranks.barrier()
     try:
@@ -166,6 +170,9 @@ def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:
     info.files = {str(path.relative_to(work)): [path.stat().st_size, sha256_of(path)] for path in paths}
     info.versions = {"trelm_ds": __version__, "torch": str(torch.__version__), "deepspeed": deepspeed.__version__}
     write_atomically(work / MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
+    if final.exists():  # damaged, or of a continuation from an earlier step: this one replaces it
+        (final / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(final)
     work.rename(final)
     fsync_folder(final.parent)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import socket
@@ -101,7 +103,8 @@ def connect() -> Ranks:
         device = torch.device("cuda", local_rank)
     else:
         device = torch.device("cpu")
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its C++ op
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     control = dist.new_group(backend="gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
 

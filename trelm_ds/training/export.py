@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trelm_ds.errors import UserError
@@ -32,7 +33,11 @@ def export(source: Path, out: Path) -> Path:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
     config = EncoderConfig.from_hf(info.identity["model"])
-    save_pretrained(full_weights(folder, info.zero_stage), config, out, folder / "tokenizer")
+    weights = full_weights(folder, info.zero_stage)
+    try:
+        save_pretrained(weights, config, out, folder / "tokenizer")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot be written: {' '.join(str(error).split())}") from None
     return folder
 
 

@@ -69,7 +69,7 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
     """What `trainer.resume` means for this run folder.
 
     Args:
-        resume: "auto", "never" or a checkpoint folder.
+        resume: "auto", "never" or a checkpoint folder, which counts as long as the run has none of its own.
         run: the run folder.
         identity: what the continuation must have in common with the checkpoint.
 
@@ -80,7 +80,11 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
         if checkpoint.committed(run):
             raise UserError(f'trainer.resume: is "never", but {run} holds checkpoints; choose another --out or "auto"')
         return None
-    found = checkpoint.last_good(run) if resume == "auto" else (Path(resume), checkpoint.read_verified(Path(resume)))
+    found = checkpoint.last_good(run)
+    if resume != "auto":
+        if checkpoint.checkpoints_folder(run).resolve() in Path(resume).resolve().parents:
+            raise UserError(f"trainer.resume: {resume} belongs to {run} itself; branch off into another --out")
+        found = found or (Path(resume), checkpoint.read_verified(Path(resume)))
     if found is not None:
         _check_identity(*found, identity)
     return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +43,13 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The log points of a run, in order; a line that a kill cut short is left out."""
     path = run / METRICS
     points = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            points.append(json.loads(line))
-        except json.JSONDecodeError:
+            point = json.loads(line)
+        except ValueError:
             break
+        if isinstance(point, dict) and {"step", "loss", "accuracy", "lr"} <= point.keys():
+            points.append(point)
     return points
 
 
@@ -73,13 +77,15 @@ class MlflowRun:
             self._client = MlflowClient(self.uri)
             self.run_id = self._continue(run) or self._start(config, run)
         except Exception as error:  # whatever the store raises
-            raise UserError(f"tracking.uri: cannot use {_without_password(self.uri)}: {_first_line(error)}") from None
+            shown = without_password(self.uri)
+            reason = _first_line(error).replace(self.uri, shown)
+            raise UserError(f"tracking.uri: cannot use {shown}: {without_password(reason)}") from None
 
     def _continue(self, run: Path) -> str | None:
-        path = run / _RUN_ID
-        if not path.is_file():
+        try:
+            run_id = json.loads((run / _RUN_ID).read_text(encoding="utf-8"))["run_id"]
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
             return None
-        run_id = json.loads(path.read_text(encoding="utf-8"))["run_id"]
         try:
             self._client.update_run(run_id, status="RUNNING")
         except Exception:  # another store, or the run was deleted there: start a new one
@@ -99,7 +105,7 @@ class MlflowRun:
             experiment_id = experiment.experiment_id
         started = self._client.create_run(experiment_id, run_name=config.tracking.run_name or run.name)
         run_id = started.info.run_id
-        parameters = [Param(key, str(value)) for key, value in flatten(config).items()]
+        parameters = [Param(key, str(value)) for key, value in flatten(public(config)).items()]
         self._client.log_batch(run_id, params=parameters)
         write_atomically(run / _RUN_ID, json.dumps({"run_id": run_id, "experiment": name}) + "\n")
         return run_id
@@ -121,13 +127,21 @@ class MlflowRun:
         try:
             call()
         except Exception as error:
-            warnings.warn(f"MLflow: {_first_line(error)} (metrics are also in {METRICS})", stacklevel=3)
+            warnings.warn(
+                f"MLflow: {without_password(_first_line(error))} (metrics are also in {METRICS})", stacklevel=3
+            )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def _without_password(uri: str) -> str:
-    scheme, mark, rest = uri.partition("://")
-    return f"{scheme}{mark}...@{rest.rpartition('@')[2]}" if "@" in rest else uri
+def without_password(text: str) -> str:
+    """The text with user and password taken out of every address in it."""
+    return re.sub(r"(\w://)[^/@\s]*@", r"\1...@", text)
+
+
+def public(config: Config) -> Config:
+    """The configuration as it may be written down: no password in the tracking address."""
+    uri = config.tracking.uri
+    return replace(config, tracking=replace(config.tracking, uri=uri and without_password(uri)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import time
 import warnings
@@ -13,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trelm_ds.config import Config, to_yaml
+from trelm_ds.config import Config, flatten, to_yaml
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
 from trelm_ds.errors import RankError, UserError
-from trelm_ds.files import write_atomically
+from trelm_ds.files import lock, write_atomically
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
@@ -29,7 +31,7 @@ from trelm_ds.training.engine import build_engine, resolve_ds_config
 from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.setup import build_model, choose_checkpoint
 from trelm_ds.training.signals import StopSignals
-from trelm_ds.training.tracking import MetricsFile, MlflowRun, read_metrics
+from trelm_ds.training.tracking import MetricsFile, MlflowRun, public, read_metrics
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -89,6 +91,9 @@ class Trainer:
             "trainer.global_batch_size": config.trainer.global_batch_size,
             "trainer.precision": config.trainer.precision,
         }
+        settings = flatten(config)
+        self.identity |= {name: settings[name] for name in settings if name.startswith(("masking.", "optimizer."))}
+        self.identity["optimizer.betas"] = list(config.optimizer.betas)  # as JSON gives it back
         resumed = self._find_checkpoint()
         self.steps = StepReader(
             reader,
@@ -104,7 +109,14 @@ class Trainer:
         if resumed is not None:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
             self.step = resumed[1].step
+            if self.step > config.trainer.max_steps:
+                raise UserError(
+                    f"trainer.max_steps: is {config.trainer.max_steps}, {run} is at step {self.step} already"
+                )
+        self.saved_step = self.step if checkpoint.committed(run) else None
         self.window = _Window()
+        self.last_loss = torch.zeros(())
+        self.lr = 0.0
 
     def _open(self, data: Path) -> tuple[ShardReader, Masker, MaskedLanguageModel]:
         """What this rank reads from disk."""
@@ -115,10 +127,6 @@ class Trainer:
             raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
         masker = Masker(self.config.masking, info, word_starts(tokenizer), self.config.loader.seed)
         model = build_model(self.config, info, reader.manifest.max_length)
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out: cannot make {self.run}: {error.strerror}") from None
         return reader, masker, model
 
     @property
@@ -135,7 +143,26 @@ class Trainer:
         return self.ranks.from_first(self.ranks.all_agree(find))
 
     def train(self) -> int:
-        """Runs the loop; returns the exit code."""
+        """Trains; returns the exit code.
+
+        Raises:
+            UserError: the run folder cannot be written or another process trains there.
+        """
+        with contextlib.ExitStack() as held:
+            self.ranks.all_agree(lambda: self._take_folder(held))
+            return self._loop()
+
+    def _take_folder(self, held: contextlib.ExitStack) -> None:
+        """Makes the run folder and keeps other runs out of it."""
+        if self.ranks.rank:
+            return
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(self.run / ".lock", f"--out: {self.run}"))
+        except OSError as error:
+            raise UserError(f"--out: cannot write into {self.run}: {error.strerror}") from None
+
+    def _loop(self) -> int:
         first_rank = self.ranks.rank == 0
         metrics = self._open_run() if first_rank else None
         tracker = MlflowRun(self.config, self.run) if first_rank and self.config.tracking.enabled else None
@@ -160,6 +187,7 @@ class Trainer:
                     bar.advance(note=note)
                     if self.step % every.checkpoint_every == 0 or self.step == total or stop:
                         self._save()
+                        since = time.monotonic()  # a checkpoint's time is no training time
         except BaseException as error:
             if tracker:
                 tracker.end("FAILED")
@@ -171,10 +199,10 @@ class Trainer:
         if first_rank:
             self._finish(tracker, stop)
         self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
-        return 128 + stop if stop else 0
+        return 128 + stop if stop and self.step < total else 0
 
     def _open_run(self) -> MetricsFile:
-        write_atomically(self.run / "config.yaml", to_yaml(self.config))
+        write_atomically(self.run / "config.yaml", to_yaml(public(self.config)))
         write_atomically(self.run / "ds_config.json", json.dumps(self.ds_config, indent=2) + "\n")
         if self.step:
             print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
@@ -186,6 +214,7 @@ class Trainer:
         (masked_everywhere,) = self.ranks.sum(sum(len(batch.labels) for batch in batches))
         # DeepSpeed averages over ranks and accumulation steps. Undone by this factor, the step's loss is the mean over
         # all masked tokens of the global batch, whatever the number of ranks.
+        self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
         per_token = self.ranks.world_size * len(batches) / max(1.0, masked_everywhere)
         for index, batch in enumerate(self._on_device(batches)):
             self._seed_dropout(index)
@@ -206,6 +235,7 @@ class Trainer:
 
     def _count(self, batch: Batch, loss: torch.Tensor, correct: torch.Tensor) -> None:
         window, masked = self.window, len(batch.labels)
+        self.last_loss = loss
         window.loss += loss.double() * masked  # type: ignore[assignment]  # stays on the device until a log point
         window.correct += correct  # type: ignore[assignment]
         window.masked += masked
@@ -219,17 +249,26 @@ class Trainer:
         loss, correct, masked, tokens, sequences = self.ranks.sum(*own)
         seconds = time.monotonic() - since
         norm = self.engine.get_global_grad_norm()
-        return {
+        # Under ZeRO 0 in fp32 DeepSpeed keeps no norm.
+        grad_norm = {} if norm is None else {"grad_norm": float(norm)}
+        return grad_norm | {
             "loss": loss / max(1.0, masked),
             "accuracy": correct / max(1.0, masked),
-            "lr": self.engine.get_lr()[0],
-            "grad_norm": float(norm) if norm is not None else float("nan"),
+            "lr": self.lr,
             "tokens_per_s": tokens / seconds,
             "sequences_per_s": sequences / seconds,
             "epoch": self.step * self.config.trainer.global_batch_size / self.n_samples,
         }
 
     def _save(self) -> None:
+        if self.step == self.saved_step:
+            return
+        if self.ranks.max(int(not math.isfinite(float(self.last_loss)))):
+            raise UserError(
+                "the loss is not a finite number, so no checkpoint is written; lower optimizer.lr and start again from "
+                "the last one"
+            )
+        self.saved_step = self.step
         info = CheckpointInfo(
             step=self.step,
             world_size=self.ranks.world_size,
@@ -240,6 +279,7 @@ class Trainer:
         checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)
 
     def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
+        stopped = stop and self.step < self.config.trainer.max_steps
         try:
             if read_metrics(self.run):
                 plot_loss(self.run, self.run / "loss.png")
@@ -248,6 +288,7 @@ class Trainer:
         except OSError as error:  # a full disk: the checkpoint is what counts
             warnings.warn(f"no loss curve: {error}", stacklevel=2)
         if tracker:
-            tracker.end("KILLED" if stop else "FINISHED")
-        what = f"stopped by signal {stop}; the same command continues" if stop else "done"
-        print(f"{what}: step {self.step}, {checkpoint.committed(self.run)[0]}", file=sys.stderr, flush=True)
+            tracker.end("KILLED" if stopped else "FINISHED")
+        what = f"stopped by signal {stop}; the same command continues" if stopped else "done"
+        last = next(iter(checkpoint.committed(self.run)), "no checkpoint")
+        print(f"{what}: step {self.step}, {last}", file=sys.stderr, flush=True)
