@@ -57,6 +57,8 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
             {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
             "'zero_optimization.reduce_bucket_size' is \"auto\"",
         ),
+        ({"zero_optimization": {"stage": 7}}, "'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3"),
+        ({"zero_optimization": []}, "'zero_optimization' must be an object"),
         ([], "expected an object"),
         ("{broken", "ds.json:1: not valid JSON"),
     ],

@@ -68,6 +68,9 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     for key, advice in _NOT_OURS.items():
         if key in content:
             raise UserError(f"{path}: '{key}' is not read from here; {advice}")
+    zero = content.setdefault("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
     ours: dict[str, tuple[Any, str]] = {
         "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
         "train_micro_batch_size_per_gpu": (config.trainer.micro_batch_size, "trainer.micro_batch_size"),
