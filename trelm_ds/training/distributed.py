@@ -79,6 +79,9 @@ def import_deepspeed() -> ModuleType:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns about its guess on import
     # It builds its CPU communication op with the first ninja on PATH, and builds it all again (40 s) when that is
     # another version than last time. So always take the environment's own, activated or not.
+    # For the same reason it is kept in the environment, not in a cache that environments share.
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
     own = str(Path(sys.executable).parent)
     if own not in (path := os.environ.get("PATH", "")).split(os.pathsep)[:1]:
         os.environ["PATH"] = f"{own}{os.pathsep}{path}"
