@@ -123,6 +123,9 @@ def build_cpu_op() -> None:
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 
+    # A build that was killed leaves its lock, on which every later run would wait for ever.
+    for left in Path(sys.prefix, "torch_extensions").rglob("lock"):
+        left.unlink()
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if get_accelerator().device_name() == "cpu" and builder is not None and builder.is_compatible():
         builder.load(verbose=False)
