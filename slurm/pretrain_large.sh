@@ -26,7 +26,7 @@ TRELM_CONFIG=${TRELM_CONFIG:-trelm_ds/recipes/mlm_large.yaml}
 TRELM_VENV=${TRELM_VENV:-.venv}                           # virtual environment, or any prefix with bin/python
 TRELM_MODULES=${TRELM_MODULES:-}                          # modules to load first, such as "cuda/12.8"
 TRELM_PROCS_PER_NODE=${TRELM_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}   # set it on nodes without GPUs
-TRELM_ARGS=${TRELM_ARGS:-}                                # settings to override, such as "--trainer.max_steps 1000"
+TRELM_ARGS=${TRELM_ARGS:-}                                # settings to override, such as "--trainer.max_steps 200000"
 
 # --- What would fail later fails here: one line, exit code 2. ---
 fail() { echo "pretrain_large: $1" >&2; exit 2; }
