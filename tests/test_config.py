@@ -24,6 +24,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("trainer:\n  max_steps: 5000\n  log_every: 7\n")
     config = read("--config", str(tmp_path / "run.yaml"), "--trainer.max_steps", "6000")
     assert (config.trainer.max_steps, config.trainer.log_every) == (6000, 7)
+    assert read("--trainer.max_steps", "6000", "--config", str(tmp_path / "run.yaml")) == config
 
 
 def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
     """
     if sum(arg == "--config" or arg.startswith("--config=") for arg in argv) > 1:
         raise UserError("--config: given twice; put the settings into one file")
+    # jsonargparse lets the later one win; a file must not undo the overrides that stand before it.
+    at = next((index for index, arg in enumerate(argv) if arg.split("=")[0] == "--config"), 0)
+    width = 2 if argv[at : at + 1] == ["--config"] else 1
+    argv = [*argv[at : at + width], *argv[:at], *argv[at + width :]]
     places = Places(_config_path(argv), {arg.split("=")[0][2:] for arg in argv if arg.startswith("--")})
     try:
         namespace = parser.parse_args(argv)
