@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trelm_ds.errors import UserError
+from trelm_ds.files import fsync_folder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 
@@ -285,7 +286,7 @@ def save_pretrained(
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), temporary)
         for path in (*temporary.iterdir(), temporary):
-            _fsync(path)
+            fsync_folder(path)
         _replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -318,14 +319,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _replace(temporary: Path, folder: Path) -> None:
     """Puts `temporary` in place of `folder`; an earlier export steps aside first: a rename needs an empty target."""
     if folder.exists() and any(folder.iterdir()):
@@ -335,4 +328,4 @@ def _replace(temporary: Path, folder: Path) -> None:
         shutil.rmtree(aside)
     else:
         os.rename(temporary, folder)
-    _fsync(folder.parent)
+    fsync_folder(folder.parent)
