@@ -25,6 +25,7 @@ from trelm_ds.shards import Manifest, ShardWriter
 TRAIN = "train"
 TOKENIZER_FOLDER = "tokenizer"
 GRAPH_FOLDER = "graph"
+ENTITIES_FOLDER = "entities"
 
 
 @dataclass
@@ -160,7 +161,7 @@ def _build(
     shards = writer.close()
     if not shards:
         raise UserError(f"--source: {options.source} holds no text that the tokenizer knows")
-    _count_entities(frequency, graph, counts)
+    _save_entities(frequency, graph, work / ENTITIES_FOLDER, counts)
     # The reader wants positive counts only; a Counter also holds zeros that were merely looked at.
     funnel = {name: value for name, value in counts.items() if value}
     manifest = Manifest(dataclasses.asdict(info), options.max_length, request, funnel, shards)
@@ -178,10 +179,13 @@ def _resolved(spool: Path, resolver: TitleResolver, counts: Counter[str]) -> Ite
         yield Document(text, kept)
 
 
-def _count_entities(frequency: Counter[int], graph: KnowledgeGraph, counts: Counter[str]) -> None:
-    if not frequency:
-        return
-    qids, times = np.array(list(frequency)), np.array(list(frequency.values()))
+def _save_entities(frequency: Counter[int], graph: KnowledgeGraph, folder: Path, counts: Counter[str]) -> None:
+    """Writes the corpus frequency of every entity: qids.npy int32 [E] ascending, counts.npy int64 [E]."""
+    qids = np.array(sorted(frequency), dtype=np.int32)
+    times = np.array([frequency[qid] for qid in qids.tolist()], dtype=np.int64)
+    folder.mkdir()
+    np.save(folder / "qids.npy", qids)
+    np.save(folder / "counts.npy", times)
     known = graph.degrees(qids) > 0
     counts["entities mentioned"] = len(qids)
     counts["entities mentioned at most 5 times"] = int((times <= 5).sum())

@@ -51,11 +51,11 @@ class Block(NamedTuple):
             np.column_stack([owner, mentions]).astype(np.int32),
         )
 
-    def to_tar(self, key: str, first: int) -> bytes:
+    def to_tar(self, key: str) -> bytes:
         """The block's tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""
         from webdataset import TarWriter
 
-        about = {"first_sequence": first, "sequences": len(self.lengths), "tokens": len(self.tokens)}
+        about = {"sequences": len(self.lengths), "tokens": len(self.tokens)}
         sample = {"__key__": key, "json": about} | {f"{name}.npy": array for name, array in self._asdict().items()}
         buffer = io.BytesIO()
         with TarWriter(buffer, user="trelm", group="trelm", mtime=0) as writer:  # fixed, so that equal data is equal

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, read_json, write_atomically
+from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
+LENGTHS = "lengths.npy"
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Manifest:
         request: what `trelm prepare` was asked for (sources with hashes, options): equal requests give equal datasets.
         counts: the funnel, from documents read to sequences written.
         shards: in reading order.
+        files: every other file of the dataset but the manifest, by its name relative to the folder: bytes and sha256.
         schema: version of this layout.
     """
 
@@ -48,6 +50,7 @@ class Manifest:
     request: dict[str, Any]
     counts: dict[str, int]
     shards: list[ShardInfo] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -64,13 +67,24 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that a reader relies on: equal for equal data, whatever the folder is called."""
+        """Hash of all that a reader relies on: equal for equal data, whatever the folder is called.
+
+        The tokenizer counts by its vocabulary: its files differ between versions of the library that writes them.
+        """
         shards = [dataclasses.asdict(shard) for shard in self.shards]
-        content = [self.schema, self.tokenizer, self.max_length, shards]
+        files = {name: about for name, about in self.files.items() if not name.startswith("tokenizer/")}
+        content = [self.schema, self.tokenizer, self.max_length, shards, files]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes `folder/manifest.json` atomically."""
+        """Notes the files beside the shards and writes `folder/manifest.json` atomically."""
+        shards = {shard.name for shard in self.shards}
+        beside = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        self.files = {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+            for name in beside
+            if name not in shards and name != NAME
+        }
         totals = {"sequences": self.n_sequences, "tokens": self.n_tokens, "mentions": self.n_mentions}
         content = dataclasses.asdict(self) | {"totals": totals, "fingerprint": self.fingerprint}
         write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")

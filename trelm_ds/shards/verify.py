@@ -12,7 +12,7 @@ from trelm_ds.shards.manifest import Manifest, ShardInfo
 
 
 def verify(folder: Path) -> tuple[Manifest, list[str]]:
-    """Reads every byte of every shard.
+    """Reads every byte of every file.
 
     Returns:
         the manifest, and one line for each thing that is wrong, naming the shard; empty for a sound dataset.
@@ -24,18 +24,26 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
     found: list[str] = []
     for shard in track(manifest.shards, "verifying shards", total=len(manifest.shards)):
         found += _problems(folder / shard.name, shard)
+    for name, about in manifest.files.items():
+        found += _other_content(folder / name, about["bytes"], about["sha256"])
     known = {shard.name for shard in manifest.shards}
     found += [f"{path}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
     return manifest, found
 
 
-def _problems(path: Path, shard: ShardInfo) -> list[str]:
+def _other_content(path: Path, size: int, sha256: str) -> list[str]:
     if not path.is_file():
         return [f"{path}: missing"]
-    if path.stat().st_size != shard.bytes:
-        return [f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}"]
-    if sha256_of(path) != shard.sha256:
+    if path.stat().st_size != size:
+        return [f"{path}: {path.stat().st_size} bytes, the manifest says {size}"]
+    if sha256_of(path) != sha256:
         return [f"{path}: its content does not match its sha256 in the manifest"]
+    return []
+
+
+def _problems(path: Path, shard: ShardInfo) -> list[str]:
+    if found := _other_content(path, shard.bytes, shard.sha256):
+        return found
     sequences = tokens = mentions = 0
     with path.open("rb") as stream:
         for offset, length, in_block, _ in shard.blocks:

@@ -7,15 +7,17 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from trelm_ds.shards.format import Block, Sequence
-from trelm_ds.shards.manifest import ShardInfo
+from trelm_ds.shards.manifest import LENGTHS, ShardInfo
 
 BLOCK_SEQUENCES = 256
 _END_OF_ARCHIVE = bytes(1024)
 
 
 class ShardWriter:
-    """Groups sequences into blocks and blocks into shards of about `shard_bytes`.
+    """Groups sequences into blocks and blocks into shards of about `shard_bytes`; keeps the length of every sequence.
 
     Args:
         folder: existing folder; `shard-000000.tar` ... are written there. The caller renames it when all is done.
@@ -30,8 +32,7 @@ class ShardWriter:
         self._shard_bytes, self._block_sequences = shard_bytes, block_sequences
         self._pending: list[Sequence] = []
         self._blocks: list[tuple[Block, bytes]] = []
-        self._written = 0
-        self._n_blocks = 0
+        self._lengths: list[np.ndarray] = []
 
     def add(self, sequence: Sequence) -> None:
         self._pending.append(sequence)
@@ -39,18 +40,18 @@ class ShardWriter:
             self._close_block()
 
     def close(self) -> list[ShardInfo]:
-        """Writes what is pending and returns the description of every shard."""
+        """Writes what is pending, and `lengths.npy`; returns the description of every shard."""
         if self._pending:
             self._close_block()
         if self._blocks:
             self._close_shard()
+        np.save(self._folder / LENGTHS, np.concatenate([np.zeros(0, dtype=np.int32), *self._lengths]))
         return self.shards
 
     def _close_block(self) -> None:
         block = Block.of(self._pending, self._vocab_size)
-        self._blocks.append((block, block.to_tar(f"{self._n_blocks:08d}", self._written)))
-        self._written += len(self._pending)
-        self._n_blocks += 1
+        self._blocks.append((block, block.to_tar(f"{len(self._lengths):08d}")))
+        self._lengths.append(block.lengths)
         self._pending = []
         if sum(len(data) for _, data in self._blocks) >= self._shard_bytes:
             self._close_shard()
