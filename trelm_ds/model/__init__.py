@@ -3,7 +3,7 @@
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
-from trelm_ds.model.hf import hf_names, load_config, load_pretrained, save_pretrained
+from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
 from trelm_ds.model.masked_lm import MaskedLanguageModel, MaskedLMOutput
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "MaskedLanguageModel",
     "hf_names",
     "load_config",
+    "load_encoder",
     "load_pretrained",
     "save_pretrained",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder
+from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 
@@ -98,7 +99,19 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
     Raises:
         UserError: a file is missing or unreadable; a tensor is missing, unknown or of another shape.
     """
-    folder = Path(folder)
+    return _load(Path(folder), activation_checkpointing, logging.WARNING)
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """Builds the encoder of a Hugging Face folder, with or without an MLM head, in fp32.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    return _load(Path(folder), activation_checkpointing=False, fresh_head_level=logging.DEBUG).encoder
+
+
+def _load(folder: Path, activation_checkpointing: bool, fresh_head_level: int) -> MaskedLanguageModel:
     config = load_config(folder)
     model = MaskedLanguageModel(config, activation_checkpointing)
     tensors = {_modern(name): tensor for name, tensor in _read_weights(folder).items()}
@@ -109,7 +122,7 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
     if ignored:
         log.info("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
     _drop_tied_decoder(tensors, config, folder)
-    _fill(model, tensors, config, folder)
+    _fill(model, tensors, config, folder, fresh_head_level)
     return model
 
 
@@ -206,13 +219,19 @@ def _drop_tied_decoder(tensors: dict[str, Tensor], config: EncoderConfig, folder
             )
 
 
-def _fill(model: MaskedLanguageModel, tensors: dict[str, Tensor], config: EncoderConfig, folder: Path) -> None:
-    """Copies every tensor into its parameter."""
+def _fill(
+    model: MaskedLanguageModel,
+    tensors: dict[str, Tensor],
+    config: EncoderConfig,
+    folder: Path,
+    fresh_head_level: int,
+) -> None:
+    """Copies every tensor into its parameter; a missing MLM head is reported at `fresh_head_level`."""
     names = hf_names(config)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     head = [theirs for ours, theirs in names.items() if ours.startswith("head.")]
     if missing == head:
-        log.warning("%s: has no MLM head; starting it afresh: %s", folder, ", ".join(head))
+        log.log(fresh_head_level, "%s: has no MLM head; starting it afresh: %s", folder, ", ".join(head))
     elif missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
