@@ -1,0 +1,160 @@
+"""What each strategy of Figure 3 keeps of a corpus, as numbers, a table and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+from trelm_ds.importance.store import FOLDER, SUMMARY, Scores, load_frequencies, open_selector, read_blocks
+from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, Selection, Strategy
+from trelm_ds.progress import track
+from trelm_ds.shards import Manifest
+
+FILTERS = ("by frequency", "by frequency and importance")
+
+
+def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
+    """Counts what every strategy keeps, by frequency alone and, where the dataset has scores, by importance as well.
+
+    Args:
+        dataset: folder of `trelm prepare`.
+        selection: its strategy plays no part; the rest holds for all of them.
+
+    Returns:
+        plain JSON values: totals, the long tail, the scores' scope (None without scores), and for each filter and
+        strategy the mentions, entities (with at least one mention kept) and sequences (likewise), as number and share;
+        None for a strategy whose mentions were not scored.
+
+    Raises:
+        UserError: no dataset, or its scores are damaged or do not go up to the entity threshold.
+    """
+    manifest = Manifest.load(dataset)
+    frequencies = load_frequencies(dataset)
+    scores = Scores(dataset, manifest) if (dataset / FOLDER / SUMMARY).is_file() else None
+    selectors: dict[tuple[str, Strategy], MentionSelector | None] = {}
+    for strategy in STRATEGIES:
+        mine = dataclasses.replace(selection, strategy=strategy)
+        selectors[FILTERS[0], strategy] = open_selector(dataset, mine, None)
+        if scores is not None:
+            covered = scores.complete_for == "all" or strategy in ("long_tail", "none")
+            selectors[FILTERS[1], strategy] = open_selector(dataset, mine, scores, manifest) if covered else None
+    totals = {
+        "mentions": manifest.n_mentions,
+        "entities": len(frequencies.qids),
+        "sequences": manifest.n_sequences,
+    }
+    kept = _count(dataset, manifest, scores, selectors, frequencies)
+    rare = frequencies.long_tail(selection.entity_threshold)
+    threshold = frequencies.mean if selection.entity_threshold is None else selection.entity_threshold
+    filters: dict[str, Any] = {name: {} for name, _ in selectors}
+    for (name, strategy), found in kept.items():
+        shares = None if found is None else {what: _share(number, totals[what]) for what, number in found.items()}
+        filters[name][strategy] = shares
+    scored = selectors.get((FILTERS[1], "long_tail"))
+    return {
+        "totals": totals,
+        "long_tail": {
+            "threshold": threshold,
+            "entities": _share(int(rare.sum()), len(rare)),
+            "entities_with_a_triple": int(frequencies.has_triple.sum()),
+        },
+        "selection": {name: value for name, value in dataclasses.asdict(selection).items() if name != "strategy"},
+        "scores": scores and {name: scores.about[name] for name in ("scope", "counts", "model")},
+        "bar": None if scored is None or scored.bar == float("-inf") else scored.bar,
+        "kept": filters,
+    }
+
+
+def _share(number: int, total: int) -> dict[str, float]:
+    return {"number": number, "share": number / max(1, total)}
+
+
+def _count(
+    dataset: Path,
+    manifest: Manifest,
+    scores: Scores | None,
+    selectors: dict[tuple[str, Strategy], MentionSelector | None],
+    frequencies: EntityFrequencies,
+) -> dict[tuple[str, Strategy], dict[str, int] | None]:
+    """Mentions, entities and sequences that each selector keeps; one pass over the shards."""
+    numbers = {key: {"mentions": 0, "sequences": 0} for key, selector in selectors.items() if selector}
+    seen = {key: np.zeros(len(frequencies.qids), dtype=bool) for key in numbers}
+    block_number = 0
+    for shard in track(range(len(manifest.shards)), "comparing strategies", total=len(manifest.shards)):
+        for block in read_blocks(dataset, manifest, shard):
+            cosines = None if scores is None else scores.block(block_number)
+            block_number += 1
+            for key, found in numbers.items():
+                selector = selectors[key]
+                assert selector is not None
+                kept = block.mentions[selector(block.mentions, cosines if key[0] == FILTERS[1] else None)]
+                found["mentions"] += len(kept)
+                found["sequences"] += len(np.unique(kept[:, 0]))
+                seen[key][np.searchsorted(frequencies.qids, kept[:, 3])] = True
+    for key, entities in seen.items():
+        numbers[key]["entities"] = int(entities.sum())
+    return {key: numbers.get(key) for key in selectors}
+
+
+def format_strategies(result: dict[str, Any]) -> str:
+    """The result of `compare_strategies` as a table for people."""
+    tail, totals, selection = result["long_tail"], result["totals"], result["selection"]
+    lines = [
+        f"{totals['mentions']:,} mentions of {totals['entities']:,} entities in {totals['sequences']:,} sequences; "
+        f"{tail['entities_with_a_triple']:,} entities have a triple",
+        f"long tail: fewer than {tail['threshold']:.4g} mentions: {tail['entities']['number']:,} entities "
+        f"({tail['entities']['share']:.1%})",
+    ]
+    limit = f"at most {selection['max_per_sequence']} per sequence"
+    for name, strategies in result["kept"].items():
+        bar = f", top {selection['quantile']:.0%} by 1 - cos" if name == FILTERS[1] else ""
+        lines += ["", f"kept {name}{bar}, {limit}", f"{'':<16}{'mentions':>20}{'entities':>20}{'sequences':>20}"]
+        for strategy, kept in strategies.items():
+            if kept is None:
+                lines.append(f"{strategy:<16}  not scored: needs `trelm importance --scope all`")
+                continue
+            cells = (f"{kept[what]['number']:,} {kept[what]['share']:>7.1%}" for what in totals)
+            lines.append(f"{strategy:<16}" + "".join(f"{cell:>20}" for cell in cells))
+    if result["scores"] is None:
+        lines += ["", "no importance scores: --quantile plays no part; run `trelm importance` for them"]
+    elif result["bar"] is None:
+        lines += ["", "no mention of a long-tail entity has a score"]
+    else:
+        lines += ["", f"important: a cosine of at most {result['bar']:.4f}"]
+    return "\n".join(lines)
+
+
+def plot_strategies(result: dict[str, Any], path: Path) -> None:
+    """Draws the kept shares of mentions, entities and sequences as bars into a PNG, one panel for each filter.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 2.6 * len(result["kept"])), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(result["kept"]), 1, squeeze=False, sharex=True)[:, 0]
+    colors = {"mentions": "#1f5fa8", "entities": "#7fb2e5", "sequences": "#c4c4c4"}
+    for axes, (name, strategies) in zip(panels, result["kept"].items(), strict=True):
+        shown = {strategy: kept for strategy, kept in strategies.items() if kept is not None}
+        for offset, (what, color) in zip((-0.27, 0, 0.27), colors.items(), strict=True):
+            places = [place + offset for place in range(len(shown))]
+            shares = [100 * kept[what]["share"] for kept in shown.values()]
+            axes.bar_label(axes.barh(places, shares, height=0.25, label=what, color=color), fmt="%.1f", fontsize=8)
+        axes.set_yticks(range(len(shown)), [strategy.replace("_", " ") for strategy in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlim(0, 112)
+        axes.set_title(f"chosen {name}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
+    panels[-1].set_xlabel("percent of the corpus")
+    try:
+        figure.savefig(path, format="png", dpi=130)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another file") from None
