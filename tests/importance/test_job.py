@@ -257,6 +257,25 @@ def test_a_damaged_shard_is_never_scored(data: Path, backbone: Path) -> None:
         score_dataset(ScoreOptions(data, backbone))
 
 
+def test_a_batch_that_is_too_large(data: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MentionScorer, "cosines", fails)
+    with pytest.raises(UserError, match="--batch-tokens: a batch does not fit"):
+        score_dataset(ScoreOptions(data, backbone))
+
+
+def test_a_summary_that_was_changed(data: Path, backbone: Path) -> None:
+    score_dataset(ScoreOptions(data, backbone))
+    for content in ("{}", "[]", '{"shards": {"shard-000000.tar": 3}}'):
+        (data / "importance" / "importance.json").write_text(content)
+        with pytest.raises(UserError, match=r"importance\.json: damaged \(.*\); remove it and run `trelm importance"):
+            Scores(data, Manifest.load(data))
+    assert score_dataset(ScoreOptions(data, backbone)).complete
+    Scores(data, Manifest.load(data))
+
+
 def test_two_processes_do_not_score_one_shard(data: Path, backbone: Path) -> None:
     from trelm_ds.files import lock
 
@@ -283,7 +302,7 @@ def test_the_selector_of_a_dataset(data: Path, backbone: Path) -> None:
     digest = scores.digest
 
     shutil.rmtree(data / "importance")
-    score_dataset(ScoreOptions(data, backbone, scope="all"))
+    score_dataset(ScoreOptions(data, backbone, scope="all", entity_threshold=8))
     scores = Scores(data, manifest)
     assert scores.digest != digest
     frequencies = load_frequencies(data)

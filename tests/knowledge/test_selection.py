@@ -18,6 +18,7 @@ from trelm_ds.knowledge import (
     cosine_histogram,
     histogram_values,
     long_tail_words,
+    semantic_importance,
 )
 
 FREQUENCIES = EntityFrequencies(
@@ -138,6 +139,18 @@ def test_the_bar_is_the_exact_quantile(quantile: float) -> None:
     ordered = np.sort(cosines[~np.isnan(cosines)])
     assert bar == ordered[math.ceil(quantile * len(ordered)) - 1]
     assert (ordered <= bar).sum() >= quantile * len(ordered) > (ordered < bar).sum()
+
+
+def test_a_histogram_of_counted_values() -> None:
+    cosines = np.array([0.5, np.nan, -0.25, 0.5], dtype=np.float16)
+    repeated = cosine_histogram(np.repeat(cosines, [3, 5, 0, 2]))
+    np.testing.assert_array_equal(cosine_histogram(cosines, np.array([3, 5, 0, 2])), repeated)
+    assert repeated.sum() == 5
+
+
+def test_semantic_importance_is_the_inverse() -> None:
+    found = semantic_importance(np.array([1.0, 0.5, 0.0, -0.0, -0.5, np.nan], dtype=np.float16))
+    np.testing.assert_array_equal(found, [1, 2, np.inf, np.inf, np.inf, np.nan])
 
 
 def test_the_bar_of_no_scores_lets_nothing_pass() -> None:

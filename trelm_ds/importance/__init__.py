@@ -1,6 +1,6 @@
 """Semantic importance of mentions (Eq. 1): scoring, the stored scores, and what each strategy of Figure 3 selects."""
 
-from trelm_ds.importance.job import Part, ScoreOptions, score_dataset
+from trelm_ds.importance.job import Part, ScoreOptions, ScoreResult, score_dataset
 from trelm_ds.importance.scorer import MentionScorer
 from trelm_ds.importance.store import Scores, load_frequencies, open_selector
 from trelm_ds.importance.strategies import compare_strategies, format_strategies, plot_strategies
@@ -9,6 +9,7 @@ __all__ = [
     "MentionScorer",
     "Part",
     "ScoreOptions",
+    "ScoreResult",
     "Scores",
     "compare_strategies",
     "format_strategies",

@@ -140,8 +140,10 @@ def score_dataset(options: ScoreOptions) -> ScoreResult:
         counts = work.score_shards(todo)
         seconds = time.monotonic() - started
         complete = save_summary(folder, manifest, identity)
+    except torch.OutOfMemoryError:
+        raise UserError("--batch-tokens: a batch does not fit into the GPU's memory; give a smaller number") from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return ScoreResult(folder, len(mine), len(mine) - len(todo), counts, seconds, complete)
 
 

@@ -28,6 +28,7 @@ from trelm_ds.knowledge import (
     KnowledgeGraph,
     MentionSelector,
     Selection,
+    Strategy,
     cosine_bar,
     cosine_histogram,
     histogram_values,
@@ -189,75 +190,89 @@ class Scores:
     """
 
     def __init__(self, dataset: Path, manifest: Manifest) -> None:
+        self.dataset, self._manifest = dataset, manifest
         folder = dataset / FOLDER
+        anew = f"run `trelm importance {dataset} --model MODEL`"
         if not (folder / SUMMARY).is_file():
-            raise UserError(f"{folder} holds no complete scores; run `trelm importance {dataset} --model MODEL`")
+            raise UserError(f"{folder} holds no complete scores; {anew}")
         self.about: dict[str, Any] = read_json(folder / SUMMARY)
-        if self.about.get("dataset") != manifest.fingerprint:
-            raise UserError(
-                f"{folder}: scores of another dataset; remove it and run `trelm importance {dataset} --model MODEL`"
-            )
+        try:
+            shards = [(name, about["sha256"], about["block_mentions"]) for name, about in self.about["shards"].items()]
+            self.scope: Scope = self.about["scope"]
+            self.entity_threshold: float = self.about["entity_threshold"]
+            same = self.about["dataset"] == manifest.fingerprint
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / SUMMARY}: damaged ({error}); remove it and {anew}") from None
+        if not same:
+            raise UserError(f"{folder}: scores of another dataset; remove it and {anew}")
         self._places: list[tuple[int, int, int]] = []  # shard, first mention, last mention + 1 of each block
         self._arrays = []
-        for number, shard in enumerate(manifest.shards):
-            path, about = folder / f"{stem(shard.name)}.npy", self.about["shards"][shard.name]
-            if not path.is_file() or sha256_of(path) != about["sha256"]:
+        for number, (name, sha256, block_mentions) in enumerate(shards):
+            path = folder / f"{stem(name)}.npy"
+            if not path.is_file() or sha256_of(path) != sha256:
                 raise UserError(f"{path}: missing or damaged; run `trelm importance` again")
             self._arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-            ends = np.cumsum(about["block_mentions"]).tolist()
-            self._places += [(number, end - n, end) for end, n in zip(ends, about["block_mentions"], strict=True)]
+            ends = np.cumsum(block_mentions).tolist()
+            self._places += [(number, end - n, end) for end, n in zip(ends, block_mentions, strict=True)]
 
     @property
     def digest(self) -> str:
         """Hash of the scores, for a run's identity."""
         return hashlib.sha256(canonical_json(self.about).encode()).hexdigest()
 
-    @property
-    def complete_for(self) -> Scope:
-        return self.about["scope"]
-
     def block(self, number: int) -> np.ndarray:
         """float16 [M]: cosines of the mentions of a block, counted through the dataset."""
         shard, first, last = self._places[number]
         return np.asarray(self._arrays[shard][first:last])
 
-    def histogram(self, dataset: Path, manifest: Manifest, selection: Selection) -> np.ndarray:
-        """`cosine_histogram` over the scored mentions of long-tail entities with a triple.
+    def bar(self, selection: Selection, frequencies: EntityFrequencies) -> float:
+        """The largest cosine of an important mention: `selection.quantile` of the scored long-tail ones with a triple.
 
         At once for the threshold that was scored with; another one reads every block of the dataset.
+
+        Raises:
+            UserError: not every long-tail mention was scored.
         """
-        frequencies = load_frequencies(dataset)
         threshold = frequencies.mean if selection.entity_threshold is None else float(selection.entity_threshold)
-        if threshold == self.about["entity_threshold"]:
+        if self.scope == "long_tail" and threshold > self.entity_threshold:
+            raise UserError(
+                f"entity_threshold: {threshold:g}, but mentions were scored below {self.entity_threshold:g} only; "
+                f"{self._anew} --scope all`, or give that --entity-threshold"
+            )
+        if threshold == self.entity_threshold:
             values, times = np.array(self.about["histogram"]).reshape(-1, 2).T
-            return _dense(values.astype(np.float16), times.astype(np.int64))
-        candidates = frequencies.has_triple & frequencies.long_tail(selection.entity_threshold)
+            histogram = cosine_histogram(values.astype(np.float16), times)
+        else:
+            rare = frequencies.has_triple & frequencies.long_tail(selection.entity_threshold)
+            histogram = self._histogram(frequencies, rare)
+        return cosine_bar(histogram, selection.quantile)
+
+    def check_covers(self, strategy: Strategy) -> None:
+        """Raises UserError if mentions that the strategy may choose were not scored."""
+        if self.scope == "long_tail" and strategy in ("high_frequency", "all"):
+            raise UserError(f"strategy: {strategy} needs scores of every mention; {self._anew} --scope all`")
+
+    @property
+    def _anew(self) -> str:
+        return f"remove {self.dataset / FOLDER} and run `trelm importance {self.dataset} --model MODEL"
+
+    def _histogram(self, frequencies: EntityFrequencies, candidates: np.ndarray) -> np.ndarray:
+        """`cosine_histogram` over the mentions of some entities, bool [E]."""
         total = np.zeros(len(histogram_values()), dtype=np.int64)
-        blocks = (block for shard in range(len(manifest.shards)) for block in read_blocks(dataset, manifest, shard))
-        described = "finding the bar of importance"
-        for number, block in enumerate(track(blocks, described, total=len(self._places))):
-            mine = frequencies.of(block.mentions[:, 3], candidates)
-            total += cosine_histogram(self.block(number)[mine])
+        shards = range(len(self._manifest.shards))
+        blocks = (block for shard in shards for block in read_blocks(self.dataset, self._manifest, shard))
+        for number, block in enumerate(track(blocks, "finding the bar of importance", total=len(self._places))):
+            total += cosine_histogram(self.block(number)[frequencies.of(block.mentions[:, 3], candidates)])
         return total
 
 
-def _dense(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    histogram = np.zeros(len(histogram_values()), dtype=np.int64)
-    for value, count in zip(values, times, strict=True):
-        histogram += count * cosine_histogram(value[None])
-    return histogram
-
-
-def open_selector(
-    dataset: Path, selection: Selection, scores: Scores | None, manifest: Manifest | None = None
-) -> MentionSelector:
+def open_selector(dataset: Path, selection: Selection, scores: Scores | None) -> MentionSelector:
     """The selector of a dataset.
 
     Args:
         dataset: its folder.
         selection: what to choose.
         scores: of the dataset, or None to choose by frequency alone.
-        manifest: of the dataset, where it is at hand.
 
     Raises:
         UserError: the scores do not cover what the selection asks for.
@@ -265,16 +280,5 @@ def open_selector(
     frequencies = load_frequencies(dataset)
     if scores is None:
         return MentionSelector(selection, frequencies, None)
-    scored = scores.about["entity_threshold"]
-    wanted = frequencies.mean if selection.entity_threshold is None else selection.entity_threshold
-    again = f"remove {dataset / FOLDER} and run `trelm importance {dataset} --model MODEL"
-    if scores.complete_for == "long_tail":
-        if selection.strategy in ("high_frequency", "all"):
-            raise UserError(f"strategy: {selection.strategy} needs scores of every mention; {again} --scope all`")
-        if wanted > scored:
-            raise UserError(
-                f"entity_threshold: {wanted:g}, but mentions were scored below {scored:g} only; "
-                f"{again} --scope all`, or give that --entity-threshold"
-            )
-    histogram = scores.histogram(dataset, manifest or Manifest.load(dataset), selection)
-    return MentionSelector(selection, frequencies, cosine_bar(histogram, selection.quantile))
+    scores.check_covers(selection.strategy)
+    return MentionSelector(selection, frequencies, scores.bar(selection, frequencies))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.importance.store import FOLDER, SUMMARY, Scores, load_frequencies, open_selector, read_blocks
-from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, Selection, Strategy
+from trelm_ds.importance.store import FOLDER, SUMMARY, Scores, load_frequencies, read_blocks
+from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, Selection, Strategy, semantic_importance
 from trelm_ds.progress import track
 from trelm_ds.shards import Manifest
 
@@ -35,13 +35,14 @@ def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
     manifest = Manifest.load(dataset)
     frequencies = load_frequencies(dataset)
     scores = Scores(dataset, manifest) if (dataset / FOLDER / SUMMARY).is_file() else None
+    bar = None if scores is None else scores.bar(selection, frequencies)
     selectors: dict[tuple[str, Strategy], MentionSelector | None] = {}
     for strategy in STRATEGIES:
         mine = dataclasses.replace(selection, strategy=strategy)
-        selectors[FILTERS[0], strategy] = open_selector(dataset, mine, None)
+        selectors[FILTERS[0], strategy] = MentionSelector(mine, frequencies, None)
         if scores is not None:
-            covered = scores.complete_for == "all" or strategy in ("long_tail", "none")
-            selectors[FILTERS[1], strategy] = open_selector(dataset, mine, scores, manifest) if covered else None
+            covered = scores.scope == "all" or strategy in ("long_tail", "none")
+            selectors[FILTERS[1], strategy] = MentionSelector(mine, frequencies, bar) if covered else None
     totals = {
         "mentions": manifest.n_mentions,
         "entities": len(frequencies.qids),
@@ -54,7 +55,6 @@ def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
     for (name, strategy), found in kept.items():
         shares = None if found is None else {what: _share(number, totals[what]) for what, number in found.items()}
         filters[name][strategy] = shares
-    scored = selectors.get((FILTERS[1], "long_tail"))
     return {
         "totals": totals,
         "long_tail": {
@@ -64,7 +64,7 @@ def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
         },
         "selection": {name: value for name, value in dataclasses.asdict(selection).items() if name != "strategy"},
         "scores": scores and {name: scores.about[name] for name in ("scope", "counts", "model")},
-        "bar": None if scored is None or scored.bar == float("-inf") else scored.bar,
+        "bar": bar if bar is not None and np.isfinite(bar) else None,
         "kept": filters,
     }
 
@@ -124,7 +124,8 @@ def format_strategies(result: dict[str, Any]) -> str:
     elif result["bar"] is None:
         lines += ["", "no mention of a long-tail entity has a score"]
     else:
-        lines += ["", f"important: a cosine of at most {result['bar']:.4f}"]
+        importance = float(semantic_importance(np.array(result["bar"])))
+        lines += ["", f"important: a cosine of at most {result['bar']:.4f}, SI at least {importance:.3f}"]
     return "\n".join(lines)
 
 

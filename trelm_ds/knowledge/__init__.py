@@ -10,6 +10,7 @@ from trelm_ds.knowledge.selection import (
     cosine_bar,
     cosine_histogram,
     histogram_values,
+    semantic_importance,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "histogram_values",
     "long_tail_words",
     "read_names",
+    "semantic_importance",
 ]

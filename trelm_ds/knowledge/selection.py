@@ -106,15 +106,24 @@ def _at_most(limit: int, sequences: np.ndarray, chosen: np.ndarray, priority: np
     return kept
 
 
-def cosine_histogram(cosines: np.ndarray) -> np.ndarray:
+def semantic_importance(cosines: np.ndarray) -> np.ndarray:
+    """SI = 1 / cos (Eq. 1), of any shape; +inf for cos <= 0, which 1 - cos ranks on top as well; NaN stays."""
+    values = np.asarray(cosines, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return np.where(values <= 0, np.inf, 1 / values)
+
+
+def cosine_histogram(cosines: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
     """Counts of every float16 value, NaN left out: int64 [65536], in ascending order of the values.
 
     Args:
         cosines: float16 [M].
+        times: int [M], how often each counts; None: once.
     """
-    values = cosines[~np.isnan(cosines)] + np.float16(0)  # -0 becomes 0
-    bits = values.view(np.uint16).astype(np.int64)
-    return np.bincount(np.where(bits & 0x8000, 0xFFFF - bits, bits | 0x8000), minlength=BINS)
+    known = ~np.isnan(cosines)
+    bits = (cosines[known] + np.float16(0)).view(np.uint16).astype(np.int64)  # -0 becomes 0
+    places = np.where(bits & 0x8000, 0xFFFF - bits, bits | 0x8000)
+    return np.bincount(places, None if times is None else times[known], minlength=BINS).astype(np.int64)
 
 
 def histogram_values() -> np.ndarray:
