@@ -16,6 +16,10 @@ from trelm_ds.model import Encoder
 _CHUNK = 4096  # mentions whose h_o are held at a time
 
 
+def _ignore(scored: int) -> None:
+    """Nobody watches."""
+
+
 class _Documents(NamedTuple):
     """N sequences of a packed corpus, in each of which the tokens [first, last) become one mask.
 
@@ -62,7 +66,7 @@ class MentionScorer:
         tokens: np.ndarray,
         lengths: np.ndarray,
         mentions: np.ndarray,
-        done: Callable[[int], None] = lambda scored: None,
+        done: Callable[[int], None] = _ignore,
     ) -> np.ndarray:
         """Scores mentions.
 
@@ -92,14 +96,19 @@ class MentionScorer:
             masked = _Documents(starts[sequence[chunk]], lengths[sequence[chunk]].astype(np.int64), *spans)
             h_o = self._outside_means(tokens, originals, owner, *spans)
             one_mask = spans[0], spans[0] + 1
-            h_rep = self._outside_means(tokens, masked, np.arange(len(chunk)), *one_mask)
+            h_rep = self._outside_means(tokens, masked, np.arange(len(chunk)), *one_mask, done)
             dot = (h_o * h_rep).sum(-1)
             result[chunk] = (dot / (h_o.norm(dim=-1) * h_rep.norm(dim=-1))).cpu().numpy()
-            done(len(chunk))
         return result
 
     def _outside_means(
-        self, tokens: np.ndarray, documents: _Documents, owner: np.ndarray, first: np.ndarray, last: np.ndarray
+        self,
+        tokens: np.ndarray,
+        documents: _Documents,
+        owner: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+        done: Callable[[int], None] = _ignore,
     ) -> Tensor:
         """Means over the ordinary tokens of document `owner[i]` outside [first[i], last[i]): float64 [M, D]."""
         means = torch.empty(len(owner), self._encoder.config.hidden_size, dtype=torch.float64, device=self._device)
@@ -122,6 +131,7 @@ class MentionScorer:
             bags = torch.from_numpy(rows).to(self._device), torch.from_numpy(offsets).to(self._device)
             mean = F.embedding_bag(bags[0], states.float(), bags[1], mode="mean")
             means[torch.from_numpy(asked).to(self._device)] = mean.double()
+            done(len(asked))
         return means
 
     def _pack(self, tokens: np.ndarray, documents: _Documents) -> tuple[np.ndarray, np.ndarray]:
