@@ -9,6 +9,7 @@ Stop it at any time; the same command continues from the shards that are scored.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -29,6 +30,7 @@ from trelm_ds.importance import (
     score_dataset,
 )
 from trelm_ds.knowledge import Selection
+from trelm_ds.model import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -79,6 +81,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "source": options.source.name,
         "fingerprint": manifest.fingerprint,
+        "backbone": dataclasses.asdict(load_config(options.model)),
         "speed": speed(scored),
         "quantiles": {str(quantile): result for quantile, result in by_quantile.items()},
     }

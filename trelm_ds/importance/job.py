@@ -68,7 +68,8 @@ class ScoreOptions:
     Attributes:
         dataset: folder of `trelm prepare`.
         model: Hugging Face folder of the backbone that pre-training will start from, with or without an MLM head.
-        device: auto (a GPU if there is one), cpu or cuda. Computed in fp32 everywhere.
+        device: auto (a GPU if there is one), cpu or cuda. Computed in fp32 everywhere: bf16's error would exceed
+            the step of a stored float16.
         batch_tokens: tokens of a forward pass at most, padding included; None: 2,048 on a CPU, 65,536 on a GPU. Changes
             rounding only.
         scope: long_tail: mentions of long-tail entities with a triple, the only ones that can be important by the
