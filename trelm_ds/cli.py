@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -69,41 +70,80 @@ def _run(arguments: list[str]) -> int:
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    from trelm_ds.corpus import PrepareOptions
+
     parser = commands.add_parser(
         "prepare",
         help="turn text and Wikidata5M into a dataset",
         description="Turns a MediaWiki dump or linked JSONL (told apart by content) into webdataset shards.",
     )
-    parser.add_argument(
+    source = parser.add_argument_group("input and output")
+    source.add_argument(
         "--source", type=Path, required=True, help="dump (.xml, .xml.bz2), linked JSONL(.gz), or a folder"
     )
-    parser.add_argument("--wikidata5m", type=Path, required=True, help="folder with wikidata5m_*.txt[.gz]")
-    parser.add_argument(
+    source.add_argument(
+        "--wikidata5m", type=Path, required=True, help="folder with wikidata5m_*.txt[.gz] or wikidata5m_*.tar.gz"
+    )
+    source.add_argument("--page-props", type=Path, help="the dump's *-page_props.sql.gz: QIDs of its pages")
+    source.add_argument(
         "--tokenizer", required=True, help="tokenizer folder, or 'train' for a WordPiece one on this corpus"
     )
-    parser.add_argument("--out", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument("--max-length", type=int, default=512, help="longest sequence in tokens (default: %(default)s)")
-    parser.add_argument(
+    source.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    content = parser.add_argument_group("content")
+    content.add_argument("--max-length", type=int, help="longest sequence in tokens")
+    content.add_argument(
         "--unit",
         choices=("document", "sentence"),
-        default="document",
-        help="what becomes one sequence (default: %(default)s, cut between sentences where it is too long)",
+        help="what becomes one sequence; a document is cut between sentences where it is too long",
     )
-    parser.add_argument("--vocab-size", type=int, default=30522, help="for --tokenizer train (default: %(default)s)")
-    parser.add_argument("--shard-mb", type=int, default=64, help="size of a tar shard (default: %(default)s)")
+    content.add_argument("--vocab-size", type=int, help="for --tokenizer train")
+    content.add_argument("--min-words", type=int, help="leave out a dump's articles with fewer words")
+    content.add_argument("--max-malformed", type=float, help="share of a file's lines that may be malformed")
+    content.add_argument("--license", help="of the text, for the data card")
+    content.add_argument("--shard-mb", type=int, help="size of a tar shard")
+    work = parser.add_argument_group("work (does not change the result)")
+    work.add_argument("--workers", type=int, help="processes")
+    work.add_argument("--part", type=_part, metavar="I/N", help="only read the I-th of N parts of the text")
+    work.add_argument("--merge", action="store_true", help="make the dataset of the parts that were read before")
+    work.add_argument("--chunk-mb", type=float, help="text that one task reads, in stored MB")
+    defaults = {item.name: item.default for item in dataclasses.fields(PrepareOptions)} | {"workers": _cores()}
+    for action in parser._actions:
+        if action.dest in defaults and defaults[action.dest] not in (None, False, dataclasses.MISSING):
+            action.default = defaults[action.dest]
+            action.help = f"{action.help} (default: %(default)s)"
     parser.set_defaults(action=_prepare)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected I/N such as 3/8, got {text!r}")
+    return int(number), int(of)
 
 
 def _prepare(namespace: argparse.Namespace) -> int:
     from trelm_ds.corpus import PrepareOptions, prepare
 
-    names = ("source", "wikidata5m", "tokenizer", "out", "max_length", "vocab_size", "shard_mb", "unit")
-    manifest, made = prepare(PrepareOptions(**{name: getattr(namespace, name) for name in names}))
-    for name, value in manifest.counts.items():
-        print(f"{value:>12,}  {name}")
-    print(f"{manifest.n_sequences:>12,}  sequences, {manifest.n_tokens:,} tokens in {len(manifest.shards)} shard(s)")
+    names = [item.name for item in dataclasses.fields(PrepareOptions)]
+    options = PrepareOptions(**{name: getattr(namespace, name) for name in names})
+    manifest, made = prepare(options)
+    if manifest is None:
+        if made:
+            print(f"part {options.part[0]}/{options.part[1]} is done; after the last one: trelm prepare ... --merge")  # type: ignore[index]
+        else:
+            print(f"{options.out}: is there already")
+        return 0
+    if made:
+        for name, value in manifest.counts.items():
+            print(f"{value:>14,}  {name}")
+    shards = len(manifest.shards)
+    print(f"{manifest.n_sequences:>14,}  sequences, {manifest.n_tokens:,} tokens in {shards} shard(s)")
     state = "ready" if made else "already made from this request"
-    print(f"{namespace.out}: {state}, fingerprint {manifest.fingerprint[:16]}")
+    print(f"{namespace.out}: {state}, fingerprint {manifest.fingerprint[:16]}; see {namespace.out}/README.md")
     return 0
 
 

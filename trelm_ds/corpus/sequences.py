@@ -12,11 +12,11 @@ import numpy as np
 import sentencex
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.tokenizer import describe
+from trelm_ds.corpus.tokenizer import TokenizerInfo
 from trelm_ds.shards import Sequence
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Tokenizer
 
 Unit = Literal["document", "sentence"]
 _BATCH = 256
@@ -24,7 +24,8 @@ _BATCH = 256
 
 def sequences_of(
     documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
+    info: TokenizerInfo,
     max_length: int,
     counts: Counter[str],
     unit: Unit = "document",
@@ -33,19 +34,19 @@ def sequences_of(
 
     Args:
         documents: their mentions' targets must be QID numbers.
-        tokenizer: a fast one.
+        tokenizer: the library's core object (`backend_tokenizer` in transformers).
+        info: its special tokens.
         max_length: in tokens, special tokens included.
         counts: gets the mentions that do not survive, by reason.
         unit: "document": one sequence each, and one that is too long is cut between sentences; "sentence": one sequence
             a sentence. A sentence that is too long is cut between words.
     """
-    info = describe(tokenizer)
-    core, budget = tokenizer.backend_tokenizer, max_length - 2
-    core.no_truncation()  # a tokenizer.json may come with either switched on
-    core.no_padding()
-    core.encode_special_tokens = True  # "[MASK]" in a text is three words, not the mask
+    budget = max_length - 2
+    tokenizer.no_truncation()  # a tokenizer.json may come with either switched on
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is three words, not the mask
     for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
-        encodings = core.encode_batch([document.text for document in batch], add_special_tokens=False)
+        encodings = tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):
             if not encoding.ids:
                 counts["documents without a token"] += 1

@@ -1,32 +1,45 @@
-"""Finds the text files behind `--source` and tells by their content what they are."""
+"""Finds the text files behind `--source`, tells by their content what they are, and divides them into chunks."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import hashlib
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from trelm_ds.corpus.documents import Document
-from trelm_ds.corpus.linked import read_linked
-from trelm_ds.corpus.wikipedia import read_articles
+from trelm_ds.corpus.artifacts import find, key_of, make
+from trelm_ds.corpus.records import Kind, Layout, Record, layout_of, read_range, read_stream, records_in
 from trelm_ds.errors import UserError
-from trelm_ds.files import DAMAGED, open_binary
+from trelm_ds.files import DAMAGED, open_binary, sha256_of
 
-Kind = Literal["mediawiki", "linked"]
 _PEEK = 4096
+_OVERRUN = 1 << 20  # a record that begins in a range may end behind it
 
 
-def find_sources(source: Path) -> tuple[Kind, list[Path]]:
-    """The files of `source` (a file, or a folder's files in order of name) and their common kind.
+@dataclass(frozen=True)
+class Source:
+    """One text file; `number` is its place among the sources."""
+
+    number: int
+    path: Path
+    kind: Kind
+    layout: Layout
+    bytes: int
+
+
+def find_sources(source: Path) -> list[Source]:
+    """The files of `source`: a file, or a folder's files with numbers in their names in numerical order.
 
     Raises:
         UserError: nothing there, a file of unknown content, or a folder that mixes kinds.
     """
     if not source.exists():
         raise UserError(f"--source: {source} does not exist")
-    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        found = (path for path in source.iterdir() if path.is_file() and "multistream-index" not in path.name)
+        files = sorted(found, key=_natural)
     if not files:
         raise UserError(f"--source: {source} holds no file")
     kinds = {path: _kind(path) for path in files}
@@ -34,7 +47,14 @@ def find_sources(source: Path) -> tuple[Kind, list[Path]]:
     for path, kind in kinds.items():
         if kind != first:
             raise UserError(f"--source: {path} is {kind}, {files[0]} is {first}; prepare them one after the other")
-    return first, files
+    return [
+        Source(number, path, first, layout_of(path, first), path.stat().st_size) for number, path in enumerate(files)
+    ]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """So that part 10 comes after part 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _kind(path: Path) -> Kind:
@@ -44,34 +64,134 @@ def _kind(path: Path) -> Kind:
         except DAMAGED as error:
             raise UserError(f"{path}: damaged or truncated file ({error}); fetch it again") from None
     text = start.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
-    if text.startswith(("<mediawiki", "<?xml")) and "<mediawiki" in text:
+    if text.startswith("<?xml"):
+        declared = re.match(r"<\?xml[^>]*encoding=[\"']([^\"']+)", text)
+        if declared and declared.group(1).lower() not in ("utf-8", "utf8"):
+            raise UserError(f"{path}: its encoding is {declared.group(1)}; convert it to UTF-8")
+        text = text.partition("?>")[2].lstrip()
+    if text.startswith("<mediawiki"):
         return "mediawiki"
+    if text.startswith("<") and text[1:2].isalpha():
+        raise UserError(f"{path}: not a MediaWiki export: its first element is <{re.split('[ >/]', text[1:])[0]}>")
     if text.startswith("{"):
         return "linked"
     raise UserError(f"{path}: neither a MediaWiki dump (<mediawiki ...>) nor linked JSONL ({{...}} lines)")
 
 
-def read_documents(
-    kind: Kind, files: list[Path], redirects: dict[str, str], counts: Counter[str]
-) -> Iterator[Document]:
-    """Yields the documents of all files; mention targets are QID numbers (linked) or titles (mediawiki)."""
-    for path in files:
-        yield from read_linked(path, counts) if kind == "linked" else read_articles(path, redirects, counts)
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a source that is extracted by itself: a range of stored bytes, or bytes read from the front.
+
+    Attributes:
+        source: the file.
+        number: its place in the file.
+        start, end: stored bytes (layout plain or multistream); else 0.
+        data: decompressed bytes (layout stream); None for a chunk known to be unchanged, whose bytes are not needed.
+        place: line number or offset at which `data` begins.
+        last: whether the file ends with it.
+        content: sha256 of the stored bytes (with what a record may need behind them) or of `data`; "" when not known.
+    """
+
+    source: Source
+    number: int
+    start: int = 0
+    end: int = 0
+    data: bytes | None = None
+    place: int = 0
+    last: bool = False
+    content: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.number:05d}-{self.number:06d}"
+
+    def hash(self) -> str:
+        """What `content` says, computed where it is not known."""
+        if self.content:
+            return self.content
+        with self.source.path.open("rb") as stream:
+            stream.seek(self.start)
+            return hashlib.sha256(stream.read(self.end - self.start + _OVERRUN)).hexdigest()
+
+    def records(self) -> Iterator[Record]:
+        """Its pages or lines.
+
+        Raises:
+            UserError: truncated or damaged file.
+        """
+        path, kind, layout = self.source.path, self.source.kind, self.source.layout
+        if layout != "stream":
+            yield from read_range(path, layout, kind, self.start, self.end)
+            return
+        assert self.data is not None
+        for record in records_in(self.data, kind, self.last, path):
+            yield record._replace(place=self.place + record.place)
+
+    def where(self, record: Record) -> str:
+        """The file and line (linked) or file and byte (mediawiki) of a record, for a message."""
+        place = record.place
+        if self.source.kind == "mediawiki":
+            about = "about " if self.source.layout == "multistream" else ""
+            return f"{self.source.path}: {about}byte {self.start + place}"
+        if self.source.layout == "plain":  # counted only now: a file is not read twice for messages nobody sees
+            with self.source.path.open("rb") as stream:
+                before, left = 0, self.start
+                while left and (data := stream.read(min(left, 1 << 24))):
+                    before, left = before + data.count(b"\n"), left - len(data)
+                stream.seek(max(0, self.start - 1))
+                cut = self.start and stream.read(1) != b"\n"
+            place += before + 1 + bool(cut)
+        return f"{self.source.path}:{place}"
 
 
-def write_spool(documents: Iterator[Document], path: Path) -> set[str]:
-    """Keeps documents in a JSONL file, so that wikitext is parsed once; returns the linked titles."""
-    titles: set[str] = set()
-    with path.open("w", encoding="utf-8") as stream:
-        for document in documents:
-            titles.update(target for _, _, target in document.mentions if isinstance(target, str))
-            stream.write(json.dumps(document, ensure_ascii=False) + "\n")
-    return titles
+def chunks_of(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int]) -> Iterator[Chunk]:
+    """Yields the source's chunks that belong to a part.
+
+    A file that can only be read from the front is read only where its index, kept in `work`, is missing; with an index
+    its chunks come without data.
+
+    Args:
+        source: the file.
+        chunk_bytes: stored bytes of a chunk (decompressed ones where the file is read from the front).
+        work: folder for the index.
+        part: (i, n): of n parts the i-th, counting from 0; chunk c of file f belongs to part (f + c) mod n.
+    """
+    if source.layout == "stream":
+        yield from _from_the_front(source, chunk_bytes, work, part)
+        return
+    for number in range(max(1, -(-source.bytes // chunk_bytes))):
+        if (source.number + number) % part[1] == part[0]:
+            start = number * chunk_bytes
+            yield Chunk(source, number, start, min(start + chunk_bytes, source.bytes))
 
 
-def read_spool(path: Path) -> Iterator[tuple[str, list[tuple[int, int, int | str]]]]:
-    """Yields (text, mentions) of what `write_spool` kept."""
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            text, mentions = json.loads(line)
-            yield text, [(start, end, target) for start, end, target in mentions]
+def _from_the_front(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int]) -> Iterator[Chunk]:
+    folder, key = work / f"{source.number:05d}", key_of("index", source.kind, chunk_bytes, sha256_of(source.path))
+    mine = (part[0] - source.number) % part[1]
+    index = find(folder, key)
+    if index is not None:
+        for number, (content, place, last) in enumerate(index.notes["chunks"]):
+            if number % part[1] == mine:
+                yield Chunk(source, number, place=place, last=last, content=content)
+        return
+    entries = []
+    for number, (data, place, last) in enumerate(read_stream(source.path, source.kind, chunk_bytes)):
+        content = hashlib.sha256(data).hexdigest()
+        entries.append([content, place, last])
+        if number % part[1] == mine:
+            yield Chunk(source, number, data=data, place=place, last=last, content=content)
+    with make(folder, key) as (_, notes):
+        notes["chunks"] = entries
+
+
+def with_data(chunks: list[Chunk], chunk_bytes: int) -> Iterator[Chunk]:
+    """Reads a file again from the front for the bytes of the given chunks of it."""
+    wanted = {chunk.number: chunk for chunk in chunks}
+    if not wanted:
+        return
+    source = chunks[0].source
+    for number, (data, place, last) in enumerate(read_stream(source.path, source.kind, chunk_bytes)):
+        if number in wanted:
+            yield Chunk(source, number, data=data, place=place, last=last, content=wanted.pop(number).content)
+        if not wanted:
+            return

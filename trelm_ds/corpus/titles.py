@@ -1,10 +1,13 @@
-"""Page titles to QIDs by way of redirects and Wikidata5M aliases."""
+"""Page titles to QIDs: by redirects, then the dump's `page_props`, else Wikidata5M aliases."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +15,9 @@ from trelm_ds.knowledge import KnowledgeGraph
 
 _QUALIFIER = re.compile(r" \([^()]*\)$")  # "Mercury (planet)"
 _REDIRECT_HOPS = 5
+# What is known of how a title was resolved, as bits of `TitleTable.how`.
+REDIRECTED, AMBIGUOUS, BY_PAGE_PROPS = 1, 2, 4
+_ARRAYS = ("hashes", "qids", "how")
 
 
 def _spellings(title: str) -> tuple[str, ...]:
@@ -20,18 +26,29 @@ def _spellings(title: str) -> tuple[str, ...]:
     return (title.casefold(),) if bare == title else (title.casefold(), bare.casefold())
 
 
+def follow(title: str, redirects: dict[str, str]) -> str:
+    """The page a title leads to."""
+    for _ in range(_REDIRECT_HOPS):
+        if title not in redirects:
+            break
+        title = redirects[title]
+    return title
+
+
 class TitleResolver:
     """Maps titles to QID numbers.
 
-    A title is an entity's label or one of its aliases, whatever the case; without a match, the title without its
-    qualifier in parentheses is tried. A label wins over an alias, then the entity with more triples, then the lower
-    QID; where more than one entity bears the name in the same way, the title counts as ambiguous.
+    A page of the dump has the QID that `page_props` gives it, or none. Any other title is an entity's label or one of
+    its aliases, whatever the case; without a match, the title without its qualifier in parentheses is tried. A label
+    wins over an alias, then the entity with more triples, then the lower QID; where more than one entity bears the
+    name in the same way, the title counts as ambiguous.
 
     Args:
         titles: every title that will be asked for; only their names are kept in memory.
         redirects: title -> title.
         names: (QID number, names with the label first) of all entities.
         graph: for the number of triples.
+        pages: the dump's pages -> QID number or None; empty without `page_props`.
     """
 
     def __init__(
@@ -40,9 +57,11 @@ class TitleResolver:
         redirects: dict[str, str],
         names: Iterator[tuple[int, list[str]]],
         graph: KnowledgeGraph,
+        pages: dict[str, int | None] | None = None,
     ) -> None:
-        self._redirects = redirects
-        wanted = {spelling for title in titles for spelling in _spellings(self._target(title))}
+        self._redirects, self._pages = redirects, pages or {}
+        targets = {follow(title, redirects) for title in titles}
+        wanted = {spelling for title in targets - self._pages.keys() for spelling in _spellings(title)}
         labels: dict[str, list[int]] = {}
         aliases: dict[str, list[int]] = {}
         for qid, entity_names in names:
@@ -51,28 +70,76 @@ class TitleResolver:
                     (aliases if index else labels).setdefault(name, []).append(qid)
         self._labels, self._aliases, self._graph = labels, aliases, graph
 
-    def _target(self, title: str) -> str:
-        for _ in range(_REDIRECT_HOPS):
-            if title not in self._redirects:
-                break
-            title = self._redirects[title]
-        return title
-
-    def resolve(self, title: str, counts: Counter[str]) -> int | None:
-        """The QID number of a title, or None; counts how it was found."""
-        target = self._target(title)
-        counts["links through a redirect"] += target != title
+    def resolve(self, title: str) -> tuple[int | None, int]:
+        """The QID number of a title, or None, and how it was found (bits)."""
+        target = follow(title, self._redirects)
+        how = REDIRECTED if target != title else 0
+        if target in self._pages:
+            return self._pages[target], how | BY_PAGE_PROPS
         for spelling in _spellings(target):
             candidates = self._labels.get(spelling) or self._aliases.get(spelling)
             if candidates:
-                counts["links mapped"] += 1
-                counts["links mapped, name ambiguous"] += len(candidates) > 1
-                return self._best(candidates)
-        counts["links without an entity"] += 1
-        return None
+                return self._best(candidates), how | (AMBIGUOUS if len(candidates) > 1 else 0)
+        return None, how
 
     def _best(self, candidates: list[int]) -> int:
         if len(candidates) == 1:
             return candidates[0]
         qids = np.array(sorted(candidates))
         return int(qids[np.argmax(self._graph.degrees(qids))])
+
+
+def _hash(title: str) -> int:
+    return int.from_bytes(hashlib.blake2b(title.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class TitleTable:
+    """All resolved titles as sorted arrays that worker processes share through the page cache.
+
+    Attributes:
+        hashes: uint64 [N], ascending, of the titles (64 bits: two of 20 million collide once in 100,000 dumps).
+        qids: int32 [N], -1 where a title has none.
+        how: uint8 [N], bits.
+    """
+
+    hashes: np.ndarray
+    qids: np.ndarray
+    how: np.ndarray
+
+    @classmethod
+    def build(cls, titles: set[str], resolve: Callable[[str], tuple[int | None, int]]) -> TitleTable:
+        """Resolves every title once."""
+        rows = []
+        for title in titles:
+            qid, how = resolve(title)
+            rows.append((_hash(title), -1 if qid is None else qid, how))
+        rows.sort()
+        columns = list(zip(*rows, strict=True)) or [(), (), ()]
+        types = (np.uint64, np.int32, np.uint8)
+        return cls(*(np.array(column, dtype=kind) for column, kind in zip(columns, types, strict=True)))
+
+    def save(self, folder: Path) -> None:
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path) -> TitleTable:
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+
+    def of(self, titles: list[str]) -> dict[str, tuple[int, int]]:
+        """title -> (QID number or -1, how) for titles that were resolved."""
+        wanted = np.array([_hash(title) for title in titles], dtype=np.uint64)
+        rows = np.searchsorted(self.hashes, wanted)
+        assert not len(wanted) or np.array_equal(self.hashes[rows], wanted)
+        pairs = zip(self.qids[rows].tolist(), self.how[rows].tolist(), strict=True)
+        return dict(zip(titles, pairs, strict=True))
+
+
+def count_link(qid: int, how: int, counts: Counter[str]) -> None:
+    """Counts how one link was resolved."""
+    counts["links through a redirect"] += bool(how & REDIRECTED)
+    counts["links mapped"] += qid >= 0
+    counts["links mapped by page_props"] += qid >= 0 and bool(how & BY_PAGE_PROPS)
+    counts["links mapped, name ambiguous"] += bool(how & AMBIGUOUS)
+    counts["links without an entity"] += qid < 0

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_lines, write_atomically
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -124,6 +126,14 @@ def describe(tokenizer: PreTrainedTokenizerBase) -> TokenizerInfo:
     digest = hashlib.sha256(canonical_json(tokenizer.get_vocab()).encode()).hexdigest()
     ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIALS}
     return TokenizerInfo(sha256=digest, vocab_size=len(tokenizer), **ids)
+
+
+@cache
+def load_core(folder: Path) -> Tokenizer:
+    """The core of a tokenizer that was saved to `folder`: all that worker processes need, and loaded in no time."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -1,99 +1,80 @@
-"""MediaWiki `pages-articles` dumps, streamed: memory does not grow with the dump."""
+"""Pages of MediaWiki `pages-articles` dumps."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.wikitext import is_disambiguation, normalize_title, paragraphs_of
+from trelm_ds.corpus.wikitext import is_disambiguation, is_list, normalize_title, paragraphs_of, too_tangled
 from trelm_ds.errors import UserError
-from trelm_ds.files import DAMAGED, open_binary
 
 _REDIRECT = re.compile(r"\s*#REDIRECT\s*:?\s*\[\[([^\]|]+)", re.IGNORECASE)
 
 
 class Page(NamedTuple):
-    """A page of the article namespace; `redirect` is the target's title or None."""
+    """A page of the article namespace; `redirect` is the target's title or None, `number` the page id or 0."""
 
     title: str
+    number: int
     redirect: str | None
     text: str
 
 
-def read_pages(path: Path) -> Iterator[Page]:
-    """Yields the pages of namespace 0 of a dump, plain or compressed.
+def parse_page(data: bytes) -> Page | None:
+    """Reads one `<page>` element; None for a page of another namespace or without a revision.
 
     Raises:
-        UserError: truncated or damaged file, or not a MediaWiki export; names file and last good page.
+        UserError: not valid XML.
     """
-    last = "before the first page"
-    with open_binary(path) as stream:
-        try:
-            events = ElementTree.iterparse(stream, events=("start", "end"))
-            _, root = next(events)
-            if _local(root.tag) != "mediawiki":
-                raise UserError(f"{path}: not a MediaWiki export: its first element is <{_local(root.tag)}>")
-            for event, element in events:
-                if event == "end" and _local(element.tag) == "page":
-                    page = _page(element)
-                    root.clear()
-                    if page:
-                        last = f"after page {page.title!r}"
-                        yield page
-        except ElementTree.ParseError as error:
-            raise UserError(f"{path}:{error.position[0]}: not valid XML ({error}), {last}; is it truncated?") from None
-        except (ValueError, LookupError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path}: cannot be read as XML ({error}), {last}") from None
-        except DAMAGED as error:
-            raise UserError(f"{path}: damaged or truncated file ({error}), {last}; fetch it again") from None
-
-
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]
-
-
-def _page(element: ElementTree.Element) -> Page | None:
-    fields = {_local(child.tag): child for child in element}
-    if (fields["ns"].text if "ns" in fields else "0") != "0" or "title" not in fields or "revision" not in fields:
+    try:
+        element = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UserError(f"a page that is not valid XML ({error})") from None
+    fields = {child.tag: child for child in element}
+    namespace = (fields["ns"].text or "").strip() if "ns" in fields else "0"
+    if namespace != "0" or "title" not in fields or "revision" not in fields:
         return None
-    text = next((child.text or "" for child in fields["revision"] if _local(child.tag) == "text"), "")
+    text = next((child.text or "" for child in fields["revision"] if child.tag == "text"), "")
     target = fields["redirect"].get("title") if "redirect" in fields else None
     if target is None and (match := _REDIRECT.match(text)):
         target = match.group(1)
-    return Page(normalize_title(fields["title"].text or ""), normalize_title(target) if target else None, text)
+    number = (fields["id"].text or "").strip() if "id" in fields else ""
+    return Page(
+        normalize_title(fields["title"].text or ""),
+        int(number) if number.isascii() and number.isdigit() and len(number) < 18 else 0,
+        normalize_title(target) if target else None,
+        text,
+    )
 
 
-def read_articles(path: Path, redirects: dict[str, str], counts: Counter[str]) -> Iterator[Document]:
-    """Yields one document an article, a paragraph a line, and counts what is dropped.
+def article_of(page: Page, minimum_words: int, counts: Counter[str]) -> Document | None:
+    """One document of an article, a paragraph a line, or None for a page that is dropped.
 
     Args:
-        path: the dump.
-        redirects: filled with title -> target.
-        counts: filled with pages, redirects, articles, paragraphs and links.
+        page: not a redirect.
+        minimum_words: an article with fewer words of prose is dropped.
+        counts: filled with articles, what is dropped and why, paragraphs and links.
     """
-    for page in read_pages(path):
-        counts["pages"] += 1
-        if page.redirect:
-            redirects[page.title] = page.redirect
-            counts["redirects"] += 1
-        elif is_disambiguation(page.title, page.text):
-            counts["disambiguation pages dropped"] += 1
-        else:
-            counts["articles"] += 1
-            paragraphs = paragraphs_of(page.text)
-            article = _joined(paragraphs)
-            counts["paragraphs"] += len(paragraphs)
-            counts["mentions found"] += len(article.mentions)
-            if article.text:
-                counts["documents"] += 1
-                yield article
+    if is_disambiguation(page.title, page.text):
+        counts["pages dropped: disambiguation"] += 1
+    elif is_list(page.title):
+        counts["pages dropped: list"] += 1
+    elif too_tangled(page.text):
+        counts["pages dropped: unclosed markup"] += 1
+    else:
+        article = _joined(paragraphs_of(page.text, page.title, counts))
+        if len(article.text.split()) < minimum_words:
+            counts["pages dropped: too short"] += 1
+            return None
+        counts["articles"] += 1
+        counts["paragraphs"] += article.text.count("\n") + 1
+        counts["documents"] += 1
+        counts["mentions found"] += len(article.mentions)
+        return article
+    return None
 
 
 def _joined(paragraphs: list[Document]) -> Document:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import string
+from bisect import bisect_right
+from collections import Counter
 
 import mwparserfromhell
 from mwparserfromhell import nodes
+from mwparserfromhell.wikicode import Wikicode
 
 from trelm_ds.corpus.documents import Document, Mention
+from trelm_ds.corpus.templates import spoken_part
 
 # Their content is no prose.
 _SKIPPED_TAGS = {
@@ -20,13 +24,32 @@ _SKIPPED_SECTIONS = {
     "references", "external links", "see also", "further reading", "notes", "bibliography", "sources", "footnotes",
     "citations", "notes and references", "works cited",
 }  # fmt: skip
-_PREFIX = re.compile(r"^:?([A-Za-z][\w -]*):")
 _LINKED_NAMESPACES = {
     "file", "image", "category", "media", "template", "wikipedia", "wp", "help", "portal", "user", "special", "talk",
     "wiktionary", "wikt", "wikisource", "commons", "wikibooks", "wikiquote", "wikinews", "meta", "module",
 }  # fmt: skip
+_PREFIX = re.compile(r"^:?([A-Za-z][\w -]*):")
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[a-z]+)?$")
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
+_TEMPLATE_NAME = re.compile(r"\{\{\s*([\w -]{1,50}?)\s*(?=\||\}\})")
+_DISAMBIGUATION = {"hndis", "geodis", "surname", "given name", "set index article", "sia"}
+_LISTS = ("List of ", "Lists of ", "Index of ", "Outline of ")
+# What a dropped template or reference leaves behind: "()", "(; born", "word ,".
+_LEFTOVERS = re.compile(r" ?\(\s*[;,:]*\s*\)|(?<=\()[\s;,]+| (?=[,.;:](?:\s|$))")
+_QUALIFIER = re.compile(r" \([^()]*\)$")
 MINIMUM_WORDS = 4
+
+# Each opener without its closer makes the parser read on to the end and come back: quadratic work.
+_PAIRS = (
+    (re.compile(r"\{\{|\}\}"), "{{"),
+    (re.compile(r"\[\[|\]\]"), "[["),
+    (re.compile(r"\{\||\|\}"), "{|"),
+    (re.compile(r"\[(?=https?:|//)|\]"), "["),
+)
+_TAG = re.compile(r"<(/?)([a-z]{1,20})\b[^<>]{0,500}?(/?)>", re.IGNORECASE)
+_NEVER_CLOSED = {"br", "hr", "li", "p", "dd", "dt", "wbr", "tr", "td", "th"}
+_TANGLE_LIMIT = 50_000_000  # openers times characters: a few seconds
 
 
 def normalize_title(title: str) -> str:
@@ -37,16 +60,47 @@ def normalize_title(title: str) -> str:
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
     """Whether a page only lists what else its title may mean."""
-    if title.endswith("(disambiguation)"):
+    if title.endswith("(disambiguation)") or "__DISAMBIG__" in wikitext:
         return True
-    return re.search(r"\{\{\s*(?:[\w ]*disambig\w*|hndis|geodis|surname)\s*(?:\||\}\})", wikitext, re.I) is not None
+    names = (match.group(1).lower() for match in _TEMPLATE_NAME.finditer(wikitext))
+    return any("disambig" in name or name in _DISAMBIGUATION for name in names)
+
+
+def is_list(title: str) -> bool:
+    """Whether a page is a list of links by its title."""
+    return title.startswith(_LISTS)
+
+
+def too_tangled(wikitext: str) -> bool:
+    """Whether so much markup is never closed that parsing the page would take minutes."""
+    wikitext = _COMMENT.sub("", wikitext)
+    for pattern, opener in _PAIRS:
+        open_now = 0
+        for match in pattern.finditer(wikitext):
+            open_now = open_now + 1 if match.group() == opener else max(0, open_now - 1)
+        if open_now * len(wikitext) > _TANGLE_LIMIT:
+            return True
+    open_now = 0
+    for match in _TAG.finditer(wikitext):
+        closing, name, single = match.groups()
+        if closing:
+            open_now = max(0, open_now - 1)
+        elif not single and name.lower() not in _NEVER_CLOSED:
+            open_now += 1
+    return open_now * len(wikitext) > _TANGLE_LIMIT
 
 
 class _Paragraphs:
-    """Collects text with single spaces and cuts it into paragraphs at line breaks."""
+    """Collects text with single spaces and cuts it into paragraphs at line breaks.
 
-    def __init__(self) -> None:
+    Args:
+        title: the page's; where the text first says it in bold, it is a mention of the page's own subject.
+        counts: gets what is dropped.
+    """
+
+    def __init__(self, title: str, counts: Counter[str]) -> None:
         self.done: list[Document] = []
+        self._title, self._counts = title, counts
         self._text, self._mentions = "", list[Mention]()
 
     def add(self, text: str) -> None:
@@ -65,11 +119,16 @@ class _Paragraphs:
         end = len(self._text.rstrip())
         if end > start and title:
             self._mentions.append(Mention(start, end, title))
+            self._counts["links found"] += 1
 
     def cut(self) -> None:
         text = self._text.rstrip()
-        if len(text.split()) >= MINIMUM_WORDS:
-            self.done.append(Document(text, self._mentions))
+        words = len(text.split())
+        if words >= MINIMUM_WORDS:
+            self.done.append(_without_leftovers(text, self._mentions))
+        elif words:
+            self._counts["paragraphs dropped: too short"] += 1
+            self._counts["links dropped: in a short paragraph"] += len(self._mentions)
         self._text, self._mentions = "", []
 
     def add_after_link(self, text: str) -> None:
@@ -79,33 +138,82 @@ class _Paragraphs:
             self._mentions[-1] = self._mentions[-1]._replace(end=len(self._text) + trail)
         self.add(text)
 
+    def bold(self, contents: Wikicode) -> None:
+        """Adds bold text; the first of a page is its subject when it shares a word with the title."""
+        start, links = len(self._text), len(self._mentions)
+        before = len(self.done)
+        _collect(contents, self)
+        if not self._title or before or len(self.done) != before or len(self._mentions) != links:
+            return
+        end = len(self._text.rstrip())
+        words = set(_QUALIFIER.sub("", self._title).casefold().split())
+        if words & set(self._text[start:end].casefold().split()):
+            self._mentions.append(Mention(start, end, self._title))
+            self._counts["subjects found"] += 1
+            self._title = ""
 
-def paragraphs_of(wikitext: str) -> list[Document]:
+
+def paragraphs_of(wikitext: str, title: str = "", counts: Counter[str] | None = None) -> list[Document]:
     """Plain paragraphs of an article with its links; a mention's target is the linked title, normalized.
 
-    Templates, tables, references, files and the closing sections (references, external links ...) are left out, and so
-    are paragraphs of fewer than `MINIMUM_WORDS` words.
+    Templates that are words in a sentence (units, foreign words, dates) are spelled out. Other templates, tables,
+    references, files and the closing sections (references, external links ...) are left out, and so are paragraphs of
+    fewer than `MINIMUM_WORDS` words.
+
+    Args:
+        wikitext: source of the page.
+        title: of the page, normalized; its first mention in bold becomes a mention too.
+        counts: gets the number of links and of what is dropped.
     """
-    paragraphs = _Paragraphs()
+    paragraphs = _Paragraphs(title, Counter() if counts is None else counts)
+    # Half of an article are references: the parser would take them apart for nothing.
+    wikitext = _REFERENCE.sub("", _COMMENT.sub("", wikitext))
     _collect(mwparserfromhell.parse(wikitext), paragraphs)
     paragraphs.cut()
     return paragraphs.done
 
 
-def _collect(code: mwparserfromhell.wikicode.Wikicode, paragraphs: _Paragraphs) -> None:
-    skipping = False
+def _without_leftovers(text: str, mentions: list[Mention]) -> Document:
+    cuts = [match.span() for match in _LEFTOVERS.finditer(text)]
+    if not cuts:
+        return Document(text, mentions)
+    starts = [start for start, _ in cuts]
+    gone = [0]
+    for start, end in cuts:
+        gone.append(gone[-1] + end - start)
+
+    def moved(offset: int) -> int:
+        index = bisect_right(starts, offset - 1)  # cuts that begin before `offset`
+        inside = max(0, cuts[index - 1][1] - offset) if index else 0
+        return offset - gone[index] + inside
+
+    kept = [Mention(moved(start), moved(end), target) for start, end, target in mentions]
+    text = _LEFTOVERS.sub("", text)
+    return Document(text, [mention for mention in kept if mention.start < mention.end])
+
+
+def _collect(code: Wikicode, paragraphs: _Paragraphs) -> None:
+    skipped_level = 0  # of the heading whose section is being left out
     previous = None
     for node in code.nodes:
         behind_link, previous = isinstance(previous, nodes.Wikilink), node
         if isinstance(node, nodes.Heading):
             paragraphs.cut()
-            skipping = node.title.strip_code().strip().lower() in _SKIPPED_SECTIONS
-        elif skipping or isinstance(node, (nodes.Template, nodes.Comment, nodes.Argument)):
+            if not skipped_level or node.level <= skipped_level:
+                closing = node.title.strip_code().strip().lower() in _SKIPPED_SECTIONS
+                skipped_level = node.level if closing else 0
+        elif skipped_level or isinstance(node, (nodes.Comment, nodes.Argument)):
             continue
         elif isinstance(node, nodes.Text):
             (paragraphs.add_after_link if behind_link else paragraphs.add)(node.value)
         elif isinstance(node, nodes.Wikilink):
             _collect_link(node, paragraphs)
+        elif isinstance(node, nodes.Template):
+            part = spoken_part(node)
+            if isinstance(part, Wikicode):
+                _collect(part, paragraphs)
+            else:
+                paragraphs.add(part)
         elif isinstance(node, nodes.HTMLEntity):
             character = node.normalize() or ""
             paragraphs.add("" if "\ud800" <= character <= "\udfff" else character)
@@ -122,7 +230,10 @@ def _collect_tag(tag: nodes.Tag, paragraphs: _Paragraphs) -> None:
     if name in _LINE_TAGS:
         paragraphs.cut()
     if tag.contents is not None:
-        _collect(tag.contents, paragraphs)
+        if name == "b":
+            paragraphs.bold(tag.contents)
+        else:
+            _collect(tag.contents, paragraphs)
 
 
 def _collect_link(link: nodes.Wikilink, paragraphs: _Paragraphs) -> None:

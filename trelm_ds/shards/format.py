@@ -43,13 +43,32 @@ class Block(NamedTuple):
     def of(cls, sequences: list[Sequence], vocab_size: int) -> Block:
         lengths = np.array([len(sequence.tokens) for sequence in sequences], dtype=np.int32)
         owner = np.repeat(np.arange(len(sequences)), [len(sequence.mentions) for sequence in sequences])
-        mentions = np.concatenate([sequence.mentions for sequence in sequences])
-        tokens = np.concatenate([sequence.tokens for sequence in sequences])
+        none = np.zeros((0, 3), dtype=np.int64)
+        mentions = np.concatenate([none, *(sequence.mentions for sequence in sequences)])
+        tokens = np.concatenate([np.zeros(0, dtype=np.uint32), *(sequence.tokens for sequence in sequences)])
         return cls(
             tokens.astype(np.uint16 if vocab_size <= 1 << 16 else np.uint32),
             lengths,
             np.column_stack([owner, mentions]).astype(np.int32),
         )
+
+    @classmethod
+    def join(cls, blocks: list[Block]) -> Block:
+        """The sequences of all blocks in one."""
+        bases = np.cumsum([0, *(len(block.lengths) for block in blocks[:-1])])
+        mentions = [
+            block.mentions + np.array([base, 0, 0, 0], dtype=np.int32)
+            for block, base in zip(blocks, bases, strict=True)
+        ]
+        tokens, lengths = ([getattr(block, name) for block in blocks] for name in ("tokens", "lengths"))
+        return cls(np.concatenate(tokens), np.concatenate(lengths), np.concatenate(mentions))
+
+    def part(self, first: int, last: int) -> Block:
+        """The sequences [first, last)."""
+        begin, end = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
+        low, high = np.searchsorted(self.mentions[:, 0], [first, last])
+        mentions = self.mentions[low:high] - np.array([first, 0, 0, 0], dtype=np.int32)
+        return Block(self.tokens[begin:end], self.lengths[first:last], mentions)
 
     def to_tar(self, key: str) -> bytes:
         """The block's tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""

@@ -69,10 +69,11 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of all that a reader relies on: equal for equal data, whatever the folder is called.
 
-        The tokenizer counts by its vocabulary: its files differ between versions of the library that writes them.
+        The tokenizer counts by its vocabulary, and the data card not at all: their files differ between versions of
+        the libraries that write them.
         """
         shards = [dataclasses.asdict(shard) for shard in self.shards]
-        files = {name: about for name, about in self.files.items() if not name.startswith("tokenizer/")}
+        files = {name: about for name, about in self.files.items() if name.endswith(".npy")}
         content = [self.schema, self.tokenizer, self.max_length, shards, files]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 

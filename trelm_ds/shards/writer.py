@@ -30,14 +30,25 @@ class ShardWriter:
         self.shards: list[ShardInfo] = []
         self._folder, self._vocab_size = folder, vocab_size
         self._shard_bytes, self._block_sequences = shard_bytes, block_sequences
-        self._pending: list[Sequence] = []
+        self._pending: list[Block] = []
+        self._n_pending = 0
         self._blocks: list[tuple[Block, bytes]] = []
         self._lengths: list[np.ndarray] = []
 
     def add(self, sequence: Sequence) -> None:
-        self._pending.append(sequence)
-        if len(self._pending) == self._block_sequences:
-            self._close_block()
+        """Appends one sequence."""
+        self.extend(Block.of([sequence], self._vocab_size))
+
+    def extend(self, block: Block) -> None:
+        """Appends any number of sequences; blocks on disk are cut regardless of how they come."""
+        first = 0
+        while first < len(block.lengths):
+            last = min(first + self._block_sequences - self._n_pending, len(block.lengths))
+            self._pending.append(block.part(first, last))
+            self._n_pending += last - first
+            first = last
+            if self._n_pending == self._block_sequences:
+                self._close_block()
 
     def close(self) -> list[ShardInfo]:
         """Writes what is pending, and `lengths.npy`; returns the description of every shard."""
@@ -49,10 +60,10 @@ class ShardWriter:
         return self.shards
 
     def _close_block(self) -> None:
-        block = Block.of(self._pending, self._vocab_size)
+        block = Block.join(self._pending)
         self._blocks.append((block, block.to_tar(f"{len(self._lengths):08d}")))
         self._lengths.append(block.lengths)
-        self._pending = []
+        self._pending, self._n_pending = [], 0
         if sum(len(data) for _, data in self._blocks) >= self._shard_bytes:
             self._close_shard()
 

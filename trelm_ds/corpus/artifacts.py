@@ -1,0 +1,102 @@
+"""Finished pieces of preparation on disk, recognised by what they were made from, not by their names.
+
+An artifact is a folder with data files and `done.json`: the key (a hash of all that went in) and the sha256 of every
+file. It appears by a rename, so it is there whole or not at all; one that does not match is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.files import canonical_json, fsync_folder, sha256_of
+
+DONE = "done.json"
+
+
+@cache
+def code_version() -> str:
+    """Hash of the code that prepares: what another version has finished is not taken for this one's."""
+    import mwparserfromhell
+    import sentencex
+    import tokenizers
+
+    digest = hashlib.sha256()
+    for module in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(module.read_bytes())
+    libraries = [mwparserfromhell.__version__, tokenizers.__version__, getattr(sentencex, "__version__", "")]
+    digest.update(canonical_json(libraries).encode())
+    return digest.hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Hash of everything that decides an artifact's content, this code included."""
+    return hashlib.sha256(canonical_json([code_version(), *parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished piece: its folder, what its maker noted, and a digest for the keys of what is made from it."""
+
+    folder: Path
+    notes: dict[str, Any]
+    digest: str
+
+
+def find(folder: Path, key: str) -> Artifact | None:
+    """The artifact in `folder` if it is whole and was made from what `key` stands for."""
+    try:
+        done = json.loads((folder / DONE).read_bytes())
+        if done["key"] != key or any(sha256_of(folder / name) != sha for name, sha in done["files"].items()):
+            return None
+        return Artifact(folder, done["notes"], _digest(done))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields a folder to write into and a dict for notes (JSON); puts both in place when the block ends well."""
+    work = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    notes: dict[str, Any] = {}
+    try:
+        yield work, notes
+        files = {str(path.relative_to(work)): sha256_of(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        (work / DONE).write_text(json.dumps({"key": key, "files": files, "notes": notes}))
+        _flush(work)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work.rename(folder)  # another process may have been quicker with the same content
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    fsync_folder(folder)
+
+
+def _digest(done: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json([done["key"], done["files"]]).encode()).hexdigest()
+
+
+def obtain(folder: Path, key: str) -> Artifact:
+    """The artifact that `make` has just put in place."""
+    found = find(folder, key)
+    if found is None:
+        raise OSError(f"{folder} was damaged or removed while it was being made")
+    return found

@@ -1,0 +1,94 @@
+"""The data card of a prepared dataset: README.md with its sources, licence, funnel and two plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from trelm_ds.shards import Manifest
+
+_FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
+
+
+def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> None:
+    """Writes README.md, frequency.png and lengths.png; equal datasets give equal cards.
+
+    Args:
+        folder: of the dataset, with its lengths.npy.
+        manifest: all but its files.
+        entity_counts: int [E], mentions of each entity.
+    """
+    lengths = np.load(folder / "lengths.npy")
+    _plot_lengths(lengths, manifest.max_length, folder / _LENGTHS)
+    pictures = [f"![tokens of a sequence]({_LENGTHS})"]
+    if len(entity_counts):
+        _plot_frequency(entity_counts, folder / _FREQUENCY)
+        pictures.append(f"![mentions of an entity, by rank]({_FREQUENCY})")
+    request = manifest.request
+    settings = {name: value for name, value in request.items() if name not in ("sources", "license")}
+    lines = [
+        "# Data card",
+        "",
+        f"{manifest.n_sequences:,} sequences, {manifest.n_tokens:,} tokens, {manifest.n_mentions:,} entity mentions in "
+        f"{len(manifest.shards)} shards. Made by `trelm prepare`; `trelm verify` checks it.",
+        "",
+        f"Licence of the text: **{request['license']}**",
+        "",
+        "## Sources",
+        "",
+        *_table(("file", "sha256"), request["sources"].items()),
+        "## Settings",
+        "",
+        *_table(("setting", "value"), settings.items()),
+        "## From source to sequence",
+        "",
+        *_table(("what", "number"), ((name, f"{value:,}") for name, value in manifest.counts.items())),
+        "## Shape",
+        "",
+        f"A sequence has {lengths.mean():.1f} tokens on average (median {np.median(lengths):.0f}, longest "
+        f"{lengths.max()}); {(lengths == manifest.max_length).mean():.1%} are as long as allowed.",
+        *_about_entities(entity_counts),
+        "",
+        "\n\n".join(pictures),
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _about_entities(counts: np.ndarray) -> list[str]:
+    if not len(counts):
+        return []
+    mean = counts.mean()
+    rare = counts < mean
+    return [
+        f"An entity is mentioned {mean:.1f} times on average; the {rare.mean():.1%} below that (the long tail) have "
+        f"{counts[rare].sum() / counts.sum():.1%} of the mentions."
+    ]
+
+
+def _table(heads: tuple[str, str], rows: object) -> list[str]:
+    made = [f"| {name} | {value} |" for name, value in rows]  # type: ignore[attr-defined]
+    return [f"| {heads[0]} | {heads[1]} |", "|---|---|", *made, ""]
+
+
+def _plot_lengths(lengths: np.ndarray, longest: int, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(lengths, bins=min(64, longest), range=(0, longest + 1), color="tab:blue")
+    axes.set(xlabel="tokens of a sequence", ylabel="sequences", title=f"{len(lengths):,} sequences")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_frequency(counts: np.ndarray, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.loglog(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], color="tab:blue")
+    axes.axhline(counts.mean(), color="tab:red", linestyle="--", label=f"mean {counts.mean():.1f}: long tail below")
+    axes.set(xlabel="rank of the entity", ylabel="mentions", title=f"{len(counts):,} entities")
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,115 @@
+"""Second stage, chunk by chunk: documents become token sequences, and entities and words are counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trelm_ds.corpus.artifacts import Artifact, find, make, obtain
+from trelm_ds.corpus.documents import Document, Mention
+from trelm_ds.corpus.extract import read_documents, read_titles
+from trelm_ds.corpus.sequences import Unit, sequences_of
+from trelm_ds.corpus.titles import TitleTable, count_link
+from trelm_ds.corpus.tokenizer import TokenizerInfo, load_core
+from trelm_ds.corpus.words import WordTable, words_of
+from trelm_ds.shards import Block, Sequence
+
+_GROUP = 4096  # sequences counted at a time
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """One chunk's documents, what turns them into sequences, and where the artifact goes.
+
+    Attributes:
+        documents: folder of the chunk's extracted documents.
+        titles: folder of the title table; None where mentions come with QIDs.
+        tokenizer: folder with tokenizer.json.
+        info: of the tokenizer.
+        starts: .npy file, bool [V]: whether a token begins a word.
+        max_length, unit: as in `sequences_of`.
+        folder: of the artifact.
+        key: of the artifact.
+    """
+
+    documents: Path
+    titles: Path | None
+    tokenizer: Path
+    info: TokenizerInfo
+    starts: Path
+    max_length: int
+    unit: Unit
+    folder: Path
+    key: str
+
+
+def encode(task: EncodeTask) -> Artifact:
+    """Finds the chunk's artifact or makes it: arrays of a `Block`, `entities.npy` int64 [E, 2], `words/`; counts."""
+    if found := find(task.folder, task.key):
+        return found
+    with make(task.folder, task.key) as (work, notes):
+        counts: Counter[str] = Counter()
+        documents = resolved_documents(task.documents, task.titles, counts)
+        core = load_core(task.tokenizer)
+        made = sequences_of(documents, core, task.info, task.max_length, counts, task.unit)
+        groups, words = _grouped(made, task)
+        block = Block.join(groups)
+        for name, array in block._asdict().items():
+            np.save(work / f"{name}.npy", array)
+        np.save(work / "entities.npy", np.stack(np.unique(block.mentions[:, 3], return_counts=True), axis=1))
+        (work / "words").mkdir()
+        words.save(work / "words")
+        notes["counts"] = {name: value for name, value in counts.items() if value}
+    return obtain(task.folder, task.key)
+
+
+def resolved_documents(folder: Path, titles: Path | None, counts: Counter[str]) -> Iterator[Document]:
+    """Yields a chunk's documents with QID numbers as targets; mentions without an entity are left out and counted."""
+    table = {} if titles is None else TitleTable.load(titles).of(list(read_titles(folder)))
+    for text, mentions in read_documents(folder):
+        kept = []
+        for mention in mentions:
+            if isinstance(mention.target, str):
+                qid, how = table[mention.target]
+                count_link(qid, how, counts)
+                if qid >= 0:
+                    kept.append(Mention(mention.start, mention.end, qid))
+            else:
+                kept.append(mention)
+        yield Document(text, kept)
+
+
+def read_block(folder: Path) -> Block:
+    """The sequences of an artifact."""
+    return Block(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Block._fields))
+
+
+def _grouped(sequences: Iterator[Sequence], task: EncodeTask) -> tuple[list[Block], WordTable]:
+    starts = np.load(task.starts)
+    ordinary = np.ones(len(starts), dtype=bool)
+    ordinary[list(task.info.special_ids)] = False
+    blocks = [Block.of([], task.info.vocab_size)]
+    words = WordTable.empty()
+    pending: list[Sequence] = []
+
+    def close() -> None:
+        nonlocal words
+        block = Block.of(pending, task.info.vocab_size)
+        tokens = block.tokens.astype(np.int64)
+        begins = starts[tokens]
+        begins[1:] |= ~ordinary[tokens[:-1]]
+        words = WordTable.merge([words, WordTable.of(tokens, words_of(tokens, begins, ordinary[tokens]))])
+        blocks.append(block)
+        pending.clear()
+
+    for sequence in sequences:
+        pending.append(sequence)
+        if len(pending) == _GROUP:
+            close()
+    if pending:
+        close()
+    return blocks, words

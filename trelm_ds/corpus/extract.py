@@ -1,0 +1,144 @@
+"""First stage, chunk by chunk: a dump's pages or JSONL's lines become documents on disk, parsed once and checked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from trelm_ds.corpus.artifacts import Artifact, find, key_of, make, obtain
+from trelm_ds.corpus.documents import Document, Mention
+from trelm_ds.corpus.linked import parse_linked
+from trelm_ds.corpus.sources import Chunk
+from trelm_ds.corpus.wikipedia import article_of, parse_page
+from trelm_ds.errors import UserError
+
+_DOCUMENTS, _PAGES, _TITLES = "documents.jsonl", "pages.tsv", "titles.tsv"
+_SHOWN = 10  # malformed records of a chunk whose places are kept
+_HOPELESS = 100  # malformed records of one chunk, and a tenth of it: the file is something else
+
+
+@dataclass(frozen=True)
+class ExtractTask:
+    """A chunk, where its artifact goes, the shortest article in words, and whether it may be made now."""
+
+    chunk: Chunk
+    folder: Path
+    minimum_words: int
+    may_make: bool = True
+
+
+class Extracted(NamedTuple):
+    """What became of a chunk: its artifact, or None where it is not there and could not be made."""
+
+    chunk: Chunk  # without data
+    artifact: Artifact | None
+
+
+def extract(task: ExtractTask) -> Extracted:
+    """Finds the chunk's artifact or makes it.
+
+    The artifact holds `documents.jsonl` ([text, [[start, end, QID number or title] ...]] a line), for dumps also
+    `pages.tsv` (page id, title, redirect target) and `titles.tsv` (titles linked to), and notes: counts, the number of
+    records, and the malformed ones (number, first places and reasons).
+
+    Raises:
+        UserError: truncated or damaged file, or one that is mostly malformed.
+    """
+    chunk = task.chunk
+    stripped = Chunk(chunk.source, chunk.number, chunk.start, chunk.end, None, chunk.place, chunk.last, chunk.content)
+    folder = task.folder / chunk.name
+    key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.hash(), chunk.last)
+    if found := find(folder, key):
+        return Extracted(stripped, found)
+    if not task.may_make or (chunk.source.layout == "stream" and chunk.data is None):
+        return Extracted(stripped, None)
+    with make(folder, key) as (work, notes):
+        _Extraction(chunk, work, task.minimum_words).run(notes)
+    return Extracted(stripped, obtain(folder, key))
+
+
+class _Extraction:
+    def __init__(self, chunk: Chunk, work: Path, minimum_words: int) -> None:
+        self.chunk, self.work, self.minimum_words = chunk, work, minimum_words
+        self.counts: Counter[str] = Counter()
+        self.malformed: list[str] = []
+        self.n_malformed = self.n_records = 0
+        self.titles: set[str] = set()
+
+    def run(self, notes: dict) -> None:
+        with (
+            (self.work / _DOCUMENTS).open("w", encoding="utf-8", newline="\n") as documents,
+            (self.work / _PAGES).open("w", encoding="utf-8", newline="\n") as pages,
+        ):
+            for record in self.chunk.records():
+                if self.chunk.source.kind == "linked" and not record.data.strip():
+                    continue
+                self.n_records += 1
+                try:
+                    document = self._document(record.data, pages)
+                except UserError as error:
+                    self._note_malformed(f"{self.chunk.where(record)}: {error}")
+                    continue
+                if document is not None:
+                    documents.write(json.dumps(document, ensure_ascii=False) + "\n")
+        (self.work / _TITLES).write_text("".join(f"{title}\n" for title in sorted(self.titles)), encoding="utf-8")
+        notes |= {
+            "counts": {name: value for name, value in self.counts.items() if value},
+            "records": self.n_records,
+            "malformed": self.n_malformed,
+            "malformed_places": self.malformed,
+        }
+
+    def _document(self, data: bytes, pages: IO[str]) -> Document | None:
+        if self.chunk.source.kind == "linked":
+            document = parse_linked(data)
+            self.counts["documents"] += 1
+            self.counts["mentions found"] += len(document.mentions)
+            return document
+        page = parse_page(data)
+        if page is None:
+            self.counts["pages of other namespaces"] += 1
+            return None
+        self.counts["pages"] += 1
+        pages.write(f"{page.number}\t{page.title}\t{page.redirect or ''}\n")
+        if page.redirect:
+            self.counts["redirects"] += 1
+            return None
+        article = article_of(page, self.minimum_words, self.counts)
+        if article is not None:
+            self.titles.update(str(mention.target) for mention in article.mentions)
+        return article
+
+    def _note_malformed(self, message: str) -> None:
+        self.n_malformed += 1
+        if len(self.malformed) < _SHOWN:
+            self.malformed.append(message)
+        if self.n_malformed >= _HOPELESS and self.n_malformed * 10 > self.n_records:
+            raise UserError(f"{self.malformed[0]} (and {self.n_malformed - 1} more like it); is this the right file?")
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """Yields the documents of an artifact; a mention's target is a QID number or a title."""
+    with (folder / _DOCUMENTS).open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            text, mentions = json.loads(line)
+            yield Document(text, [Mention(*mention) for mention in mentions])
+
+
+def read_titles(folder: Path) -> Iterator[str]:
+    """Yields the titles that an artifact's documents link to."""
+    with (folder / _TITLES).open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            yield line[:-1]
+
+
+def read_page_table(folder: Path) -> Iterator[tuple[int, str, str]]:
+    """Yields (page id or 0, title, redirect target or "") of an artifact's pages."""
+    with (folder / _PAGES).open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            number, title, target = line[:-1].split("\t")
+            yield int(number), title, target

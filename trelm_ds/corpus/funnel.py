@@ -1,0 +1,35 @@
+"""The counts of preparation in the order in which things happen, for tables and the data card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+_ORDER = (
+    "pages", "pages of other namespaces", "redirects", "records left out: malformed", "pages dropped: disambiguation",
+    "pages dropped: list", "pages dropped: unclosed markup", "pages dropped: too short", "articles", "paragraphs",
+    "paragraphs dropped: too short", "documents", "documents without a token", "sentences", "links found",
+    "links dropped: in a short paragraph", "subjects found", "mentions found", "links through a redirect",
+    "links mapped", "links mapped by page_props", "links mapped, name ambiguous", "links without an entity",
+    "mentions added by the linker", "mentions dropped: overlap", "mentions dropped: inside a token",
+    "mentions dropped: no token", "mentions dropped: cut between two sequences", "mentions kept",
+    "mentions kept, with a triple", "entities mentioned", "entities mentioned at most 5 times",
+    "entities mentioned, with a triple", "words", "graph: triples", "graph: triples repeated",
+    "graph: lines left out, malformed", "graph: entities", "graph: entities without a name", "graph: relations",
+    "graph: relations without a name",
+)  # fmt: skip
+_PLACE = {name: place for place, name in enumerate(_ORDER)}
+
+
+def total(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """The sum of several counts."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part)
+    return counts
+
+
+def ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts that are not 0, in the order of the work."""
+    names = sorted(counts, key=lambda name: (_PLACE.get(name, len(_ORDER)), name))
+    return {name: int(counts[name]) for name in names if counts[name]}

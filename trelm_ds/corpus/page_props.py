@@ -1,0 +1,47 @@
+"""MediaWiki's `page_props` table (an SQL dump): page id to QID."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import DAMAGED, open_binary
+from trelm_ds.progress import ProgressBar
+
+# A quote inside a string is escaped there, so this cannot match in the middle of one.
+_ROW = re.compile(rb"\(([0-9]{1,12}),'wikibase_item','Q([0-9]{1,9})'")
+_LONGEST_ROW = 64
+_PIECE = 1 << 22
+
+
+def read_page_props(path: Path, wanted: set[int]) -> dict[int, int]:
+    """Page id to QID number for the wanted pages.
+
+    Args:
+        path: `*-page_props.sql`, plain or compressed.
+        wanted: page ids.
+
+    Raises:
+        UserError: damaged file, or one without a single `wikibase_item` row.
+    """
+    found: dict[int, int] = {}
+    rows, rest = 0, b""
+    try:
+        with open_binary(path) as stream, ProgressBar("reading page_props", None) as bar:
+            while data := stream.read(_PIECE):
+                data = rest + data
+                last = 0
+                for match in _ROW.finditer(data):
+                    rows += 1
+                    last = match.end()
+                    page = int(match.group(1))
+                    if page in wanted:
+                        found[page] = int(match.group(2))
+                rest = data[max(last, len(data) - _LONGEST_ROW) :]  # a row may be cut here, none is read twice
+                bar.advance(len(data))
+    except DAMAGED as error:
+        raise UserError(f"--page-props: {path}: damaged or truncated file ({error}); fetch it again") from None
+    if not rows:
+        raise UserError(f"--page-props: {path} holds no wikibase_item row; give the dump's *-page_props.sql.gz")
+    return found

@@ -1,0 +1,325 @@
+"""The stages of preparation, each of finished pieces that are recognised by content and never made twice.
+
+text --extract--> documents --titles--> QIDs --encode--> sequences --assemble--> dataset
+(chunks, parallel)          (once)           (chunks, parallel)    (once)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trelm_ds.corpus import workers
+from trelm_ds.corpus.artifacts import DONE, Artifact, find, key_of, make, obtain
+from trelm_ds.corpus.card import write_card
+from trelm_ds.corpus.encode import EncodeTask, encode, read_block
+from trelm_ds.corpus.extract import Extracted, ExtractTask, extract, read_documents, read_page_table, read_titles
+from trelm_ds.corpus.funnel import ordered, total
+from trelm_ds.corpus.page_props import read_page_props
+from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
+from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
+from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer, word_starts
+from trelm_ds.corpus.words import WordTable
+from trelm_ds.errors import UserError
+from trelm_ds.files import lock
+from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names, read_triples
+from trelm_ds.malformed import MalformedRecords
+from trelm_ds.progress import ProgressBar, track
+from trelm_ds.shards import Manifest, ShardWriter
+
+if TYPE_CHECKING:
+    from trelm_ds.corpus.prepare import PrepareOptions
+
+TOKENIZER_FOLDER = "tokenizer"
+GRAPH_FOLDER = "graph"
+ENTITIES_FOLDER = "entities"
+WORDS_FOLDER = "words"
+_PARTS = "parts"
+_STARTS = "word_starts.npy"
+_RAREST_WORD = 2  # words seen once are left out of the table: half of all, and never a row of the memory bank
+
+
+def extract_part(options: PrepareOptions, sources: list[Source], work: Path) -> None:
+    """Extracts the chunks of one part; parts may run at the same time, on any machines that share the folder.
+
+    Raises:
+        UserError: bad input, or another process works on the same part.
+    """
+    assert options.part is not None
+    number, of = options.part
+    (work / _PARTS).mkdir(parents=True, exist_ok=True)
+    mark = work / _PARTS / f"{number}-of-{of}"
+    with lock(mark.with_suffix(".lock"), f"--part: {number}/{of} of {options.out}"):
+        found = _extract(options, sources, work, (number - 1, of), may_make=True)
+        _refuse_malformed(found, options.max_malformed)
+        mark.touch()
+
+
+def _extract(
+    options: PrepareOptions, sources: list[Source], work: Path, part: tuple[int, int], may_make: bool
+) -> list[Extracted]:
+    """All chunks of a part with their artifacts, in reading order."""
+    chunk_bytes = int(options.chunk_mb * 1_000_000)
+    folder = work / "documents"
+
+    def task(chunk: Chunk) -> ExtractTask:
+        return ExtractTask(chunk, folder, options.min_words, may_make)
+
+    def tasks() -> Iterator[ExtractTask]:
+        for source in sources:
+            yield from map(task, chunks_of(source, chunk_bytes, work / "index", part))
+
+    total_chunks = None
+    if all(source.layout != "stream" for source in sources):
+        total_chunks = sum(-(-source.bytes // chunk_bytes) for source in sources) // part[1] or 1
+    found: dict[str, Extracted] = {}
+    with ProgressBar("reading text, chunks", total_chunks) as bar:
+        for result in workers.run(extract, tasks(), options.workers):
+            found[result.chunk.name] = result
+            bar.advance()
+    if may_make:
+        # Chunks of files that are only read from the front come without their bytes while the index says what they are.
+        missing = [result.chunk for result in found.values() if result.artifact is None]
+        by_source = [[chunk for chunk in missing if chunk.source == source] for source in sources]
+        again = (task(chunk) for chunks in by_source for chunk in with_data(chunks, chunk_bytes))
+        for result in workers.run(extract, again, options.workers if missing else 1):
+            found[result.chunk.name] = result
+    return [found[name] for name in sorted(found)]
+
+
+def _refuse_malformed(found: list[Extracted], budget: float) -> int:
+    """Checks each file's malformed records against the budget; returns their number."""
+    count = 0
+    for path in dict.fromkeys(result.chunk.source.path for result in found):
+        malformed, records = MalformedRecords(path, budget), 0
+        for chunk, artifact in found:
+            if chunk.source.path == path and artifact is not None:
+                malformed.add(artifact.notes["malformed_places"], artifact.notes["malformed"])
+                records += artifact.notes["records"]
+        malformed.check(records)
+        count += malformed.count
+    return count
+
+
+class Pipeline:
+    """One preparation of a whole dataset; every stage finds its finished pieces in `work` or makes them."""
+
+    def __init__(
+        self, options: PrepareOptions, sources: list[Source], files: Wikidata5M, request: dict[str, Any], work: Path
+    ) -> None:
+        self.options, self.sources, self.files, self.request, self.work = options, sources, files, request, work
+        self.counts: Counter[str] = Counter()
+
+    def run(self, built: Path) -> Manifest:
+        """Makes the dataset in the folder `built`, which must not exist."""
+        documents = self._documents()
+        graph = self._graph()
+        titles = self._titles(documents, graph)
+        tokenizer = self._tokenizer(documents)
+        sequences = self._sequences(documents, titles, tokenizer)
+        return self._assemble(sequences, graph, tokenizer, built)
+
+    def _hash_of(self, *paths: Path) -> list[str]:
+        return [self.request["sources"][path.name] for path in paths]
+
+    def _documents(self) -> list[Artifact]:
+        found = _extract(self.options, self.sources, self.work, (0, 1), may_make=not self.options.merge)
+        missing = [result.chunk.name for result in found if result.artifact is None]
+        if missing:
+            raise UserError(f"--merge: {_missing_parts(self.work / _PARTS, len(missing), len(found))}")
+        malformed = _refuse_malformed(found, self.options.max_malformed)
+        artifacts = [result.artifact for result in found if result.artifact is not None]
+        self.counts = total(artifact.notes["counts"] for artifact in artifacts)
+        self.counts["records left out: malformed"] = malformed
+        if not self.counts["documents"]:
+            raise UserError(f"--source: {self.options.source} holds no text")
+        return artifacts
+
+    def _graph(self) -> Artifact:
+        paths = sorted({file.path for file in self.files.triples})
+        key = key_of("graph", self._hash_of(*paths), [file.member for file in self.files.triples])
+        folder = self.work / GRAPH_FOLDER
+        artifact = find(folder, key)
+        if artifact is None:
+            with make(folder, key) as (work, notes):
+                triples, repeated, malformed = read_triples(self.files.triples, self.options.max_malformed)
+                graph = KnowledgeGraph.from_triples(triples)
+                graph.save(work)
+                notes["counts"] = {
+                    "graph: triples": graph.n_triples,
+                    "graph: triples repeated": repeated,
+                    "graph: lines left out, malformed": malformed,
+                    "graph: entities": len(graph.entities),
+                    "graph: relations": len(graph.relations),
+                }
+            artifact = obtain(folder, key)
+        self.counts.update(artifact.notes["counts"])
+        return artifact
+
+    def _titles(self, documents: list[Artifact], graph: Artifact) -> Artifact:
+        """The title table (empty for linked JSONL), and how many of the graph's entities and relations have names."""
+        digests = [artifact.digest for artifact in (*documents, graph)]
+        props = [] if self.options.page_props is None else self._hash_of(self.options.page_props)
+        key = key_of("titles", digests, self._hash_of(self.files.entity.path, self.files.relation.path), props)
+        folder = self.work / "titles"
+        artifact = find(folder, key)
+        if artifact is None:
+            with make(folder, key) as (work, notes):
+                notes["counts"] = self._resolve_titles(documents, KnowledgeGraph.load(graph.folder), work)
+            artifact = obtain(folder, key)
+        self.counts.update(artifact.notes["counts"])
+        return artifact
+
+    def _resolve_titles(self, documents: list[Artifact], graph: KnowledgeGraph, work: Path) -> dict[str, int]:
+        linked = {title for artifact in documents for title in read_titles(artifact.folder)}
+        pages, redirects = dict[str, int](), dict[str, str]()
+        for artifact in documents:
+            for number, title, target in read_page_table(artifact.folder):
+                if target:
+                    redirects[title] = target
+                elif self.options.page_props:
+                    pages[title] = number
+        items: dict[str, int | None] = {}
+        if self.options.page_props:
+            wanted = {target for target in (follow(title, redirects) for title in linked) if target in pages}
+            qids = read_page_props(self.options.page_props, {pages[target] for target in wanted})
+            items = {target: qids.get(pages[target]) for target in wanted}
+        named = array("i")
+        resolver = TitleResolver(linked, redirects, self._names(named), graph, items)
+        TitleTable.build(linked, resolver.resolve).save(work)
+        labelled = [number for number, names in read_names(self.files.relation, "P", self._budget) if names]
+        return {
+            "graph: entities without a name": len(np.setdiff1d(graph.entities, named)),
+            "graph: relations without a name": len(np.setdiff1d(graph.relations, labelled)),
+        }
+
+    @property
+    def _budget(self) -> float:
+        return self.options.max_malformed
+
+    def _names(self, named: array[int]) -> Iterator[tuple[int, list[str]]]:
+        """All entities with their names; notes in `named` those that have one."""
+        for number, names in track(read_names(self.files.entity, "Q", self._budget), "reading entity names"):
+            if names:
+                named.append(number)
+            yield number, names
+
+    def _tokenizer(self, documents: list[Artifact]) -> Artifact:
+        """The tokenizer's files, and which of its tokens begin a word."""
+        train = self.options.tokenizer == "train"
+        digests = [artifact.digest for artifact in documents] if train else []
+        key = key_of("tokenizer", self.request["tokenizer"], digests)
+        folder = self.work / TOKENIZER_FOLDER
+        artifact = find(folder, key)
+        if artifact is None:
+            with make(folder, key) as (work, _):
+                if train:
+                    texts = lambda: (text for one in documents for text, _ in read_documents(one.folder))  # noqa: E731
+                    train_tokenizer(texts, self.options.vocab_size, work / TOKENIZER_FOLDER)
+                else:
+                    load_tokenizer(Path(self.options.tokenizer)).save_pretrained(work / TOKENIZER_FOLDER)
+                np.save(work / _STARTS, word_starts(load_tokenizer(work / TOKENIZER_FOLDER)))
+            artifact = obtain(folder, key)
+        return artifact
+
+    def _sequences(self, documents: list[Artifact], titles: Artifact, tokenizer: Artifact) -> list[Artifact]:
+        files = tokenizer.folder / TOKENIZER_FOLDER
+        info = describe(load_tokenizer(files))
+        resolve = self.sources[0].kind == "mediawiki"
+        settings = [dataclasses.asdict(info), self.options.max_length, self.options.unit, tokenizer.digest]
+        tasks = [
+            EncodeTask(
+                documents=artifact.folder,
+                titles=titles.folder if resolve else None,
+                tokenizer=files,
+                info=info,
+                starts=tokenizer.folder / _STARTS,
+                max_length=self.options.max_length,
+                unit=self.options.unit,
+                folder=self.work / "sequences" / artifact.folder.name,
+                key=key_of("sequences", settings, artifact.digest, titles.digest if resolve else None),
+            )
+            for artifact in documents
+        ]
+        with ProgressBar("writing sequences, chunks", len(tasks)) as bar:
+            made = []
+            for artifact in workers.run(encode, iter(tasks), self.options.workers):
+                made.append(artifact)
+                bar.advance()
+        made.sort(key=lambda artifact: artifact.folder.name)
+        self.counts.update(total(artifact.notes["counts"] for artifact in made))
+        return made
+
+    def _assemble(self, sequences: list[Artifact], graph: Artifact, tokenizer: Artifact, built: Path) -> Manifest:
+        built.mkdir()
+        files = tokenizer.folder / TOKENIZER_FOLDER
+        info = describe(load_tokenizer(files))
+        writer = ShardWriter(built, info.vocab_size, self.options.shard_mb * 1_000_000)
+        entities: Counter[int] = Counter()
+        words = WordTable.empty()
+        for artifact in track(sequences, "assembling shards, chunks", total=len(sequences)):
+            writer.extend(read_block(artifact.folder))
+            entities.update(dict(np.load(artifact.folder / "entities.npy").tolist()))
+            words = WordTable.merge([words, WordTable.load(artifact.folder / "words")])
+        shards = writer.close()
+        if not shards:
+            raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
+        _copy(graph.folder, built / GRAPH_FOLDER)
+        _copy(files, built / TOKENIZER_FOLDER)
+        for name in (ENTITIES_FOLDER, WORDS_FOLDER):
+            (built / name).mkdir()
+        words = WordTable.merge([words], _RAREST_WORD)
+        words.save(built / WORDS_FOLDER)
+        frequency = _save_entities(entities, built / ENTITIES_FOLDER)
+        self._count_entities(*frequency, KnowledgeGraph.load(graph.folder))
+        self.counts["words"] = len(words.frequencies)
+        manifest = Manifest(
+            dataclasses.asdict(info), self.options.max_length, self.request, ordered(self.counts), shards
+        )
+        write_card(built, manifest, frequency[1])
+        manifest.save(built)
+        return manifest
+
+    def _count_entities(self, qids: np.ndarray, times: np.ndarray, graph: KnowledgeGraph) -> None:
+        known = graph.degrees(qids) > 0
+        self.counts["entities mentioned"] = len(qids)
+        self.counts["entities mentioned at most 5 times"] = int((times <= 5).sum())
+        self.counts["entities mentioned, with a triple"] = int(known.sum())
+        self.counts["mentions kept"] = int(times.sum())
+        self.counts["mentions kept, with a triple"] = int(times[known].sum())
+
+
+def _missing_parts(folder: Path, missing: int, of: int) -> str:
+    marks = [path.name.split("-of-") for path in folder.glob("*-of-*") if path.suffix != ".lock"]
+    counts = {int(n) for _, n in marks}
+    if len(counts) == 1:
+        n = counts.pop()
+        absent = sorted(set(range(1, n + 1)) - {int(number) for number, _ in marks})
+        if absent:
+            names = ", ".join(f"{number}/{n}" for number in absent)
+            return f"{missing} of {of} chunks of text are not extracted; run --part {names} again, then --merge"
+    return f"{missing} of {of} chunks of text are not extracted or outdated; run all parts again, or leave out --merge"
+
+
+def _save_entities(entities: Counter[int], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the corpus frequency of every entity: qids.npy int32 [E] ascending, counts.npy int64 [E]."""
+    qids = np.array(sorted(entities), dtype=np.int32)
+    times = np.array([entities[qid] for qid in qids.tolist()], dtype=np.int64)
+    np.save(folder / "qids.npy", qids)
+    np.save(folder / "counts.npy", times)
+    return qids, times
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copies the files of a folder, but not an artifact's note of itself."""
+    target.mkdir()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != DONE:
+            shutil.copyfile(path, target / path.name)

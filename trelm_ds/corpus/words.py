@@ -1,0 +1,107 @@
+"""Whole words of token sequences and their corpus frequencies (SPEC 2: long-tail words)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trelm_ds.keyed_random import keyed_bits
+
+_ARRAYS = ("hashes", "frequencies", "offsets", "tokens")
+
+
+class Words(NamedTuple):
+    """Where the words of packed tokens are.
+
+    Attributes:
+        hashes: uint64 [W], of each word's tokens.
+        first: int64 [W], its first token.
+        length: int64 [W], in tokens.
+    """
+
+    hashes: np.ndarray
+    first: np.ndarray
+    length: np.ndarray
+
+
+def words_of(tokens: np.ndarray, begins: np.ndarray, ordinary: np.ndarray) -> Words:
+    """The words of packed tokens; special tokens are none.
+
+    Args:
+        tokens: int [T].
+        begins: bool [T], whether a word begins at a token; must hold behind every special token.
+        ordinary: bool [T], whether a token is not special.
+    """
+    first = np.flatnonzero(begins & ordinary)
+    stops = np.flatnonzero(begins | ~ordinary)
+    following = np.append(stops, len(tokens))
+    length = following[np.searchsorted(following, first, side="right")] - first
+    hashes = keyed_bits(length)
+    for place in range(int(length.max(initial=0))):
+        rows = np.flatnonzero(length > place)
+        hashes[rows] = keyed_bits(hashes[rows], tokens[first[rows] + place])
+    return Words(hashes, first, length)
+
+
+class WordTable(NamedTuple):
+    """Corpus frequency of every word, by ascending hash.
+
+    Attributes:
+        hashes: uint64 [W].
+        frequencies: int64 [W], occurrences in the corpus.
+        offsets: int64 [W + 1], where each word's tokens lie.
+        tokens: int32 [N], the tokens of all words.
+    """
+
+    hashes: np.ndarray
+    frequencies: np.ndarray
+    offsets: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def empty(cls) -> WordTable:
+        return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int32))
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, words: Words) -> WordTable:
+        """Counts the words of packed tokens [T]."""
+        hashes, rows, counts = np.unique(words.hashes, return_index=True, return_counts=True)
+        length = words.length[rows]
+        return cls(hashes, counts, _offsets(length), tokens[_spread(words.first[rows], length)].astype(np.int32))
+
+    @classmethod
+    def merge(cls, tables: list[WordTable], minimum: int = 1) -> WordTable:
+        """The sum of tables, without words that occur less than `minimum` times."""
+        hashes, rows, inverse = np.unique(
+            np.concatenate([table.hashes for table in tables]), return_index=True, return_inverse=True
+        )
+        every = np.concatenate([table.frequencies for table in tables])
+        counts = np.bincount(inverse, weights=every, minlength=len(hashes)).astype(np.int64)
+        kept = counts >= minimum
+        length = np.concatenate([np.diff(table.offsets) for table in tables])[rows[kept]]
+        bases = np.cumsum([0, *(len(table.tokens) for table in tables[:-1])])
+        first = np.concatenate([table.offsets[:-1] + base for table, base in zip(tables, bases, strict=True)])
+        tokens = np.concatenate([table.tokens for table in tables])[_spread(first[rows[kept]], length)]
+        return cls(hashes[kept], counts[kept], _offsets(length), tokens)
+
+    def save(self, folder: Path) -> None:
+        """Writes one .npy file per array into `folder`."""
+        for name, array in zip(_ARRAYS, self, strict=True):
+            np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path) -> WordTable:
+        """Memory-maps what `save` wrote."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+
+
+def _offsets(length: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+
+
+def _spread(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The indices first[i], first[i] + 1, ... of all i, `length[i]` each."""
+    ends = np.cumsum(length)
+    return np.repeat(first - (ends - length), length) + np.arange(int(length.sum()))

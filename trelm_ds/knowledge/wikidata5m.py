@@ -1,0 +1,223 @@
+"""Wikidata5M in its published files and archives: triples, entity and relation names."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import DAMAGED, open_binary
+from trelm_ds.malformed import MalformedRecords
+from trelm_ds.progress import ProgressBar
+
+_PIECE = 1 << 23
+_LONGEST_LINE = 1 << 24
+_TRIPLES = re.compile(rb"(?:Q[0-9]{1,9}\tP[0-9]{1,9}\tQ[0-9]{1,9}\r?\n)*")
+_ID = re.compile(r"[PQ][0-9]{1,9}")
+_SPLITS = tuple(f"wikidata5m_transductive_{split}.txt" for split in ("train", "valid", "test"))
+_REQUIRED = {"wikidata5m_entity.txt": "entity", "wikidata5m_relation.txt": "relation"}
+
+
+class GraphFile(NamedTuple):
+    """A text file, or a member of a tar archive that is read without unpacking it."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+
+class Wikidata5M(NamedTuple):
+    """The files: triples (one, or the three transductive splits), names of entities and of relations."""
+
+    triples: list[GraphFile]
+    entity: GraphFile
+    relation: GraphFile
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file on disk, once."""
+        return sorted({file.path for file in (*self.triples, self.entity, self.relation)})
+
+
+def find_wikidata5m(folder: Path) -> Wikidata5M:
+    """Finds `wikidata5m_{all_triplet,entity,relation}.txt`, plain, `.gz` or inside `wikidata5m_*.tar.gz` archives.
+
+    Without `all_triplet`, the three files of the transductive split are taken together.
+
+    Raises:
+        UserError: no such folder, a file is missing, or a damaged archive.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--wikidata5m: {folder} is not a folder")
+    found: dict[str, GraphFile] = {}
+    for path in sorted(folder.glob("wikidata5m_*")):
+        if path.name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2")):
+            with _archive(path) as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name).name
+                    if member.isreg() and name.startswith("wikidata5m_"):
+                        found.setdefault(name, GraphFile(path, member.name))
+        elif path.is_file():
+            found[path.name.removesuffix(".gz").removesuffix(".bz2")] = GraphFile(path)
+    for name in _REQUIRED:
+        if name not in found:
+            raise UserError(f"--wikidata5m: {folder} lacks {name} (or .txt.gz, or a .tar.gz with it)")
+    if "wikidata5m_all_triplet.txt" in found:
+        triples = [found["wikidata5m_all_triplet.txt"]]
+    elif all(name in found for name in _SPLITS):
+        triples = [found[name] for name in _SPLITS]
+    else:
+        raise UserError(f"--wikidata5m: {folder} lacks wikidata5m_all_triplet.txt (or .gz, or the transductive split)")
+    return Wikidata5M(triples, found["wikidata5m_entity.txt"], found["wikidata5m_relation.txt"])
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            yield archive
+    except (tarfile.TarError, *DAMAGED) as error:
+        raise UserError(f"{path}: damaged or truncated archive ({error}); fetch it again") from None
+
+
+@contextlib.contextmanager
+def _open(file: GraphFile) -> Iterator[IO[bytes]]:
+    """Opens a file, or a member of an archive: its bytes are read, nothing is ever unpacked to disk."""
+    if file.member is None:
+        with open_binary(file.path) as stream:
+            yield stream
+        return
+    with _archive(file.path) as archive:
+        content = archive.extractfile(file.member)
+        assert content is not None
+        with content:
+            yield content
+
+
+def _blocks(file: GraphFile) -> Iterator[bytes]:
+    """Whole lines, several MB at a time."""
+    rest = b""
+    try:
+        with _open(file) as stream:
+            while data := stream.read(_PIECE):
+                cut = data.rfind(b"\n") + 1
+                if not cut:
+                    rest += data
+                    if len(rest) > _LONGEST_LINE:
+                        raise UserError(f"{file}: a line of more than {_LONGEST_LINE >> 20} MiB; is it damaged?")
+                    continue
+                yield rest + data[:cut]
+                rest = data[cut:]
+    except DAMAGED as error:
+        raise UserError(f"{file}: damaged or truncated file ({error}); fetch it again") from None
+    if rest:
+        yield rest + b"\n"
+
+
+def number_of(text: str, letter: str) -> int:
+    """The number of an id such as Q42 or P31.
+
+    Raises:
+        UserError: not such an id.
+    """
+    if not _ID.fullmatch(text) or text[0] != letter:
+        raise UserError(f"expected an id such as {letter}42, got {text[:40]!r}")
+    return int(text[1:])
+
+
+def read_names(file: GraphFile, letter: str, max_malformed: float = 0.0) -> Iterator[tuple[int, list[str]]]:
+    """Yields (number of the id, its names, label first) from `ID<TAB>name<TAB>name...` lines.
+
+    Args:
+        file: entity or relation names.
+        letter: Q or P.
+        max_malformed: share of the lines that may be malformed; they are left out with a warning.
+
+    Raises:
+        UserError: damaged file, or too many malformed lines; names file and line.
+    """
+    malformed = MalformedRecords(file.path, max_malformed)
+    number = 0
+    for block in _blocks(file):
+        for line in block[:-1].split(b"\n"):
+            number += 1
+            try:
+                first, *names = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r").split("\t")
+                entity = number_of(first, letter)
+            except UnicodeDecodeError as error:
+                malformed.add([f"{file}:{number}: not valid UTF-8 ({error.reason} at byte {error.start})"])
+            except UserError as error:
+                malformed.add([f"{file}:{number}: {error}"])
+            else:
+                yield entity, [name for name in names if name.strip()]
+    malformed.check(number)
+
+
+def read_triples(files: list[GraphFile], max_malformed: float = 0.0) -> tuple[np.ndarray, int, int]:
+    """Reads `head<TAB>relation<TAB>tail` lines.
+
+    Args:
+        files: read one after the other.
+        max_malformed: share of a file's lines that may be malformed; they are left out with a warning.
+
+    Returns:
+        int32 [N, 3] (numbers of head, relation, tail), sorted, every triple once; how many were repetitions; how many
+        lines were malformed.
+
+    Raises:
+        UserError: damaged or empty file, or too many malformed lines; names file and line.
+    """
+    parts = []
+    n_malformed = 0
+    with ProgressBar("reading triples", None) as bar:
+        for file in files:
+            malformed, lines = MalformedRecords(file.path, max_malformed), 0
+            for block in _blocks(file):
+                parts.append(_triples_of(block, file, lines, malformed))
+                lines += block.count(b"\n")
+                bar.advance(len(parts[-1]))
+            malformed.check(lines)
+            n_malformed += malformed.count
+    triples = np.concatenate([np.zeros((0, 3), dtype=np.int32), *parts])
+    if not len(triples):
+        raise UserError(f"{files[0]}: holds no triple")
+    order = np.lexsort(triples.T[::-1])
+    triples = triples[order]
+    first = np.append(True, (triples[1:] != triples[:-1]).any(axis=1))
+    return triples[first], int((~first).sum()), n_malformed
+
+
+def _triples_of(block: bytes, file: GraphFile, lines_before: int, malformed: MalformedRecords) -> np.ndarray:
+    """int32 [n, 3] of the well-formed lines of a block."""
+    if not _TRIPLES.fullmatch(block):
+        good = []
+        for number, line in enumerate(block[:-1].split(b"\n"), lines_before + 1):
+            if _TRIPLES.fullmatch(line + b"\n"):
+                good.append(line)
+            else:
+                malformed.add([f"{file}:{number}: {_complaint(line)}"])
+        block = b"\n".join(good)
+    return np.fromstring(block.translate(None, b"QP\r").decode(), dtype=np.int32, sep=" ").reshape(-1, 3)
+
+
+def _complaint(line: bytes) -> str:
+    try:
+        parts = line.decode().rstrip("\r").split("\t")
+    except UnicodeDecodeError as error:
+        return f"not valid UTF-8 ({error.reason} at byte {error.start})"
+    if len(parts) != 3:
+        return f"expected head<TAB>relation<TAB>tail, got {len(parts)} field(s): {line[:80].decode(errors='replace')!r}"
+    for text, letter in zip(parts, "QPQ", strict=True):
+        try:
+            number_of(text, letter)
+        except UserError as error:
+            return str(error)
+    return "expected head<TAB>relation<TAB>tail"
