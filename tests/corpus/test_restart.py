@@ -1,0 +1,196 @@
+"""Parallel, killed, divided, damaged: the dataset is the same to the byte, whatever happened on the way."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CITIES, PEOPLE, write_corpus
+from trelm_ds.corpus import PrepareOptions, prepare
+from trelm_ds.errors import UserError
+
+_CHUNK_MB = 0.002
+
+
+def write_dump(folder: Path, articles: int = 120) -> None:
+    """The same articles in every layout a dump can have: plain, one bzip2 stream, multistream, two numbered parts."""
+    pages = []
+    for number in range(articles):
+        person, city = PEOPLE[number % len(PEOPLE)], CITIES[number % len(CITIES)]
+        text = f"'''{person}''' is a person {number} who lives in [[{city}]] and likes [[{CITIES[0]}|the capital]]. "
+        pages.append(
+            f"  <page>\n    <title>{person} {number}</title>\n    <ns>0</ns>\n    <id>{number + 1}</id>\n    <revision>"
+            f"<text>{text * (1 + number % 7)}</text></revision>\n  </page>\n"
+        )
+    head, foot = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">\n', "</mediawiki>\n"
+    for name in ("plain", "one", "multi", "parts"):
+        (folder / name).mkdir(parents=True)
+    whole = (head + "".join(pages) + foot).encode()
+    (folder / "plain" / "dump.xml").write_bytes(whole)
+    (folder / "one" / "dump.xml.bz2").write_bytes(bz2.compress(whole))
+    groups = ["".join(pages[first : first + 10]) for first in range(0, articles, 10)]
+    streams = [head, *groups, foot]
+    (folder / "multi" / "dump.xml.bz2").write_bytes(b"".join(bz2.compress(part.encode()) for part in streams))
+    (folder / "multi" / "dump-multistream-index.txt.bz2").write_bytes(bz2.compress(b"1:2:x"))
+    half = articles // 2
+    (folder / "parts" / "dump9.xml").write_text(head + "".join(pages[:half]) + foot)
+    (folder / "parts" / "dump10.xml").write_text(head + "".join(pages[half:]) + foot)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, documents=300)
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes(), mtime=0))
+    write_dump(folder / "wiki")
+    return folder
+
+
+def options(corpus: Path, source: str, out: Path, **changes: object) -> PrepareOptions:
+    values = {"source": corpus / source, "wikidata5m": corpus / "wikidata5m", "tokenizer": "train", "out": out}
+    sizes = {"max_length": 32, "vocab_size": 300, "min_words": 4, "chunk_mb": _CHUNK_MB}
+    return PrepareOptions(**values | sizes | changes)  # type: ignore[arg-type]
+
+
+def content(folder: Path, leave: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Every file; `leave` takes out those in which the source's hash stands."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in leave)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def data_of(folder: Path) -> dict[str, bytes]:
+    return content(folder, leave=("manifest.json", "README.md"))
+
+
+@pytest.mark.parametrize("source", ["corpus.jsonl", "corpus.jsonl.gz", "wiki/plain", "wiki/one", "wiki/multi"])
+def test_the_result_does_not_depend_on_chunks(corpus: Path, tmp_path: Path, source: str) -> None:
+    prepare(options(corpus, source, tmp_path / "whole", chunk_mb=100))
+    for chunk_mb in (0.001, 0.0033):
+        prepare(options(corpus, source, tmp_path / f"cut{chunk_mb}", chunk_mb=chunk_mb))
+        assert content(tmp_path / f"cut{chunk_mb}") == content(tmp_path / "whole")
+
+
+def test_the_result_does_not_depend_on_how_the_dump_is_stored(corpus: Path, tmp_path: Path) -> None:
+    for name in ("plain", "one", "multi", "parts"):
+        manifest, _ = prepare(options(corpus, f"wiki/{name}", tmp_path / name))
+        assert manifest is not None
+        assert manifest.counts["articles"] == 120
+        assert data_of(tmp_path / name) == data_of(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("source", ["corpus.jsonl.gz", "wiki/multi"])
+def test_parts_in_any_order_then_the_merge(corpus: Path, tmp_path: Path, source: str) -> None:
+    prepare(options(corpus, source, tmp_path / "whole"))
+    for part in (3, 1, 2):
+        assert prepare(options(corpus, source, tmp_path / "ds", part=(part, 3))) == (None, True)
+        assert not (tmp_path / "ds").exists()
+    prepare(options(corpus, source, tmp_path / "ds", merge=True))
+    assert content(tmp_path / "ds") == content(tmp_path / "whole")
+    assert prepare(options(corpus, source, tmp_path / "ds", part=(2, 3))) == (None, False)
+
+
+def test_the_merge_names_the_parts_that_are_missing(corpus: Path, tmp_path: Path) -> None:
+    for part in (1, 3):
+        prepare(options(corpus, "wiki/plain", tmp_path / "ds", part=(part, 4)))
+    with pytest.raises(UserError, match=r"--merge: \d+ of \d+ chunks .* run --part 2/4, 4/4 again"):
+        prepare(options(corpus, "wiki/plain", tmp_path / "ds", merge=True))
+    assert not (tmp_path / "ds").exists()
+
+
+def test_finished_pieces_are_recognised_by_content(corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes((corpus / "corpus.jsonl").read_bytes())
+    prepare(options(corpus, str(source), tmp_path / "ds", part=(1, 1)))
+    documents = tmp_path / ".ds.partial" / "documents"
+    made = {path.name: path.stat().st_mtime_ns for path in documents.iterdir()}
+    assert len(made) > 5
+    data = source.read_bytes()
+    source.write_bytes(data[:-250] + data[-250:].replace(b"lives", b"stays"))  # the same length, another last chunk
+    damaged = documents / sorted(made)[1] / "documents.jsonl"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (documents / sorted(made)[2] / "done.json").write_text("{")
+    prepare(options(corpus, str(source), tmp_path / "ds", part=(1, 1)))
+    again = {path.name for path in documents.iterdir() if path.stat().st_mtime_ns != made[path.name]}
+    # A record may end behind its chunk, so the change counts for the chunks before it as well, as far as that may be.
+    assert {sorted(made)[1], sorted(made)[2], sorted(made)[-1]} <= again
+    prepare(options(corpus, str(source), tmp_path / "ds"))
+    prepare(options(corpus, str(source), tmp_path / "fresh"))
+    assert content(tmp_path / "ds") == content(tmp_path / "fresh")
+
+
+def entries(folder: Path) -> int:
+    return len([path for path in folder.glob("*") if not path.name.startswith(".")]) if folder.is_dir() else 0
+
+
+# When to kill, told by what the work folder holds.
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "while the first chunks are read": lambda work: entries(work / "documents") >= 2,
+    "while the last chunks are read": lambda work: entries(work / "documents") >= 12,
+    "while the graph is built": lambda work: bool(list(work.glob(".graph.*"))) or (work / "graph").exists(),
+    "after the titles": lambda work: (work / "titles").exists(),
+    "while sequences are written": lambda work: entries(work / "sequences") >= 3,
+    "while shards are assembled": lambda work: (work / "dataset").exists(),
+    "before the dataset is put in place": lambda work: (work / "dataset" / "manifest.json").exists(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["corpus.jsonl.gz", "wiki/plain"])
+def test_killed_at_any_moment_and_run_again(corpus: Path, tmp_path: Path, source: str) -> None:
+    prepare(options(corpus, source, tmp_path / "whole"))
+    command = [sys.executable, "-m", "trelm_ds", "prepare", "--source", corpus / source, "--wikidata5m"]
+    command += [corpus / "wikidata5m", "--tokenizer", "train", "--max-length", "32", "--vocab-size", "300"]
+    command += ["--min-words", "4", "--chunk-mb", str(_CHUNK_MB), "--workers", "2", "--out", tmp_path / "ds"]
+    work = tmp_path / ".ds.partial"
+    kills = 0
+    for moment in MOMENTS.values():
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not moment(work):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert process.returncode == 0 or not (tmp_path / "ds").exists()
+    assert kills >= 5  # the last moments are short
+    assert not workers_of(tmp_path)
+    last = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0, last.stderr
+    assert content(tmp_path / "ds") == content(tmp_path / "whole")
+    assert not work.exists()
+
+
+def workers_of(folder: Path) -> list[str]:
+    """Processes that still have something of `folder` in their command line or files."""
+    time.sleep(0.2)
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                links = [os.readlink(link) for link in (process / "fd").iterdir()]
+            except OSError:
+                continue
+            found += [link for link in links if link.startswith(str(folder))]
+    return found
+
+
+def test_malformed_records_within_the_budget_are_left_out(corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        (corpus / "corpus.jsonl").read_text() + "{broken\n" + json.dumps({"text": "The end of it."}) + "\n"
+    )
+    with pytest.raises(UserError, match=r"in.jsonl:301: not valid JSON.*1 of 302 records malformed, --max-malformed"):
+        prepare(options(corpus, str(source), tmp_path / "ds"))
+    with pytest.warns(UserWarning, match="left out: .*in.jsonl:301: not valid JSON"):
+        manifest, _ = prepare(options(corpus, str(source), tmp_path / "ds", max_malformed=0.01))
+    assert manifest is not None
+    assert manifest.counts["records left out: malformed"] == 1
+    assert manifest.counts["documents"] == 301
