@@ -83,7 +83,7 @@ def read_stream(path: Path, kind: Kind, chunk_bytes: int) -> Iterator[tuple[byte
     place, rest = int(kind == "linked"), b""
     try:
         with open_binary(path) as stream:
-            while data := stream.read(chunk_bytes):
+            while data := stream.read(max(chunk_bytes, len(rest))):  # twice as much while a record does not end
                 data = rest + data
                 cut = data.rfind(closing) + len(closing)
                 if cut < len(closing) or cut < chunk_bytes:
