@@ -125,7 +125,7 @@ def _name_runs(names: Iterator[tuple[int, list[str]]], folder: Path) -> list[Pat
 def _collect(
     anchors: Iterator[Row], names: Iterator[Row], options: DictionaryOptions
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The phrases to keep, ascending, and their candidates as columns: phrase (row), qid, links, kind of name (or 0)."""
+    """The phrases to keep, ascending, and their candidates as columns: phrase (row), qid, links, kind (or 0)."""
     phrases = list[str]()
     columns = {name: array("i") for name in ("phrase", "qid", "links", "kind")}
     tagged = heapq.merge(((*row, 0) for row in anchors), ((*row, 1) for row in names))
@@ -244,7 +244,7 @@ def _edges(graph: KnowledgeGraph, entities: np.ndarray) -> tuple[np.ndarray, np.
 def set_link_probabilities(folder: Path, partials: Iterable[OccurrenceCounts]) -> LinkDictionary:
     """Reduce 2: adds link probabilities to a dictionary's folder.
 
-    lp = (documents that link the phrase + s * prior) / (documents that hold it + s), per case class, with s = `SMOOTHING`
+    lp = (documents that link the phrase + s * prior) / (documents that hold it + s), per case class, s = `SMOOTHING`
     (Mihalcea & Csomai 2007, smoothed). The prior is the share of links among the occurrences of phrases that are names
     in Wikidata5M and rare (at most `RARE` documents), of as many words (1, 2, 3 or more) and the same case class. Only
     names, because a phrase that is in the dictionary for having been linked tells nothing about one that is not.

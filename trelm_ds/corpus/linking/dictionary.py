@@ -14,7 +14,7 @@ from pathlib import Path
 import marisa_trie
 import numpy as np
 
-from trelm_ds.corpus.linking.text import CASES, MAXIMUM_LENGTH, boundaries
+from trelm_ds.corpus.linking.text import MAXIMUM_LENGTH, boundaries
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
 
@@ -94,9 +94,10 @@ class LinkDictionary:
             if path.name not in manifest["files"] and name == LINK_PROBABILITY:
                 continue
             try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (ValueError, OSError) as error:
                 raise UserError(f"{path}: damaged ({error}); build the linking dictionary again") from None
+            arrays[name] = mapped.view(np.ndarray)  # the same memory; np.memmap is slow to index
         trie = marisa_trie.Trie()
         trie.mmap(str(folder / PHRASES))
         return cls(trie, manifest["documents"], **arrays)
@@ -118,7 +119,8 @@ class LinkDictionary:
         """int64 rows of QID numbers [n]; -1 for an unknown one."""
         if not len(self.entities):
             return np.full(len(qids), -1)
-        rows = np.minimum(np.searchsorted(self.entities, qids), len(self.entities) - 1)
+        known = np.asarray(qids, dtype=self.entities.dtype)  # of another type, the search would copy all entities
+        rows = np.minimum(np.searchsorted(self.entities, known), len(self.entities) - 1)
         return np.where(self.entities[rows] == qids, rows, -1)
 
 

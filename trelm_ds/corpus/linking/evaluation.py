@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,59 +24,95 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
-def is_held_out(text: str, share: float = 0.1) -> bool:
-    """Whether a document is for evaluation and must not enter the statistics; a function of its text alone."""
-    return text_key(text) % 10_000 < share * 10_000
+def fold_of(text: str, folds: int = 10) -> int:
+    """The fold of a document; one fold is for evaluation and must not enter the statistics."""
+    return text_key(text) % folds
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinkingScore:
-    """Scores at one threshold. Rates are None where nothing was counted.
+    """Counts at one threshold, and rates, which are 0 where nothing was counted.
 
     Attributes:
         threshold: mentions of lower rho were dropped.
         predicted: mentions.
         judged: mentions that overlap a hidden anchor. Anchors are not complete, so the others may be right or wrong.
-        precision: share of judged mentions with a hidden anchor's span and entity.
-        span_precision: share of judged mentions with a hidden anchor's span.
-        entity_precision: share of judged mentions with the entity of a hidden anchor that they overlap.
-        recall: share of hidden anchors found with their span and entity.
-        known_recall: the same among anchors whose phrase has their entity as a candidate in the dictionary.
+        right: judged mentions with a hidden anchor's span and entity.
+        right_span: judged mentions with a hidden anchor's span.
+        right_entity: judged mentions with the entity of a hidden anchor that they overlap.
+        right_known: right ones whose phrase has the entity as a candidate in the dictionary.
+        hidden: hidden anchors.
+        known: hidden anchors whose phrase has their entity as a candidate in the dictionary.
     """
 
     threshold: float
-    predicted: int
-    judged: int
-    precision: float | None
-    span_precision: float | None
-    entity_precision: float | None
-    recall: float | None
-    known_recall: float | None
+    predicted: int = 0
+    judged: int = 0
+    right: int = 0
+    right_span: int = 0
+    right_entity: int = 0
+    right_known: int = 0
+    hidden: int = 0
+    known: int = 0
+
+    @property
+    def precision(self) -> float:
+        return self.right / max(self.judged, 1)
+
+    @property
+    def recall(self) -> float:
+        return self.right / max(self.hidden, 1)
+
+    @property
+    def known_recall(self) -> float:
+        return self.right_known / max(self.known, 1)
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.right / max(self.judged + self.hidden, 1)
+
+    def add(self, found: list[LinkedMention], hidden: set[Mention], known: set[Mention]) -> None:
+        """Counts one document."""
+        spans = {(anchor.start, anchor.end) for anchor in hidden}
+        self.hidden += len(hidden)
+        self.known += len(known)
+        for mention in found:
+            if mention.rho < self.threshold:
+                continue
+            over = [anchor for anchor in hidden if anchor.start < mention.end and mention.start < anchor.end]
+            anchor = Mention(mention.start, mention.end, mention.qid)
+            self.predicted += 1
+            self.judged += bool(over)
+            self.right += anchor in hidden
+            self.right_span += (mention.start, mention.end) in spans
+            self.right_entity += any(mention.qid == other.target for other in over)
+            self.right_known += anchor in known
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinkingEvaluation:
-    """What `evaluate_linker` found; speed is that of one process, evaluation itself not counted."""
+    """What `evaluate_linker` found; `seconds` are the linker's in one process, `mentions` all that it scored."""
 
-    documents: int
-    characters: int
-    anchors: int
-    known_anchors: int
-    seconds: float
-    mentions_per_second: float
-    characters_per_second: float
     scores: list[LinkingScore]
+    documents: int = 0
+    characters: int = 0
+    mentions: int = 0
+    seconds: float = 0.0
 
-    def to_json(self) -> dict:
-        """As plain numbers."""
-        return asdict(self)
+    @property
+    def mentions_per_second(self) -> float:
+        return self.mentions / max(self.seconds, 1e-9)
+
+    @property
+    def characters_per_second(self) -> float:
+        return self.characters / max(self.seconds, 1e-9)
 
 
 def evaluate_linker(
     scorer: Linker | Scorer,
     dictionary: LinkDictionary,
     documents: Iterable[Document],
-    thresholds: Sequence[float],
+    into: LinkingEvaluation,
     hidden_share: float = 1.0,
 ) -> LinkingEvaluation:
     """Hides anchors of documents that the dictionary has not seen, and looks for them.
@@ -85,41 +121,23 @@ def evaluate_linker(
         scorer: a linker, or a function from a document to scored mentions without overlap.
         dictionary: tells which hidden anchors could be found.
         documents: with QID numbers as targets; none may have entered the statistics.
-        thresholds: of rho.
+        into: `LinkingEvaluation.scores` has the thresholds; counts are added to what it holds, so that folds add up.
         hidden_share: share of anchors that are hidden, by a hash; the others are visible to the linker.
     """
     score = scorer.score if isinstance(scorer, Linker) else scorer
-    tallies = {threshold: [0] * 6 for threshold in thresholds}
-    totals = [0] * 4  # documents, characters, hidden anchors, known ones
-    mentions, seconds = 0, 0.0
     for document in documents:
         hidden, visible = _hide(document, hidden_share)
         shown = Document(document.text, visible)
         started = time.perf_counter()
         found = score(shown)
-        seconds += time.perf_counter() - started
-        mentions += len(found)
+        into.seconds += time.perf_counter() - started
+        into.documents += 1
+        into.characters += len(document.text)
+        into.mentions += len(found)
         known = {anchor for anchor in hidden if _is_known(document.text, anchor, dictionary)}
-        totals = [a + b for a, b in zip(totals, (1, len(document.text), len(hidden), len(known)), strict=True)]
-        for threshold, tally in tallies.items():
-            kept = [mention for mention in found if mention.rho >= threshold]
-            for index, value in enumerate(_compare(kept, hidden, known)):
-                tally[index] += value
-    scores = [
-        LinkingScore(
-            threshold,
-            predicted,
-            judged,
-            _rate(right, judged),
-            _rate(spans, judged),
-            _rate(entities, judged),
-            _rate(right, totals[2]),
-            _rate(right_known, totals[3]),
-        )
-        for threshold, (predicted, judged, right, spans, entities, right_known) in tallies.items()
-    ]
-    speed = (mentions / seconds, totals[1] / seconds) if seconds else (0.0, 0.0)
-    return LinkingEvaluation(*totals, seconds, *speed, scores)
+        for row in into.scores:
+            row.add(found, hidden, known)
+    return into
 
 
 def most_common_sense(dictionary: LinkDictionary) -> Scorer:
@@ -171,22 +189,3 @@ def _is_known(text: str, anchor: Mention, dictionary: LinkDictionary) -> bool:
         return False
     here = slice(*dictionary.candidate_offsets[number : number + 2].tolist())
     return anchor.target in dictionary.entities[dictionary.candidates[here]]
-
-
-def _compare(found: list[LinkedMention], hidden: set[Mention], known: set[Mention]) -> tuple[int, ...]:
-    """Mentions, judged ones, and of these: right, of a right span, of a right entity; anchors found that are known."""
-    spans = {(anchor.start, anchor.end) for anchor in hidden}
-    judged = right = span = entity = right_known = 0
-    for mention in found:
-        over = [anchor for anchor in hidden if anchor.start < mention.end and mention.start < anchor.end]
-        anchor = Mention(mention.start, mention.end, mention.qid)
-        judged += bool(over)
-        right += anchor in hidden
-        right_known += anchor in known
-        span += (mention.start, mention.end) in spans
-        entity += any(mention.qid == other.target for other in over)
-    return len(found), judged, right, span, entity, right_known
-
-
-def _rate(count: int, total: int) -> float | None:
-    return count / total if total else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from trelm_ds.corpus.documents import Document, Mention
 from trelm_ds.corpus.linking.dictionary import LinkDictionary
-from trelm_ds.corpus.linking.relatedness import Relatedness, gather
+from trelm_ds.corpus.linking.relatedness import Relatedness
 from trelm_ds.corpus.linking.text import case_of, normalize
 from trelm_ds.errors import UserError
 
@@ -109,10 +109,8 @@ class Linker:
     def score(self, document: Document) -> list[LinkedMention]:
         """As `link` with `minimum_rho` 0, with scores: filtering by rho gives what a higher `minimum_rho` would."""
         spots = self.spots(document)
-        chosen = self._choose(spots)
-        coherence = self._coherence(spots, chosen)
         found = list[LinkedMention]()
-        for spot, pick, coherent in zip(spots, chosen, coherence.tolist(), strict=True):
+        for spot, pick, coherent in zip(spots, *self._disambiguate(spots), strict=True):
             if spot.phrase == _ANCHOR:
                 continue
             rho = round((spot.link_probability + coherent) / 2, _DECIMALS)
@@ -147,69 +145,82 @@ class Linker:
         spots.sort(key=lambda spot: (spot.start, -spot.end))
         return _without_parts(spots)
 
-    def _choose(self, spots: list[Spot]) -> list[int]:
-        """For every spot the number of the candidate chosen by votes, then commonness.
+    def _disambiguate(self, spots: list[Spot]) -> tuple[list[int], list[float]]:
+        """For every spot the number of the candidate chosen, and that choice's coherence.
 
-        A voter gives a candidate the mean over its own candidates of relatedness times commonness. Spots that overlap or
-        hold the same phrase do not vote for each other.
+        Works block by block, a block's coherence one behind: it needs the choices of the first voters after it.
         """
-        chosen = [0] * len(spots)
-        if not any(len(spot.candidates) > 1 for spot in spots):
-            return chosen
-        sizes = np.array([len(spot.candidates) for spot in spots])
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        rows = np.concatenate([spot.candidates for spot in spots])
-        weights = np.concatenate([spot.commonness for spot in spots]) / np.repeat(sizes, sizes)
-        owner = np.repeat(np.arange(len(spots)), sizes)
-        for block, context in self._blocks(len(spots)):
-            mine = slice(offsets[block.start], offsets[block.stop])
-            theirs = slice(offsets[context.start], offsets[context.stop])
-            distinct, at = np.unique(rows[theirs], return_inverse=True)
-            own = at[mine.start - theirs.start : mine.stop - theirs.start]
-            related = self._relatedness.matrix(distinct)[own[:, None], at]
-            votes = np.add.reduceat(related * weights[theirs], offsets[context] - theirs.start, axis=1)
-            votes *= self._voters(spots, block, context)[owner[mine] - block.start]
-            totals = np.round(votes.sum(axis=1), _DECIMALS).tolist()
-            for number in range(block.start, block.stop):
-                first = offsets[number] - mine.start
-                chosen[number] = self._best(totals[first : first + sizes[number]])
-        return chosen
+        chosen, coherence = [0] * len(spots), list[float]()
+        waiting: _Block | None = None
+        for start in range(0, len(spots), _BLOCK):
+            block = _Block(spots, start, self.options.window, self._relatedness)
+            block.choose(chosen, self.options.epsilon)
+            if waiting:
+                coherence += waiting.coherence(chosen)
+            waiting = block
+        if waiting:
+            coherence += waiting.coherence(chosen)
+        return chosen, coherence
 
-    def _best(self, votes: list[float]) -> int:
-        """The first candidate, they are sorted by commonness, with at least (1 - epsilon) of the most votes."""
-        least = (1 - self.options.epsilon) * max(votes)
-        return next(number for number, vote in enumerate(votes) if vote >= least)
 
-    def _coherence(self, spots: list[Spot], chosen: list[int]) -> np.ndarray:
-        """float64 [S]: mean relatedness of each spot's entity to those of its voters, weighted by link probability."""
-        coherence = np.zeros(len(spots))
-        rows = np.array([spot.candidates[pick] for spot, pick in zip(spots, chosen, strict=True)], dtype=np.int64)
-        weights = np.array([spot.link_probability for spot in spots])
-        for block, context in self._blocks(len(spots)):
-            distinct, at = np.unique(rows[context], return_inverse=True)
-            own = at[block.start - context.start : block.stop - context.start]
-            shares = self._voters(spots, block, context) * weights[context]
-            total = shares.sum(axis=1)
-            related = (self._relatedness.matrix(distinct)[own[:, None], at] * shares).sum(axis=1)
-            coherence[block] = np.divide(related, total, out=np.zeros_like(total), where=total > 0)
-        return np.round(coherence, _DECIMALS)
+class _Block:
+    """Some neighbouring spots and all their voters, `window` spots on either side of each.
 
-    def _blocks(self, count: int) -> Iterator[tuple[slice, slice]]:
-        """Blocks of spots, each with the range that holds all its voters."""
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            yield slice(start, stop), slice(max(start - self.options.window, 0), min(stop + self.options.window, count))
+    Spots that overlap or hold the same phrase do not vote for each other.
+    """
 
-    def _voters(self, spots: list[Spot], block: slice, context: slice) -> np.ndarray:
+    def __init__(self, spots: list[Spot], start: int, window: int, relatedness: Relatedness) -> None:
+        self.start, self.stop = start, min(start + _BLOCK, len(spots))
+        first, last = max(start - window, 0), min(self.stop + window, len(spots))
+        self.context = slice(first, last)
+        near = spots[self.context]
+        self.own = slice(start - first, self.stop - first)  # the block's spots among the context's
+        self.sizes = np.array([len(spot.candidates) for spot in near])
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.commonness = np.concatenate([spot.commonness for spot in near])
+        self.probability = np.array([spot.link_probability for spot in near])
+        rows, self.at = np.unique(np.concatenate([spot.candidates for spot in near]), return_inverse=True)
+        self.related = relatedness.matrix(rows)
+        self.voters = self._voters(near, window)
+
+    def _voters(self, near: list[Spot], window: int) -> np.ndarray:
         """float64 [block, context]: 1 where the second spot votes for the first."""
-        span = np.array([(spot.start, spot.end, spot.phrase) for spot in spots[context]])
-        number = np.arange(context.start, context.stop)
-        own = slice(block.start - context.start, block.stop - context.start)
-        start, end, phrase = (span[:, column] for column in range(3))
-        near = np.abs(number[own, None] - number) <= self.options.window
+        start, end, phrase = np.array([(spot.start, spot.end, spot.phrase) for spot in near]).T
+        number, own = np.arange(len(near)), self.own
+        close = np.abs(number[own, None] - number) <= window
         apart = (start[own, None] >= end) | (end[own, None] <= start)
         different = (phrase[own, None] != phrase) | (phrase == _ANCHOR)
-        return (near & apart & different).astype(np.float64)
+        return (close & apart & different).astype(np.float64)
+
+    def choose(self, chosen: list[int], epsilon: float) -> None:
+        """Chooses by votes, then commonness, and writes into `chosen`, which has an entry for every spot of the text.
+
+        A voter gives a candidate the mean over its own candidates of relatedness times commonness.
+        """
+        sizes, offsets, own = self.sizes, self.offsets, self.own
+        if sizes[own].max() == 1:
+            return
+        mine = slice(offsets[own.start], offsets[own.stop])
+        weights = self.commonness / np.repeat(sizes, sizes)
+        votes = np.add.reduceat(self.related[self.at[mine, None], self.at] * weights, offsets[:-1], axis=1)
+        votes *= np.repeat(self.voters, sizes[own], axis=0)
+        totals = np.round(votes.sum(axis=1), _DECIMALS).tolist()
+        first = 0
+        for number, size in enumerate(sizes[own].tolist(), self.start):
+            mean = totals[first : first + size]
+            least = (1 - epsilon) * max(mean)
+            # Candidates are sorted by commonness.
+            chosen[number] = next(pick for pick, vote in enumerate(mean) if vote >= least)
+            first += size
+
+    def coherence(self, chosen: list[int]) -> list[float]:
+        """Mean relatedness of each spot's entity to those of its voters, weighted by their link probability."""
+        at = self.at[self.offsets[:-1] + chosen[self.context]]
+        shares = self.voters * self.probability
+        total = shares.sum(axis=1)
+        related = (self.related[at[self.own, None], at] * shares).sum(axis=1)
+        mean = np.divide(related, total, out=np.zeros_like(total), where=total > 0)
+        return np.round(mean, _DECIMALS).tolist()
 
 
 def _without_parts(spots: list[Spot]) -> list[Spot]:

@@ -51,7 +51,7 @@ class Relatedness:
         # The last writer of a place gives it its column, so that every place has one column and none needs clearing.
         self._at[places] = np.arange(len(places), dtype=np.int32)
         ones = np.ones(len(places), dtype=np.float32)
-        incidence = sparse.csr_array((ones, self._at[places], offsets), shape=(len(rows), len(places)))
+        incidence = sparse.csr_array((ones, self._at[places], offsets.astype(np.int32)), shape=(len(rows), len(places)))
         counts = (incidence @ incidence.T).toarray().astype(np.float64)
         sampled = np.diff(offsets)
         complete = np.full(len(rows), float(dictionary.documents))

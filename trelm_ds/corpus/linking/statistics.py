@@ -88,7 +88,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with path.open(encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, 1):
+            for line in stream:
+                number += 1
                 phrase, qid, times = line.split("\t")
                 yield phrase, int(qid), int(times)
     except OSError as error:
@@ -128,8 +129,8 @@ class OccurrenceCounts:
     """Occurrences of a dictionary's phrases in a chunk of documents.
 
     Attributes:
-        rows: int32 [n, 1 + 2 * CASES]: phrase id, ascending; by case class the number of documents that hold the phrase;
-            by case class the number of documents that hold it as an anchor.
+        rows: int32 [n, 1 + 2 * CASES]: phrase id, ascending; by case class the number of documents that hold the
+            phrase; by case class the number of documents that hold it as an anchor.
     """
 
     rows: np.ndarray

@@ -54,9 +54,9 @@ def normalize(text: str) -> NormalizedText:
     plain = text.translate(_SAME_LENGTH) if not text.isascii() else text
     folded = plain.casefold()
     # Folding maps every character to at least one: equal length means one to one.
-    if len(folded) == len(plain) and not _ODD_SPACE.search(folded):
-        if text.isascii() or (unicodedata.is_normalized("NFC", plain) and unicodedata.is_normalized("NFC", folded)):
-            return NormalizedText(folded, None)
+    one_to_one = len(folded) == len(plain) and not _ODD_SPACE.search(folded)
+    if one_to_one and (text.isascii() or all(unicodedata.is_normalized("NFC", form) for form in (plain, folded))):
+        return NormalizedText(folded, None)
     return _normalize_slowly(plain)
 
 
@@ -99,7 +99,7 @@ def boundaries(text: str) -> tuple[list[int], bytearray]:
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """Narrows [start, end) to what can be a phrase: begins with a letter or digit, no quote, comma or space at the end."""
+    """Narrows [start, end) to what can be a phrase: a letter or digit first, no quote, comma or space last."""
     while start < end and not text[start].isalnum():
         start += 1
     while end > start and (text[end - 1] in _TRAILING or text[end - 1] in "’‘“”" or text[end - 1].isspace()):
@@ -122,21 +122,20 @@ def case_of(surface: str) -> int:
     return CAPITALIZED if surface != surface.lower() else LOWER
 
 
-# English function words. Alone they name an entity so rarely that looking at each would cost more than all other phrases
-# together. Those that in capitals are a name (US, IT, WHO, May, Will) are not here: statistics are kept by case.
-FUNCTION_WORDS = frozenset(
-    """
-    a about above after again against all also although always am among an and another any are around as at away back be
-    became because become been before being below between both but by came can cannot could did do does doing down during
-    each either else even ever every few for from further get go had has have having he hence her here hers herself him
-    himself his how however i if in indeed instead into is its itself just last later least less like made make many
-    me might more most much must my myself near need neither never next no none nor not now of off often on once one
-    only onto or other others our ours ourselves out over own per perhaps quite rather said same see several shall she
-    should since so some still such than that the their theirs them themselves then there therefore these they this those
-    though three through throughout thus to together too toward towards two under until up upon use used using very via
-    was we well were what when where whether which while whom whose why with within without would yet you your
-    """.split()
-)
+# English function words. Alone they name an entity so rarely that looking at each would cost more than all other
+# phrases together. Those that are a name in capitals (US, IT, WHO, May, Will) are not here: statistics go by case.
+_FUNCTION_WORDS = """
+a about above after again against all also although always am among an and another any are around as at away back be
+became because become been before being below between both but by came can cannot could did do does doing down during
+each either else even ever every few for from further get go had has have having he hence her here hers herself him
+himself his how however i if in indeed instead into is its itself just last later least less like made make many me
+might more most much must my myself near need neither never next no none nor not now of off often on once one only
+onto or other others our ours ourselves out over own per perhaps quite rather said same see several shall she should
+since so some still such than that the their theirs them themselves then there therefore these they this those though
+three through throughout thus to together too toward towards two under until up upon use used using very via was we
+well were what when where whether which while whom whose why with within without would yet you your
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 def is_phrase(phrase: str) -> bool:
