@@ -109,17 +109,21 @@ def _merged(paths: list[Path], folder: Path, name: str) -> Iterator[Row]:
 
 def _name_runs(names: Iterator[tuple[int, list[str]]], folder: Path) -> list[Path]:
     """Sorted files of (phrase, QID number, LABEL or ALIAS)."""
-    rows = (
-        (phrase, qid, ALIAS if index else LABEL)
-        for qid, spellings in names
-        for index, phrase in enumerate(map(phrase_of, spellings))
-        if is_phrase(phrase)
-    )
+    rows = (row for qid, spellings in names for row in _name_rows(qid, spellings))
     paths = list[Path]()
     while run := sorted(itertools.islice(rows, _RUN)):
         paths.append(folder / f"run-{len(paths)}.tsv")
         write_rows(run, paths[-1])
     return paths
+
+
+def _name_rows(qid: int, spellings: list[str]) -> Iterator[Row]:
+    """One entity's names, without "the Red Sea" where it is called "Red Sea" too: anchors leave the article out."""
+    phrases = list(map(phrase_of, spellings))
+    known = set(phrases)
+    for index, phrase in enumerate(phrases):
+        if is_phrase(phrase) and not (phrase.startswith("the ") and phrase[4:] in known):
+            yield phrase, qid, ALIAS if index else LABEL
 
 
 def _collect(

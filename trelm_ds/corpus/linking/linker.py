@@ -152,8 +152,9 @@ class Linker:
         """
         chosen, coherence = [0] * len(spots), list[float]()
         waiting: _Block | None = None
-        for start in range(0, len(spots), _BLOCK):
-            block = _Block(spots, start, self.options.window, self._relatedness)
+        size = max(_BLOCK, self.options.window)
+        for start in range(0, len(spots), size):
+            block = _Block(spots, slice(start, min(start + size, len(spots))), self.options.window, self._relatedness)
             block.choose(chosen, self.options.epsilon)
             if waiting:
                 coherence += waiting.coherence(chosen)
@@ -169,12 +170,11 @@ class _Block:
     Spots that overlap or hold the same phrase do not vote for each other.
     """
 
-    def __init__(self, spots: list[Spot], start: int, window: int, relatedness: Relatedness) -> None:
-        self.start, self.stop = start, min(start + _BLOCK, len(spots))
-        first, last = max(start - window, 0), min(self.stop + window, len(spots))
-        self.context = slice(first, last)
+    def __init__(self, spots: list[Spot], block: slice, window: int, relatedness: Relatedness) -> None:
+        first, last = max(block.start - window, 0), min(block.stop + window, len(spots))
+        self.start, self.context = block.start, slice(first, last)
         near = spots[self.context]
-        self.own = slice(start - first, self.stop - first)  # the block's spots among the context's
+        self.own = slice(block.start - first, block.stop - first)  # the block's spots among the context's
         self.sizes = np.array([len(spot.candidates) for spot in near])
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])
         self.commonness = np.concatenate([spot.commonness for spot in near])

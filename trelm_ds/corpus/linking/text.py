@@ -14,12 +14,12 @@ CASES = 3
 
 
 def _marks() -> str:
-    """Combining marks of the basic plane as ranges of a regular expression's character class."""
+    """Combining marks as ranges of a regular expression's character class."""
     ranges = list[str]()
-    kinds = "".join(unicodedata.category(chr(point))[0] for point in range(0x10000))
+    kinds = "".join(unicodedata.category(chr(point))[0] for point in range(0x20000))
     for found in re.finditer("M+", kinds):
         ranges.append(f"{chr(found.start())}-{chr(found.end() - 1)}")
-    return "".join(ranges)
+    return "".join(ranges) + "\U000e0100-\U000e01ef"  # variation selectors, the only marks further up
 
 
 # Python's \w lacks combining marks, which belong to the character in front of them.
