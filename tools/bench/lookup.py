@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -84,12 +83,11 @@ def _hashes(phrases: list[str], texts: list, longest: int = 8) -> tuple[int, flo
 def _automaton(phrases: list[str], texts: list) -> tuple[int, float, int]:
     import ahocorasick
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     automaton = ahocorasick.Automaton()
     for number, phrase in enumerate(phrases):
         automaton.add_word(phrase, number)
     automaton.make_automaton()
-    size = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    size = automaton.get_stats()["total_size"]
     found, started = 0, time.perf_counter()
     for text, starts, ends in texts:
         first = bytearray(len(text) + 1)
