@@ -183,3 +183,15 @@ def test_a_damaged_folder_is_one_line(space: LinkDictionary, tmp_path: Path, nam
     with pytest.raises(UserError, match=name) as error:
         LinkDictionary.load(tmp_path / "d")
     assert "\n" not in str(error.value)
+
+
+def test_a_longer_phrase_wins_unless_its_part_is_linked_far_more_often(tmp_path: Path) -> None:
+    """ "Red Planet" is linked in half of its documents; "Red" in every one, or (elsewhere) hardly ever."""
+    long = [linked("a Red Planet", ("Red Planet", 21))] * 6 + [Document("a Red Planet", [])] * 6
+    part = [linked("some Red", ("Red", 60))] * 20
+    rare = dictionary_of([*long, *part], tmp_path / "rare", [])
+    options = LinkingOptions(minimum_rho=0.0)
+    assert found(Linker(rare, options), Document("the Red Planet", [])) == {"Red Planet": 21}
+    long = [linked("a Red Planet", ("Red Planet", 21))] * 2 + [Document("a Red Planet", [])] * 40
+    often = dictionary_of([*long, *part * 20], tmp_path / "often", [])
+    assert found(Linker(often, options), Document("the Red Planet", [])) == {"Red": 60}
