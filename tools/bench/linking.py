@@ -167,6 +167,12 @@ def memory(dictionary: LinkDictionary, sizes: dict[str, int]) -> dict:
     }
 
 
+def choose_threshold(articles: dict) -> float | None:
+    """The default of `LinkingOptions.minimum_rho`: the lowest at which nine in ten judged mentions are right."""
+    rows = articles["hidden"]["0.5"]["votes"]["scores"]
+    return next((row["threshold"] for row in rows if row["precision"] >= 0.9), None)
+
+
 def print_table(name: str, result: dict) -> None:
     print(f"\n{name}: {result['documents_in_statistics']} documents in the statistics")
     for hidden, systems in result["hidden"].items():
@@ -236,6 +242,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("marisa-trie", "numpy", "scipy")},
         "date": datetime.date.today().isoformat(),
         "options": asdict(LinkingOptions()),
+        "threshold_of_nine_in_ten": choose_threshold(results["articles"]) if "articles" in results else None,
         "lookup": lookups,
         "results": results,
     }

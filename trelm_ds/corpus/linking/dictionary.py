@@ -1,8 +1,8 @@
 """The dictionary of phrases with their entities, on disk as arrays that any number of processes map into memory.
 
-Phrases are the keys of a MARISA trie (marisa-trie). Measured on 450,000 names of Wikidata5M against pyahocorasick
-(tools/bench/linking.py): the same speed, a 1/60 of the memory, and the trie's file is mapped, not loaded, so that 64
-workers share one copy of it in the page cache while every automaton would be private to its process.
+Phrases are the keys of a MARISA trie (marisa-trie). Measured on 447,000 names of Wikidata5M (tools/bench/linking.py), it
+is faster than pyahocorasick and than hashed word n-grams in a sorted array, takes 6 bytes a phrase against 352 and 8, and
+its file is mapped, not loaded: 64 workers share one copy in the page cache where every automaton would be private.
 """
 
 from __future__ import annotations
