@@ -1,8 +1,8 @@
 """The dictionary of phrases with their entities, on disk as arrays that any number of processes map into memory.
 
-Phrases are the keys of a MARISA trie (marisa-trie). Measured on 447,000 names of Wikidata5M (tools/bench/linking.py), it
-is faster than pyahocorasick and than hashed word n-grams in a sorted array, takes 6 bytes a phrase against 352 and 8, and
-its file is mapped, not loaded: 64 workers share one copy in the page cache where every automaton would be private.
+Phrases are the keys of a MARISA trie (marisa-trie). Measured on 447,000 names of Wikidata5M (tools/bench/linking.py),
+it is faster than pyahocorasick and than hashed word n-grams in a sorted array, and takes 6 bytes a phrase against 352
+and 8. Its file is mapped, not loaded: 64 workers share one copy where every automaton would be private.
 """
 
 from __future__ import annotations
