@@ -3,7 +3,7 @@
 python tools/bench/linking.py --wikidata5m DIR --excerpt DUMP --linked JSONL [--out docs/benchmarks]
 
 Prints a table and writes linking.json and linking.png. Statistics come from nine tenths of the documents (by a hash of
-their text), anchors are hidden in the rest; the articles are few, so that every tenth takes its turn there.
+their text), anchors are hidden in the rest; the articles are few, so that several tenths take their turn there.
 """
 
 from __future__ import annotations
