@@ -17,8 +17,8 @@ from trelm_ds.errors import UserError
 
 _BLOCK = 32  # spots whose relatedness is computed in one go
 _ANCHOR = -1  # phrase of a spot that is one of the document's own anchors
-# TAGME drops a phrase within a longer one unless it is linked more often. Of the factors 1, 2, 3, 5 and infinity tried by
-# hand on both corpora of tools/bench/linking.py, 5 was best in articles, 2 to 3 (by 0.2 points) in sentences.
+# TAGME drops a phrase within a longer one unless it is linked more often. Of the factors 2, 3 and 5, tried by hand on
+# both corpora of tools/bench/linking.py, 5 was best in articles, 2 or 3 (by 0.2 points of precision) in sentences.
 _PART_FACTOR = 5
 _DECIMALS = 6  # scores are compared after rounding, so that the order of a sum does not decide
 
