@@ -1,0 +1,255 @@
+"""Entity linking measured by hiding known anchors, on Wikipedia articles and on linked sentences.
+
+python tools/bench/linking.py --wikidata5m DIR --excerpt DUMP --linked JSONL [--out docs/benchmarks]
+
+Prints a table and writes linking.json and linking.png. Statistics come from nine tenths of the documents (by a hash of
+their text), anchors are hidden in the rest; the articles are few, so that several tenths take their turn there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+from lookup import compare_lookups
+
+from trelm_ds.corpus.documents import Document, Mention
+from trelm_ds.corpus.linked import read_linked
+from trelm_ds.corpus.linking import (
+    LinkDictionary,
+    Linker,
+    LinkingOptions,
+    build_dictionary,
+    count_anchors,
+    count_occurrences,
+    set_link_probabilities,
+)
+from trelm_ds.corpus.linking.evaluation import (
+    LinkingEvaluation,
+    LinkingScore,
+    evaluate_linker,
+    fold_of,
+    most_common_sense,
+)
+from trelm_ds.corpus.titles import TitleResolver
+from trelm_ds.corpus.wikipedia import read_articles
+from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names
+
+THRESHOLDS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8]
+SYSTEMS = {
+    "most common sense": None,
+    "no votes (epsilon 1)": LinkingOptions(epsilon=1.0),
+    "votes": LinkingOptions(graph_weight=0.0),
+    "votes + graph 0.5": LinkingOptions(graph_weight=0.5),
+    "votes, TAGME's mean": LinkingOptions(coherence_weight=0.5),
+}
+# English Wikipedia with Wikidata5M, for the extrapolation of memory.
+ENWIKI = {"phrases": 30e6, "candidates": 40e6, "entities": 7e6, "links": 100e6, "edges": 20e6}
+
+
+class World:
+    """Wikidata5M and a place for dictionaries."""
+
+    def __init__(self, wikidata5m: Path, work: Path) -> None:
+        self.files, self.work = find_wikidata5m(wikidata5m), work
+        self.graph = KnowledgeGraph.from_triples(self.files["all_triplet"])
+
+    def names(self) -> Iterator[tuple[int, list[str]]]:
+        return read_names(self.files["entity"], "Q")
+
+    def dictionary(self, documents: list[Document], name: str) -> tuple[LinkDictionary, dict]:
+        """A dictionary with the statistics of `documents`, and the seconds of each step."""
+        seconds, started = {}, time.perf_counter()
+        count_anchors(documents).save(self.work / f"{name}-anchors")
+        seconds["count_anchors"] = time.perf_counter() - started
+        started = time.perf_counter()
+        dictionary = build_dictionary([self.work / f"{name}-anchors"], self.names(), self.graph, self.work / name)
+        seconds["build_dictionary"] = time.perf_counter() - started
+        started = time.perf_counter()
+        occurrences = count_occurrences(dictionary, documents)
+        seconds["count_occurrences"] = time.perf_counter() - started
+        return set_link_probabilities(self.work / name, [occurrences]), seconds
+
+
+def read_excerpt(path: Path, world: World) -> list[Document]:
+    """The articles of a dump with titles resolved to QID numbers."""
+    redirects: dict[str, str] = {}
+    articles = list(read_articles(path, redirects, Counter()))
+    titles = {mention.target for article in articles for mention in article.mentions}
+    resolver, counts = TitleResolver(titles, redirects, world.names(), world.graph), Counter[str]()
+    documents = []
+    for text, mentions in articles:
+        resolved = [Mention(m.start, m.end, resolver.resolve(str(m.target), counts)) for m in mentions]
+        documents.append(Document(text, [mention for mention in resolved if mention.target is not None]))
+    return documents
+
+
+def evaluate(world: World, name: str, documents: list[Document], folds: int, limit: int | None) -> dict:
+    """Results of every system with all and with half of the anchors hidden, on `limit` held-out documents at most."""
+    results = {
+        hidden: {system: LinkingEvaluation([LinkingScore(threshold) for threshold in THRESHOLDS]) for system in SYSTEMS}
+        for hidden in (1.0, 0.5)
+    }
+    for fold in range(folds):
+        seen = [document for document in documents if fold_of(document.text) != fold]
+        unseen = [document for document in documents if fold_of(document.text) == fold][:limit]
+        dictionary, seconds = world.dictionary(seen, f"{name}-{fold}")
+        for hidden, by_system in results.items():
+            for system, options in SYSTEMS.items():
+                scorer = Linker(dictionary, options) if options else most_common_sense(dictionary)
+                evaluate_linker(scorer, dictionary, unseen, by_system[system], hidden)
+    folder = world.work / f"{name}-0"
+    sizes = {path.stem: path.stat().st_size for path in folder.iterdir() if path.suffix in (".npy", ".marisa")}
+    return {
+        "documents_in_statistics": len(seen),
+        "characters_in_statistics": sum(len(document.text) for document in seen),
+        "seconds": {step: round(value, 2) for step, value in seconds.items()},
+        "dictionary": memory(dictionary, sizes),
+        "hidden": {
+            str(hidden): {system: as_json(found) for system, found in by_system.items()}
+            for hidden, by_system in results.items()
+        },
+    }
+
+
+def as_json(found: LinkingEvaluation) -> dict:
+    rows = []
+    for score in found.scores:
+        rates = {name: round(getattr(score, name), 4) for name in ("precision", "recall", "known_recall", "f1")}
+        judged = max(score.judged, 1)
+        rates["span_precision"] = round(score.right_span / judged, 4)
+        rates["entity_precision"] = round(score.right_entity / judged, 4)
+        rows.append({**asdict(score), **rates})
+    return {
+        "documents": found.documents,
+        "characters": found.characters,
+        "mentions_per_second": round(found.mentions_per_second),
+        "characters_per_second": round(found.characters_per_second),
+        "scores": rows,
+    }
+
+
+def memory(dictionary: LinkDictionary, sizes: dict[str, int]) -> dict:
+    """Bytes of the memory-mapped files per row of each kind, and what that makes for English Wikipedia."""
+    kinds = {
+        "phrases": ("phrases", "named", "words", "candidate_offsets", "link_probability"),
+        "candidates": ("candidates", "commonness"),
+        "entities": ("entities", "link_counts", "link_offsets", "edge_offsets"),
+        "links": ("links",),
+        "edges": ("edges",),
+    }
+    rows = {
+        "phrases": len(dictionary.named),
+        "candidates": len(dictionary.candidates),
+        "entities": len(dictionary.entities),
+        "links": len(dictionary.links),
+        "edges": len(dictionary.edges),
+    }
+    bytes_per = {kind: sum(sizes[name] for name in names) / max(rows[kind], 1) for kind, names in kinds.items()}
+    return {
+        "rows": rows,
+        "bytes": sum(sizes.values()),
+        "bytes_per": {kind: round(value, 2) for kind, value in bytes_per.items()},
+        "trie_bytes_per_phrase": round(sizes["phrases"] / rows["phrases"], 2),
+        "enwiki_assumed_rows": ENWIKI,
+        "enwiki_gigabytes": round(sum(bytes_per[kind] * count for kind, count in ENWIKI.items()) / 1e9, 2),
+    }
+
+
+def choose_threshold(articles: dict) -> float | None:
+    """The default of `LinkingOptions.minimum_rho`: the lowest at which nine in ten judged mentions are right."""
+    rows = articles["hidden"]["0.5"]["votes"]["scores"]
+    return next((row["threshold"] for row in rows if row["precision"] >= 0.9), None)
+
+
+def print_table(name: str, result: dict) -> None:
+    print(f"\n{name}: {result['documents_in_statistics']} documents in the statistics")
+    for hidden, systems in result["hidden"].items():
+        for system, found in systems.items():
+            speed = f"{found['mentions_per_second']} mentions/s, {found['characters_per_second']} characters/s"
+            print(f"  {system}, {float(hidden):.0%} of anchors hidden, {found['documents']} documents, {speed}")
+            print("    rho   predicted  judged  precision  span  entity  recall  known recall  F1")
+            for row in found["scores"]:
+                print(
+                    f"    {row['threshold']:.2f} {row['predicted']:>10} {row['judged']:>7}  {row['precision']:>9.3f}"
+                    f" {row['span_precision']:.3f}  {row['entity_precision']:.3f}   {row['recall']:.3f}"
+                    f"  {row['known_recall']:>12.3f}  {row['f1']:.3f}"
+                )
+
+
+def plot(results: dict[str, dict], path: Path) -> None:
+    """Precision against recall, a panel per corpus and share of hidden anchors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shares = (1.0, 0.5)
+    figure, axes = pyplot.subplots(len(shares), len(results), figsize=(5 * len(results), 8), squeeze=False)
+    for column, (name, result) in enumerate(results.items()):
+        for row, share in enumerate(shares):
+            panel = axes[row][column]
+            for system, found in result["hidden"][str(share)].items():
+                points = [score for score in found["scores"] if score["judged"]]
+                recall, precision = ([point[key] for point in points] for key in ("recall", "precision"))
+                panel.plot(recall, precision, marker=".", label=system)
+            panel.set_title(f"{name}, {share:.0%} of anchors hidden", fontsize=10)
+            panel.set_xlabel("recall of hidden anchors")
+            panel.set_ylabel("precision where an anchor overlaps")
+            panel.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wikidata5m", type=Path, required=True, help="folder with the Wikidata5M files")
+    parser.add_argument("--excerpt", type=Path, help="MediaWiki dump of a few articles")
+    parser.add_argument("--linked", type=Path, help="linked JSONL")
+    parser.add_argument("--limit", type=int, help="read no more than so many lines of the linked JSONL")
+    parser.add_argument("--evaluate", type=int, default=4000, help="held-out lines of the linked JSONL to evaluate on")
+    parser.add_argument("--folds", type=int, default=10, help="tenths of the articles that take their turn")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where linking.json and .png go")
+    options = parser.parse_args()
+    results: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as work:
+        world = World(options.wikidata5m, Path(work))
+        linked = list(islice(read_linked(options.linked, Counter()), options.limit)) if options.linked else []
+        articles = read_excerpt(options.excerpt, world) if options.excerpt else []
+        if articles:
+            results["articles"] = evaluate(world, "articles", articles, options.folds, None)
+        if linked:
+            results["sentences"] = evaluate(world, "sentences", linked, 1, options.evaluate)
+        lookups = compare_lookups(world.names(), [document.text for document in [*articles, *linked[:5000]]])
+    for name, result in results.items():
+        print_table(name, result)
+    print(json.dumps(lookups, indent=1))
+    report = {
+        "device": f"{os.cpu_count()} cores, {platform.machine()}, one process, no GPU",
+        "versions": {name: version(name) for name in ("marisa-trie", "numpy", "scipy")},
+        "date": datetime.date.today().isoformat(),
+        "options": asdict(LinkingOptions()),
+        "threshold_of_nine_in_ten": choose_threshold(results["articles"]) if "articles" in results else None,
+        "lookup": lookups,
+        "results": results,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "linking.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(results, options.out / "linking.png")
+
+
+if __name__ == "__main__":
+    main()
