@@ -98,6 +98,10 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     )
     content.add_argument("--vocab-size", type=int, help="for --tokenizer train")
     content.add_argument("--min-words", type=int, help="leave out a dump's articles with fewer words")
+    content.add_argument(
+        "--link-entities", action="store_true", help="find further mentions beside the text's own links (TAGME-style)"
+    )
+    content.add_argument("--link-threshold", type=float, help="drop found mentions with a lower score; 0 to 1")
     content.add_argument("--max-malformed", type=float, help="share of a file's lines that may be malformed")
     content.add_argument("--license", help="of the text, for the data card")
     content.add_argument("--shard-mb", type=int, help="size of a tar shard")

@@ -72,11 +72,15 @@ def data_of(folder: Path) -> dict[str, bytes]:
     return content(folder, leave=("manifest.json", "README.md"))
 
 
+@pytest.mark.parametrize("link_entities", [False, True])
 @pytest.mark.parametrize("source", ["corpus.jsonl", "corpus.jsonl.gz", "wiki/plain", "wiki/one", "wiki/multi"])
-def test_the_result_does_not_depend_on_chunks(corpus: Path, tmp_path: Path, source: str) -> None:
-    prepare(options(corpus, source, tmp_path / "whole", chunk_mb=100))
+def test_the_result_does_not_depend_on_chunks(corpus: Path, tmp_path: Path, source: str, link_entities: bool) -> None:
+    linking = {"link_entities": link_entities, "link_threshold": 0.0}
+    manifest, _ = prepare(options(corpus, source, tmp_path / "whole", chunk_mb=100, **linking))
+    assert manifest is not None
+    assert ("mentions added by the linker" in manifest.counts) == (link_entities and "wiki" in source)
     for chunk_mb in (0.001, 0.0033):
-        prepare(options(corpus, source, tmp_path / f"cut{chunk_mb}", chunk_mb=chunk_mb))
+        prepare(options(corpus, source, tmp_path / f"cut{chunk_mb}", chunk_mb=chunk_mb, **linking))
         assert content(tmp_path / f"cut{chunk_mb}") == content(tmp_path / "whole")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from trelm_ds.corpus.artifacts import Artifact, find, make, obtain
 from trelm_ds.corpus.documents import Document, Mention
 from trelm_ds.corpus.extract import read_documents, read_titles
+from trelm_ds.corpus.linking import Linker, LinkingOptions
 from trelm_ds.corpus.sequences import Unit, sequences_of
 from trelm_ds.corpus.titles import TitleTable, count_link
 from trelm_ds.corpus.tokenizer import TokenizerInfo, load_core
@@ -32,6 +33,8 @@ class EncodeTask:
         info: of the tokenizer.
         starts: .npy file, bool [V]: whether a token begins a word.
         max_length, unit: as in `sequences_of`.
+        linker: folder of the linker's dictionary; None keeps to the mentions that are there.
+        minimum_rho: the linker's pruning threshold.
         folder: of the artifact.
         key: of the artifact.
     """
@@ -43,6 +46,8 @@ class EncodeTask:
     starts: Path
     max_length: int
     unit: Unit
+    linker: Path | None
+    minimum_rho: float
     folder: Path
     key: str
 
@@ -54,6 +59,9 @@ def encode(task: EncodeTask) -> Artifact:
     with make(task.folder, task.key) as (work, notes):
         counts: Counter[str] = Counter()
         documents = resolved_documents(task.documents, task.titles, counts)
+        if task.linker is not None:
+            linker = Linker(task.linker, LinkingOptions(minimum_rho=task.minimum_rho))
+            documents = _with_links(documents, linker, counts)
         core = load_core(task.tokenizer)
         made = sequences_of(documents, core, task.info, task.max_length, counts, task.unit)
         groups, words = _grouped(made, task)
@@ -81,6 +89,13 @@ def resolved_documents(folder: Path, titles: Path | None, counts: Counter[str]) 
             else:
                 kept.append(mention)
         yield Document(text, kept)
+
+
+def _with_links(documents: Iterator[Document], linker: Linker, counts: Counter[str]) -> Iterator[Document]:
+    for document in documents:
+        added = linker.link(document)
+        counts["mentions added by the linker"] += len(added)
+        yield Document(document.text, sorted([*document.mentions, *added], key=lambda mention: mention[:2]))
 
 
 def read_block(folder: Path) -> Block:

@@ -22,6 +22,7 @@ from trelm_ds.corpus.card import write_card
 from trelm_ds.corpus.encode import EncodeTask, encode, read_block
 from trelm_ds.corpus.extract import Extracted, ExtractTask, extract, read_documents, read_page_table, read_titles
 from trelm_ds.corpus.funnel import ordered, total
+from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.page_props import read_page_props
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
 from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
@@ -123,7 +124,8 @@ class Pipeline:
         graph = self._graph()
         titles = self._titles(documents, graph)
         tokenizer = self._tokenizer(documents)
-        sequences = self._sequences(documents, titles, tokenizer)
+        linker = self._linker(documents, titles, graph) if self.options.link_entities else None
+        sequences = self._sequences(documents, titles, tokenizer, linker)
         return self._assemble(sequences, graph, tokenizer, built)
 
     def _hash_of(self, *paths: Path) -> list[str]:
@@ -211,6 +213,22 @@ class Pipeline:
                 named.append(number)
             yield number, names
 
+    @property
+    def _resolves(self) -> bool:
+        """Whether mentions come with titles, not QIDs."""
+        return self.sources[0].kind == "mediawiki"
+
+    def _linker(self, documents: list[Artifact], titles: Artifact, graph: Artifact) -> Artifact:
+        return link_dictionary(
+            documents,
+            titles if self._resolves else None,
+            graph,
+            lambda: read_names(self.files.entity, "Q", self._budget),
+            self._hash_of(self.files.entity.path),
+            self.work,
+            self.options.workers,
+        )
+
     def _tokenizer(self, documents: list[Artifact]) -> Artifact:
         """The tokenizer's files, and which of its tokens begin a word."""
         train = self.options.tokenizer == "train"
@@ -229,11 +247,14 @@ class Pipeline:
             artifact = obtain(folder, key)
         return artifact
 
-    def _sequences(self, documents: list[Artifact], titles: Artifact, tokenizer: Artifact) -> list[Artifact]:
+    def _sequences(
+        self, documents: list[Artifact], titles: Artifact, tokenizer: Artifact, linker: Artifact | None
+    ) -> list[Artifact]:
         files = tokenizer.folder / TOKENIZER_FOLDER
         info = describe(load_tokenizer(files))
-        resolve = self.sources[0].kind == "mediawiki"
-        settings = [dataclasses.asdict(info), self.options.max_length, self.options.unit, tokenizer.digest]
+        resolve = self._resolves
+        linking = [] if linker is None else [linker.digest, self.options.link_threshold]
+        settings = [dataclasses.asdict(info), self.options.max_length, self.options.unit, tokenizer.digest, linking]
         tasks = [
             EncodeTask(
                 documents=artifact.folder,
@@ -243,6 +264,8 @@ class Pipeline:
                 starts=tokenizer.folder / _STARTS,
                 max_length=self.options.max_length,
                 unit=self.options.unit,
+                linker=None if linker is None else linker.folder / "dictionary",
+                minimum_rho=self.options.link_threshold,
                 folder=self.work / "sequences" / artifact.folder.name,
                 key=key_of("sequences", settings, artifact.digest, titles.digest if resolve else None),
             )

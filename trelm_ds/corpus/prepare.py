@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trelm_ds.corpus.linking import LinkingOptions
 from trelm_ds.corpus.pipeline import Pipeline, extract_part
 from trelm_ds.corpus.sequences import Unit
 from trelm_ds.corpus.sources import Source, find_sources
@@ -36,6 +37,8 @@ class PrepareOptions:
         unit: what becomes one sequence, a whole document or each of its sentences.
         page_props: the dump's page_props table, for the QIDs of its pages.
         min_words: a dump's articles with fewer words of prose are dropped.
+        link_entities: look for further mentions beside the anchors, TAGME-style.
+        link_threshold: the score (rho) below which a found mention is dropped; higher is more precise.
         max_malformed: share of a file's lines or pages that may be malformed; they are left out.
         license: of the text, for the data card.
         workers: processes; does not change the result.
@@ -54,6 +57,8 @@ class PrepareOptions:
     unit: Unit = "document"
     page_props: Path | None = None
     min_words: int = 16
+    link_entities: bool = False
+    link_threshold: float = LinkingOptions.minimum_rho
     max_malformed: float = 1e-4
     license: str = "not stated"
     workers: int = 1
@@ -110,6 +115,8 @@ def _check(options: PrepareOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')}: must be at least {limit}, got {getattr(options, name)}")
     if not 0.001 <= options.chunk_mb <= 1024:
         raise UserError(f"--chunk-mb: must lie between 0.001 and 1024, got {options.chunk_mb}")
+    if not 0 <= options.link_threshold <= 1:
+        raise UserError(f"--link-threshold: must lie between 0 and 1, got {options.link_threshold}")
     if options.part and not 1 <= options.part[0] <= options.part[1]:
         raise UserError(f"--part: must be i/n with 1 <= i <= n, got {options.part[0]}/{options.part[1]}")
     if options.part and options.merge:
@@ -125,7 +132,8 @@ def _request(
     inputs = [source.path for source in sources] + files.paths
     if options.page_props:
         inputs.append(options.page_props)
-    names = ("max_length", "shard_mb", "unit", "min_words", "max_malformed", "license")
+    names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
+    names += ["link_threshold"] if options.link_entities else []
     return {
         "kind": sources[0].kind,
         "sources": {path.name: sha256_of(path) for path in track(inputs, "hashing sources", total=len(inputs))},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.corpus.linking.worlds import dictionary_of, documents_of
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.linked import read_linked
+from trelm_ds.corpus.linked import parse_linked
 from trelm_ds.corpus.linking import (
     LinkDictionary,
     LinkedMention,
@@ -27,7 +28,7 @@ from trelm_ds.corpus.linking.evaluation import (
     fold_of,
     most_common_sense,
 )
-from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names
+from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names, read_triples
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +93,14 @@ def test_the_baseline_takes_the_longest_match(noise: LinkDictionary) -> None:
 @pytest.mark.slow
 def test_real_sentences(shared_data: Path, tmp_path: Path) -> None:
     """Linked Wikipedia sentences against Wikidata: anchors come back, at exact places, better than by chance."""
-    documents = list(islice(read_linked(shared_data / "corpus" / "trex_linked.jsonl.gz", Counter()), 6000))
+    with gzip.open(shared_data / "corpus" / "trex_linked.jsonl.gz") as stream:
+        documents = [parse_linked(line) for line in islice(stream, 6000)]
     files = find_wikidata5m(shared_data / "wikidata5m")
     seen = [document for document in documents if fold_of(document.text) != 0]
     unseen = [document for document in documents if fold_of(document.text) == 0]
     count_anchors(seen).save(tmp_path / "part")
-    graph = KnowledgeGraph.from_triples(files["all_triplet"])
-    dictionary = build_dictionary([tmp_path / "part"], read_names(files["entity"], "Q"), graph, tmp_path / "d")
+    graph = KnowledgeGraph.from_triples(read_triples(files.triples)[0])
+    dictionary = build_dictionary([tmp_path / "part"], read_names(files.entity, "Q"), graph, tmp_path / "d")
     dictionary = set_link_probabilities(tmp_path / "d", [count_occurrences(dictionary, seen)])
     into = LinkingEvaluation([LinkingScore(0.0)])
     score = evaluate_linker(Linker(dictionary), dictionary, unseen, into).scores[0]

@@ -15,7 +15,7 @@ from trelm_ds.corpus.linking import (
     count_occurrences,
     set_link_probabilities,
 )
-from trelm_ds.knowledge import KnowledgeGraph
+from trelm_ds.knowledge import GraphFile, KnowledgeGraph, read_triples
 
 NAMES: list[tuple[int, list[str]]] = [
     (10, ["Mercury", "planet Mercury"]),
@@ -64,7 +64,7 @@ def documents_of(count: int, seed: int) -> list[Document]:
 def graph_of(folder: Path, triples: str = "Q10\tP1\tQ20\nQ21\tP1\tQ20\nQ11\tP2\tQ30\nQ12\tP3\tQ40\n") -> KnowledgeGraph:
     path = folder / "triples.txt"
     path.write_text(triples)
-    return KnowledgeGraph.from_triples(path)
+    return KnowledgeGraph.from_triples(read_triples([GraphFile(path)])[0])
 
 
 def dictionary_of(
