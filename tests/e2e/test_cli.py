@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
 optimizer: {warmup_steps: 2}
-trainer: {max_steps: 8, global_batch_size: 16, micro_batch_size: 4, precision: fp32, log_every: 2, checkpoint_every: 4}
+trainer:
+  {max_steps: 8, global_batch_size: 16, micro_batch_tokens: 64, precision: fp32, log_every: 2, checkpoint_every: 4}
 """
 
 
@@ -217,14 +218,11 @@ def test_verify_names_the_broken_shard(tiny_dataset: Path, tmp_path: Path) -> No
 def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     command = torchrun(2, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     result = subprocess.run(
-        [*command, "--trainer.global_batch_size", "12"], capture_output=True, text=True, env=environment(), timeout=300
+        [*command, "--trainer.global_batch_size", "13"], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
-    assert lines == [
-        "trelm: error: trainer.global_batch_size: 12 is no multiple of trainer.micro_batch_size 4 x 2 rank(s); "
-        "change one of the two"
-    ]
+    assert lines == ["trelm: error: trainer.global_batch_size: 13 is no multiple of 2 ranks; change one of the two"]
     assert not (tmp_path / "run").exists()
 
 

@@ -1,8 +1,7 @@
-"""Micro-batches: which sequences a rank reads in a step, packed, with their masks."""
+"""A micro-batch: packed sequences with their masks."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,7 +12,6 @@ import torch
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.keyed_random import keyed_uniform
-from trelm_ds.shards import SampleOrder, ShardReader
 
 _CHOICE, _REPLACEMENT, _RANDOM_TOKEN = 11, 12, 13  # set the three draws' keys apart
 
@@ -36,8 +34,8 @@ class Batch(NamedTuple):
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
-        moved = (item.to(device) if isinstance(item, torch.Tensor) else item for item in self)
+        """The batch on `device`; from pinned memory the copy runs beside the computation."""
+        moved = (item.to(device, non_blocking=True) if isinstance(item, torch.Tensor) else item for item in self)
         return Batch(*moved)  # type: ignore[arg-type]  # the types stay as they are
 
 
@@ -96,65 +94,3 @@ class Masker:
         masked[chosen[shown_as_mask]] = self.info.mask
         masked[chosen[shown_as_random]] = random_tokens[shown_as_random]
         return masked, chosen
-
-
-class StepReader:
-    """The micro-batches of each optimizer step for one rank; the next step is read in the background.
-
-    Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.
-
-    Args:
-        reader: the dataset.
-        order: of its samples.
-        masker: chooses the tokens to predict.
-        global_batch_size: G.
-        micro_batch_size: sequences per micro-batch and rank.
-        rank, world_size: of the data-parallel group.
-    """
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        order: SampleOrder,
-        masker: Masker,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        assert global_batch_size % (micro_batch_size * world_size) == 0
-        self._reader, self._order, self._masker = reader, order, masker
-        self._global, self._micro, self._rank, self._world = global_batch_size, micro_batch_size, rank, world_size
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-        self._next: tuple[int, Future[list[Batch]]] | None = None
-
-    def read(self, step: int) -> list[Batch]:
-        """The rank's micro-batches of step `step`, in the order of accumulation."""
-        ready = self._next is not None and self._next[0] == step
-        batches = self._next[1].result() if self._next is not None and ready else self._build_step(step)
-        self._next = (step + 1, self._thread.submit(self._build_step, step + 1))
-        return batches
-
-    def close(self) -> None:
-        """Ends the background reading."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _build_step(self, step: int) -> list[Batch]:
-        epochs, ids = self._order.samples(step * self._global, self._global)
-        shape = (-1, self._world, self._micro)
-        pairs = zip(epochs.reshape(shape)[:, self._rank], ids.reshape(shape)[:, self._rank], strict=True)
-        return [self._build(*pair) for pair in pairs]
-
-    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> Batch:
-        sequences = [self._reader.sequence(int(sample)).tokens for sample in sample_ids]
-        lengths = np.array([len(tokens) for tokens in sequences])
-        tokens = np.concatenate(sequences).astype(np.int64)
-        masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return Batch(
-            torch.from_numpy(masked),
-            torch.from_numpy(cu_seqlens),
-            int(lengths.max()),
-            torch.from_numpy(chosen),
-            torch.from_numpy(tokens[chosen]),
-        )
