@@ -214,6 +214,12 @@ def test_verify_names_the_broken_shard(tiny_dataset: Path, tmp_path: Path) -> No
     assert result.returncode == 1
     assert f"{shard}: its content does not match" in result.stderr
 
+    repaired = trelm("verify", "--repair", copy)
+    assert repaired.returncode == 0, repaired.stderr
+    assert "shard-000000.tar: block at byte 0 dropped, 256 sequences (its checksum does not match)" in repaired.stdout
+    assert "sound; 1 shard(s), 144 sequences" in repaired.stdout
+    assert trelm("verify", copy).returncode == 0
+
 
 def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     command = torchrun(2, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
