@@ -11,7 +11,7 @@ import torch
 
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
-from trelm_ds.keyed_random import keyed_uniform
+from trelm_ds.keyed_random import keyed_bits, keyed_uniform
 
 _CHOICE, _REPLACEMENT, _RANDOM_TOKEN = 11, 12, 13  # set the three draws' keys apart
 
@@ -60,6 +60,19 @@ class Masker:
         """The tokens that are not special."""
         return np.setdiff1d(np.arange(self.info.vocab_size), self.info.special_ids)
 
+    @cached_property
+    def _is_special(self) -> np.ndarray:
+        """bool [V]: tokens that are never predicted. An unknown word is a word."""
+        special = np.zeros(self.info.vocab_size, dtype=bool)
+        special[[token for token in self.info.special_ids if token != self.info.unk]] = True
+        return special
+
+    def _draw(
+        self, what: int, epochs: np.ndarray, sample_ids: np.ndarray, owner: np.ndarray, place: np.ndarray
+    ) -> np.ndarray:
+        """Uniform numbers keyed by (seed, what, epoch, sample id, place), for places in the sequences `owner`."""
+        return keyed_uniform(place, after=keyed_bits(self.seed, what, epochs, sample_ids)[owner])
+
     def __call__(
         self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -73,20 +86,18 @@ class Masker:
         Returns:
             the tokens with masks in place [T], and the chosen rows [M] in ascending order.
         """
-        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        place = np.arange(len(tokens)) - starts
-        epoch, sample = np.repeat(epochs, lengths), np.repeat(sample_ids, lengths)
-        special = np.isin(tokens, self.info.special_ids)
-        special &= tokens != self.info.unk  # an unknown word is a word
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(tokens)) - (np.cumsum(lengths) - lengths)[owner]
+        special = self._is_special[tokens]
 
         begins = self.word_starts[tokens] | special | (place <= 1) if self.config.whole_word else np.ones_like(special)
-        first_of_word = np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))
-        draw = keyed_uniform(self.seed, _CHOICE, epoch, sample, place[first_of_word])
-        chosen = np.flatnonzero((draw < self.config.probability) & ~special)
+        first = np.flatnonzero(begins)  # of each word: one draw for all of its tokens
+        draw = self._draw(_CHOICE, epochs, sample_ids, owner[first], place[first])
+        chosen_words = np.repeat(draw < self.config.probability, np.diff(first, append=len(tokens)))
+        chosen = np.flatnonzero(chosen_words & ~special)
 
-        keys = epoch[chosen], sample[chosen], place[chosen]
-        kind = keyed_uniform(self.seed, _REPLACEMENT, *keys)
-        drawn = keyed_uniform(self.seed, _RANDOM_TOKEN, *keys) * len(self._ordinary)
+        kind = self._draw(_REPLACEMENT, epochs, sample_ids, owner[chosen], place[chosen])
+        drawn = self._draw(_RANDOM_TOKEN, epochs, sample_ids, owner[chosen], place[chosen]) * len(self._ordinary)
         random_tokens = self._ordinary[drawn.astype(np.int64)]
         masked = tokens.copy()
         shown_as_mask = kind < self.config.mask_share
