@@ -105,7 +105,7 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("verify", help="check every byte of a dataset against its manifest")
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset")
     parser.add_argument("--repair", action="store_true", help="drop what is damaged; stop runs that read it first")
     parser.set_defaults(action=_verify)
 
@@ -113,19 +113,22 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
 def _verify(namespace: argparse.Namespace) -> int:
     from trelm_ds.shards import repair, verify
 
+    if "://" in namespace.dataset:
+        raise UserError(f"{namespace.dataset}: verify works on folders; run it before the dataset is uploaded")
+    folder = Path(namespace.dataset)
     if namespace.repair:
-        done, beyond = repair(namespace.dataset)
+        done, beyond = repair(folder)
         for line in done:
             print(line)
         for line in beyond:
             print(f"trelm: error: {line}", file=sys.stderr)
         if beyond:
             return 1
-    manifest, found = verify(namespace.dataset)
+    manifest, found = verify(folder)
     for line in found:
         print(f"trelm: error: {line}", file=sys.stderr)
     if not found:
-        print(f"{namespace.dataset}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
+        print(f"{folder}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
     return 1 if found else 0
 
 

@@ -144,6 +144,8 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
         (["pretrain", "--data", "nowhere", "--out", "run"], "nowhere is no dataset"),
         (["pretrain", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
         (["verify", "nowhere"], "nowhere is no dataset"),
+        (["verify", "s3://bucket/wiki"], "s3://bucket/wiki: verify works on folders"),
+        (["pretrain", "--data", "nosuch://bucket", "--out", "run"], "cannot open nosuch://bucket: Protocol not known"),
         (["export", "nowhere", "out"], "nowhere: neither a run folder with checkpoints nor a checkpoint"),
         (["evaluate", "lama", "--model", "nowhere", "--data", "nowhere"], "nowhere"),
         (
@@ -230,6 +232,20 @@ def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp
     lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
     assert lines == ["trelm: error: trainer.global_batch_size: 13 is no multiple of 2 ranks; change one of the two"]
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_report_damage_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    """Found by worker processes, each for itself."""
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    (copy / "shard-000000.tar").unlink()
+    command = torchrun(2, "pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run")
+    result = subprocess.run(
+        [*command, "--tracking.enabled", "false"], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
+    assert f"{copy}/shard-000000.tar: damaged at byte" in line
+    assert "No such file or directory" in line
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ class RemoteFolder:
                 self._download(NAME, work / NAME)
             except FileNotFoundError:
                 raise UserError(f"--data: {self.place} is no dataset: it has no {NAME}") from None
-            manifest = Manifest.load(work)
+            try:
+                manifest = Manifest.load(work)
+            except UserError as error:
+                raise UserError(f"--data: {str(error).replace(str(work), self.place)}") from None
             folder = self._cache / manifest.fingerprint[:32]
             folder.mkdir(exist_ok=True)
             (work / NAME).replace(folder / NAME)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 POINTER = "latest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass

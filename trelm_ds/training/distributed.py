@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import CommonError, UserError
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Ranks:
         except UserError as error:
             problem = str(error) if self.rank == 0 else f"rank {self.rank} on {socket.gethostname()}: {error}"
         if first := next(filter(None, self.gather(problem)), None):
-            raise UserError(first)
+            raise CommonError(first)
         return cast(T, value)
 
     def from_first(self, value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 
 from trelm_ds.config import Config, flatten, to_yaml
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
-from trelm_ds.errors import RankError, UserError
+from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock, write_atomically
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import MaskedLanguageModel
@@ -28,7 +28,7 @@ from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
-from trelm_ds.training.loader import StepDataset, StepLoader
+from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.setup import build_model, choose_checkpoint
 from trelm_ds.training.signals import StopSignals
@@ -60,6 +60,11 @@ def pretrain(config: Config, data: str, run: Path) -> int:
             return Trainer(config, data, run, ranks, signals).train()
     finally:
         disconnect()
+
+
+def _raise(problem: UserError | None) -> None:
+    if problem is not None:
+        raise problem
 
 
 @dataclass
@@ -213,7 +218,7 @@ class Trainer:
         except BaseException as error:
             if tracker:
                 tracker.end("FAILED")
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, CommonError):
                 raise RankError(f"rank {self.ranks.rank}, step {self.step}: {error}") from None
             raise
         finally:
@@ -232,13 +237,7 @@ class Trainer:
 
     def _train_step(self) -> int:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
-        read = next(self.loader)
-        batches = read.micro_batches
-        new = [damage for damage in read.damages if damage.block not in self.damages]
-        masked_everywhere, new_everywhere = self.ranks.sum(sum(len(batch.labels) for batch in batches), len(new))
-        if new_everywhere:
-            self._note_damage(new)
-        self.window.corrupted += read.substituted
+        batches, masked_everywhere = self._read_step()
         # DeepSpeed averages over ranks. Undone by this factor, the step's loss is the mean over all masked tokens of
         # the global batch, whatever the number of ranks.
         self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
@@ -254,12 +253,34 @@ class Trainer:
         self.step += 1
         return self.ranks.max(self.signals.received)
 
+    def _read_step(self) -> tuple[list[Batch], float]:
+        """The rank's micro-batches, and the number of tokens to predict over all ranks.
+
+        Raises:
+            UserError: too much of the dataset is damaged, as some rank has found.
+        """
+        problem: UserError | None = None
+        read = StepBatches([], 0, [])
+        try:
+            read = next(self.loader)
+        except UserError as error:
+            problem = error
+        new = [damage for damage in read.damages if damage.block not in self.damages]
+        own = sum(len(batch.labels) for batch in read.micro_batches), len(new), int(problem is not None)
+        masked_everywhere, new_everywhere, problems = self.ranks.sum(*own)
+        if problems:
+            self.ranks.all_agree(lambda: _raise(problem))
+        if new_everywhere:
+            self._note_damage(new)
+        self.window.corrupted += read.substituted
+        return read.micro_batches, masked_everywhere
+
     def _note_damage(self, new: list[Damage]) -> None:
         """Writes damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
         self.damages |= {damage.block: damage for damages in self.ranks.gather(new) for damage in damages}
         if self.ranks.rank == 0:
             note_quarantine(self.run, self.step, list(self.damages.values()))
-        self.steps.substitution.check(list(self.damages.values()))
+        self.ranks.all_agree(lambda: self.steps.substitution.check(list(self.damages.values())))
 
     def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
         return (batch.to(self.ranks.device) for batch in batches)
