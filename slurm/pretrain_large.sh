@@ -20,7 +20,7 @@ set -euo pipefail
 
 # --- Site values: export what differs before sbatch. Relative paths start at TRELM_HOME; every node must see them. ---
 TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}       # the repository; Slurm runs a copy of this file elsewhere
-TRELM_DATA=${TRELM_DATA:-data/pretrain}                   # dataset made by `trelm prepare`
+TRELM_DATA=${TRELM_DATA:-data/pretrain}                   # dataset made by `trelm prepare`: folder or fsspec URL
 TRELM_OUT=${TRELM_OUT:-runs/pretrain_large}               # run folder; the same folder again means: resume
 TRELM_CONFIG=${TRELM_CONFIG:-trelm_ds/recipes/mlm_large.yaml}
 TRELM_VENV=${TRELM_VENV:-.venv}                           # virtual environment, or any prefix with bin/python
@@ -38,8 +38,8 @@ cd "$TRELM_HOME"
 python=$TRELM_VENV/bin/python
 [[ -x $python ]] || fail "no virtual environment at $TRELM_VENV ($python is missing): create it or set TRELM_VENV"
 [[ -f $TRELM_CONFIG ]] || fail "no configuration at $TRELM_CONFIG: set TRELM_CONFIG"
-[[ -d $TRELM_DATA ]] || fail "no dataset at $TRELM_DATA: make one with 'trelm prepare' or set TRELM_DATA"
-[[ -f $TRELM_DATA/manifest.json ]] || fail "no manifest.json in $TRELM_DATA: not a dataset, or not finished"
+[[ $TRELM_DATA == *://* || -d $TRELM_DATA ]] || fail "no dataset at $TRELM_DATA: make one with 'trelm prepare' or set TRELM_DATA"
+[[ $TRELM_DATA == *://* || -f $TRELM_DATA/manifest.json ]] || fail "no manifest.json in $TRELM_DATA: not a dataset, or not finished"
 [[ $TRELM_PROCS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
     fail "TRELM_PROCS_PER_NODE must be a positive number, got '$TRELM_PROCS_PER_NODE'"
 

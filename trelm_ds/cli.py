@@ -153,18 +153,30 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("verify", help="check every byte of a dataset against its manifest")
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset")
+    parser.add_argument("--repair", action="store_true", help="drop what is damaged; stop runs that read it first")
     parser.set_defaults(action=_verify)
 
 
 def _verify(namespace: argparse.Namespace) -> int:
-    from trelm_ds.shards import verify
+    from trelm_ds.shards import repair, verify
 
-    manifest, found = verify(namespace.dataset)
+    if "://" in namespace.dataset:
+        raise UserError(f"{namespace.dataset}: verify works on folders; run it before the dataset is uploaded")
+    folder = Path(namespace.dataset)
+    if namespace.repair:
+        done, beyond = repair(folder)
+        for line in done:
+            print(line)
+        for line in beyond:
+            print(f"trelm: error: {line}", file=sys.stderr)
+        if beyond:
+            return 1
+    manifest, found = verify(folder)
     for line in found:
         print(f"trelm: error: {line}", file=sys.stderr)
     if not found:
-        print(f"{namespace.dataset}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
+        print(f"{folder}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
     return 1 if found else 0
 
 
@@ -183,7 +195,7 @@ def _pretrain(arguments: list[str]) -> int:
         allow_abbrev=False,
         print_config=None,
     )
-    parser.add_argument("--data", type=str, default=None, help="dataset folder of `trelm prepare`")
+    parser.add_argument("--data", type=str, default=None, help="dataset of `trelm prepare`: folder or fsspec URL")
     parser.add_argument("--out", type=str, default=None, help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and exit")
     add_settings(parser)
@@ -196,7 +208,7 @@ def _pretrain(arguments: list[str]) -> int:
             raise UserError(f"--{name}: required; see `trelm pretrain --help`")
     from trelm_ds.training import pretrain
 
-    return pretrain(config, Path(namespace.data), Path(namespace.out))
+    return pretrain(config, namespace.data, Path(namespace.out))
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:

@@ -56,12 +56,22 @@ class MaskingConfig:
 
 @dataclass
 class LoaderConfig:
-    """The order in which the dataset is read."""
+    """How the dataset is read and in which order."""
 
     seed: int = 0
     """seed of the order and of the masks; with the epoch it fixes both"""
     window_blocks: int = 16
     """blocks that are shuffled together: memory and mixing grow with it"""
+    tail: Literal["wrap", "drop"] = "wrap"
+    """end of an epoch: wrap lets a batch span two epochs, drop leaves out the samples after the last whole batch"""
+    workers: int = 1
+    """processes per rank that read ahead; 0 reads in the training process"""
+    max_corrupted: float = 0.001
+    """share of the samples that may lie in damaged blocks and be replaced by others; beyond it the run fails"""
+    cache_dir: str = "~/.cache/trelm"
+    """where a dataset behind a URL is kept on this machine"""
+    cache_gb: float = 100.0
+    """size of that cache; the shards least recently read are removed beyond it"""
 
 
 @dataclass
@@ -92,8 +102,8 @@ class TrainerConfig:
     """optimizer steps in the whole run"""
     global_batch_size: int = 256
     """sequences per optimizer step over all ranks"""
-    micro_batch_size: int = 32
-    """sequences per forward pass and rank; accumulation steps follow from the two and the number of ranks"""
+    micro_batch_tokens: int = 16384
+    """tokens per forward pass and rank at most, at least the dataset's max_length; accumulation follows from it"""
     precision: Literal["bf16", "fp32"] = "bf16"
     """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
     ds_config: str = "ds_configs/zero1.json"
@@ -159,15 +169,17 @@ _POSITIVE = (
     "model.intermediate_size",
     "model.max_position_embeddings",
     "loader.window_blocks",
+    "loader.cache_gb",
     "optimizer.eps",
     "trainer.max_steps",
     "trainer.global_batch_size",
-    "trainer.micro_batch_size",
+    "trainer.micro_batch_tokens",
     "trainer.log_every",
     "trainer.checkpoint_every",
 )
 _NOT_NEGATIVE = (
     "loader.seed",
+    "loader.workers",
     "optimizer.lr",
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
@@ -180,6 +192,7 @@ _SHARES = (
     "masking.probability",
     "masking.mask_share",
     "masking.random_share",
+    "loader.max_corrupted",
 )
 
 

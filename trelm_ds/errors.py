@@ -13,3 +13,7 @@ class UserError(ValueError):
 
 class RankError(UserError):
     """A mistake that one rank alone has met, so that this rank has to report it."""
+
+
+class CommonError(UserError):
+    """A mistake that all ranks know of, so that the first one reports it for all."""

@@ -17,18 +17,23 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def keyed_bits(*keys: int | np.ndarray) -> np.ndarray:
-    """uint64 bits for the broadcast of non-negative integer keys; the order of the keys matters."""
-    state = np.zeros(np.broadcast_shapes(*(np.shape(key) for key in keys)), dtype=np.uint64)
+def keyed_bits(*keys: int | np.ndarray, after: int | np.ndarray = 0) -> np.ndarray:
+    """uint64 bits for the broadcast of non-negative integer keys; the order of the keys matters.
+
+    Args:
+        keys: broadcast against each other from the first on, so few numbers are hashed where they come first.
+        after: the bits of keys that come before: `keyed_bits(a, b)` is `keyed_bits(b, after=keyed_bits(a))`.
+    """
+    state = np.asarray(after, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
             state = _mix((state ^ np.asarray(key).astype(np.uint64)) + _GOLDEN)
     return state
 
 
-def keyed_uniform(*keys: int | np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) for the broadcast of the keys."""
-    return (keyed_bits(*keys) >> np.uint64(11)) * 2.0**-53
+def keyed_uniform(*keys: int | np.ndarray, after: int | np.ndarray = 0) -> np.ndarray:
+    """float64 in [0, 1) for the keys, as `keyed_bits` reads them."""
+    return (keyed_bits(*keys, after=after) >> np.uint64(11)) * 2.0**-53
 
 
 def keyed_permutation(n: int, *keys: int) -> np.ndarray:

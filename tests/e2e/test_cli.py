@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
 optimizer: {warmup_steps: 2}
-trainer: {max_steps: 8, global_batch_size: 16, micro_batch_size: 4, precision: fp32, log_every: 2, checkpoint_every: 4}
+trainer:
+  {max_steps: 8, global_batch_size: 16, micro_batch_tokens: 64, precision: fp32, log_every: 2, checkpoint_every: 4}
 """
 
 
@@ -143,6 +144,8 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
         (["pretrain", "--data", "nowhere", "--out", "run"], "nowhere is no dataset"),
         (["pretrain", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
         (["verify", "nowhere"], "nowhere is no dataset"),
+        (["verify", "s3://bucket/wiki"], "s3://bucket/wiki: verify works on folders"),
+        (["pretrain", "--data", "nosuch://bucket", "--out", "run"], "cannot open nosuch://bucket: Protocol not known"),
         (["export", "nowhere", "out"], "nowhere: neither a run folder with checkpoints nor a checkpoint"),
         (["evaluate", "lama", "--model", "nowhere", "--data", "nowhere"], "nowhere"),
         (
@@ -216,19 +219,36 @@ def test_verify_names_the_broken_shard(tiny_dataset: Path, tmp_path: Path) -> No
     assert result.returncode == 1
     assert f"{shard}: its content does not match" in result.stderr
 
+    repaired = trelm("verify", "--repair", copy)
+    assert repaired.returncode == 0, repaired.stderr
+    assert "shard-000000.tar: block at byte 0 dropped, 256 sequences (its checksum does not match)" in repaired.stdout
+    assert "sound; 1 shard(s), 144 sequences" in repaired.stdout
+    assert trelm("verify", copy).returncode == 0
+
 
 def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     command = torchrun(2, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     result = subprocess.run(
-        [*command, "--trainer.global_batch_size", "12"], capture_output=True, text=True, env=environment(), timeout=300
+        [*command, "--trainer.global_batch_size", "13"], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
-    assert lines == [
-        "trelm: error: trainer.global_batch_size: 12 is no multiple of trainer.micro_batch_size 4 x 2 rank(s); "
-        "change one of the two"
-    ]
+    assert lines == ["trelm: error: trainer.global_batch_size: 13 is no multiple of 2 ranks; change one of the two"]
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_report_damage_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    """Found by worker processes, each for itself."""
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    (copy / "shard-000000.tar").unlink()
+    command = torchrun(2, "pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run")
+    result = subprocess.run(
+        [*command, "--tracking.enabled", "false"], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
+    assert f"{copy}/shard-000000.tar: damaged at byte" in line
+    assert "No such file or directory" in line
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:

@@ -60,4 +60,5 @@ def test_keyed_numbers_are_uniform_and_independent() -> None:
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.01
     assert abs(np.corrcoef(draws, keyed_uniform(1, np.arange(200_000)))[0, 1]) < 0.01
     assert keyed_bits(1, 2) != keyed_bits(2, 1)
+    assert keyed_bits(1, 2) == keyed_bits(2, after=keyed_bits(1))
     assert sorted(keyed_permutation(1000, 5)) == list(range(1000))

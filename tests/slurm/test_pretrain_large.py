@@ -38,7 +38,7 @@ def write_config(path: Path, max_steps: int) -> Path:
                 "trainer": {
                     "max_steps": max_steps,
                     "global_batch_size": 8,
-                    "micro_batch_size": 4,
+                    "micro_batch_tokens": 64,
                     "precision": "fp32",
                     "ds_config": "ds_configs/zero1.json",
                     "checkpoint_every": 2,

@@ -1,17 +1,13 @@
-"""Masks and batches: keyed by sample, the same for any number of ranks."""
+"""Masks: keyed by sample, so the same for any number of ranks."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
-from trelm_ds.shards import SampleOrder, ShardReader
-from trelm_ds.training.batch import Batch, Masker, StepReader
+from trelm_ds.training.batch import Masker
 
 INFO = TokenizerInfo(sha256="", vocab_size=1000, pad=0, unk=1, cls=2, sep=3, mask=4)
 STARTS = np.arange(1000) % 3 != 0  # every third token continues a word
@@ -91,41 +87,3 @@ def test_another_key_gives_another_mask(change: str) -> None:
     other = Masker(MaskingConfig(), INFO, STARTS, seed=6) if change == "seed" else masker()
     _, after = other(tokens, lengths, epochs + (change == "epoch"), ids + (change == "sample"))
     assert len(np.intersect1d(before, after)) < 0.3 * len(before)
-
-
-def steps(dataset: Path, rank: int, world_size: int, micro: int = 4) -> StepReader:
-    reader = ShardReader(dataset)
-    info = TokenizerInfo(**reader.manifest.tokenizer)
-    starts = np.ones(info.vocab_size, dtype=bool)
-    order = SampleOrder(reader.block_sizes, seed=2, window_blocks=2)
-    return StepReader(reader, order, Masker(MaskingConfig(), info, starts, 2), 32, micro, rank, world_size)
-
-
-def rows(batches: list[Batch]) -> list[list[int]]:
-    return [
-        batch.input_ids[batch.cu_seqlens[n] : batch.cu_seqlens[n + 1]].tolist()
-        for batch in batches
-        for n in range(len(batch.cu_seqlens) - 1)
-    ]
-
-
-@pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_the_global_batch_is_the_same_for_any_number_of_ranks(tiny_dataset: Path, world_size: int) -> None:
-    alone = steps(tiny_dataset, 0, 1)
-    ranks = [steps(tiny_dataset, rank, world_size) for rank in range(world_size)]
-    for step in (0, 1, 12, 40):  # 400 samples: step 12 spans two epochs
-        together = [row for reader in ranks for row in rows(reader.read(step))]
-        assert sorted(together) == sorted(rows(alone.read(step)))
-    for reader in (alone, *ranks):
-        reader.close()
-
-
-def test_reading_ahead_changes_nothing(tiny_dataset: Path) -> None:
-    first, second = steps(tiny_dataset, 0, 1), steps(tiny_dataset, 0, 1)
-    in_order = [first.read(step) for step in range(5)]
-    for step in (4, 0, 3, 3, 1, 2):
-        for ahead, direct in zip(in_order[step], second.read(step), strict=True):
-            assert torch.equal(ahead.input_ids, direct.input_ids)
-            assert torch.equal(ahead.labels, direct.labels)
-    first.close()
-    second.close()

@@ -9,14 +9,14 @@ import pytest
 
 from trelm_ds.config import Config, OptimizerConfig, TrainerConfig
 from trelm_ds.errors import UserError
-from trelm_ds.training.engine import accumulation_steps, resolve_ds_config
+from trelm_ds.training.engine import resolve_ds_config, sequences_per_rank
 
 STAGES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("zero?.json"))
 
 
 def config(path: Path | str, **trainer: object) -> Config:
     return Config(
-        trainer=TrainerConfig(ds_config=str(path), **{"global_batch_size": 64, "micro_batch_size": 8} | trainer),  # type: ignore[arg-type]
+        trainer=TrainerConfig(ds_config=str(path), **{"global_batch_size": 64, "micro_batch_tokens": 512} | trainer),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(max_grad_norm=0.0),
     )
 
@@ -25,7 +25,7 @@ def config(path: Path | str, **trainer: object) -> Config:
 def test_every_shipped_file_resolves(path: Path) -> None:
     resolved = resolve_ds_config(config(path), world_size=2)
     assert "auto" not in json.dumps(resolved)
-    assert resolved["gradient_accumulation_steps"] == 4
+    assert resolved["gradient_accumulation_steps"] == 32
     assert resolved["bf16"]["enabled"] is True
     # Left out, DeepSpeed 0.19.8 clips at 1.0: "off" has to be said.
     assert resolved["gradient_clipping"] == 0.0
@@ -46,7 +46,7 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     [
         (
             {"train_micro_batch_size_per_gpu": 16},
-            "'train_micro_batch_size_per_gpu' is 16, but trainer.micro_batch_size says 8",
+            "'train_micro_batch_size_per_gpu' is 16, but trainer.micro_batch_tokens, which counts tokens, says 1",
         ),
         ({"bf16": {"enabled": False}}, "'bf16.enabled' is False, but trainer.precision says True"),
         ({"bf16": 3}, "'bf16' must be an object"),
@@ -82,12 +82,12 @@ def test_a_missing_file_is_named() -> None:
         resolve_ds_config(config("ds_configs/zero9.json"), 1)
 
 
-@pytest.mark.parametrize(("world_size", "expected"), [(1, 8), (2, 4), (8, 1)])
-def test_accumulation(world_size: int, expected: int) -> None:
-    assert accumulation_steps(config("x"), world_size) == expected
+@pytest.mark.parametrize(("world_size", "expected"), [(1, 64), (2, 32), (64, 1)])
+def test_sequences_per_rank(world_size: int, expected: int) -> None:
+    assert sequences_per_rank(config("x"), world_size) == expected
 
 
-@pytest.mark.parametrize("world_size", [3, 16])
+@pytest.mark.parametrize("world_size", [3, 128])
 def test_a_batch_that_does_not_divide_is_refused(world_size: int) -> None:
-    with pytest.raises(UserError, match=r"64 is no multiple of trainer.micro_batch_size 8 x"):
-        accumulation_steps(config("x"), world_size)
+    with pytest.raises(UserError, match=rf"64 is no multiple of {world_size} ranks"):
+        sequences_per_rank(config("x"), world_size)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
-from trelm_ds.config import Config, ModelConfig, OptimizerConfig, TrackingConfig, TrainerConfig
+from trelm_ds.config import Config, LoaderConfig, ModelConfig, OptimizerConfig, TrackingConfig, TrainerConfig
 from trelm_ds.errors import UserError
 from trelm_ds.model import load_pretrained
+from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.training import export
 from trelm_ds.training.checkpoint import committed, read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
@@ -40,10 +41,17 @@ def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
         trainer=TrainerConfig(
             ds_config=f"ds_configs/zero{stage}.json",
             precision=precision,  # type: ignore[arg-type]
-            **{"max_steps": 4, "global_batch_size": 32, "micro_batch_size": 8, "log_every": 1, "checkpoint_every": 2}
+            **{
+                "max_steps": 4,
+                "global_batch_size": 32,
+                "micro_batch_tokens": 160,
+                "log_every": 1,
+                "checkpoint_every": 2,
+            }
             | trainer,
         ),
         tracking=TrackingConfig(enabled=False),
+        loader=LoaderConfig(workers=0),
     )
 
 
@@ -57,7 +65,7 @@ def one_rank() -> Iterator[Ranks]:
 
 def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
     with StopSignals() as signals:
-        trainer = Trainer(config, data, run, ranks, signals)
+        trainer = Trainer(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
     with torch.no_grad():  # every position is "masked": the head then runs on all of them
@@ -112,17 +120,26 @@ def without_dropout(config: Config) -> Config:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
+    ("stage", "precision", "tokens"),  # on two ranks 160 tokens make 1, 2, 1, 2 micro-batches, 40 make 4, 5, 4, 5
+    [
+        (0, "fp32", 40),
+        (1, "fp32", 160),
+        (2, "fp32", 160),
+        (3, "fp32", 40),
+        (0, "bf16", 160),
+        (1, "bf16", 40),
+        (3, "bf16", 160),
+    ],
 )
 def test_two_ranks_train_continue_and_export(
-    stage: int, precision: str, tiny_dataset: Path, tmp_path: Path, reference: list[float]
+    stage: int, precision: str, tokens: int, tiny_dataset: Path, tmp_path: Path, reference: list[float]
 ) -> None:
     run = tmp_path / "run"
-    settings = without_dropout(config(stage, precision))
+    settings = without_dropout(config(stage, precision, micro_batch_tokens=tokens))
     logits = run_distributed_test(train_then_continue, 2, settings, tiny_dataset, run)
     np.testing.assert_array_equal(logits[0], logits[1])
     assert losses(tmp_path / "continued") == losses(run)  # bit-identical
-    # Two ranks with two micro-batches each see what one rank with four sees.
+    # Two ranks see what one sees, and steps differ in their number of micro-batches.
     assert losses(run) == pytest.approx(reference, rel=1e-5 if precision == "fp32" else 0.02)
 
     export(run, tmp_path / "model")
@@ -313,3 +330,98 @@ def test_other_tokenizers_and_lengths_are_refused(
     shutil.rmtree(copy / "tokenizer")
     shutil.copytree(tmp_path / "model", copy / "tokenizer")
     assert "not the tokenizer that made this dataset" in fails(config(), copy, tmp_path / "new", one_rank)
+
+
+def damage(dataset: Path, copy: Path) -> Path:
+    """A copy of the dataset whose second block (of two) is damaged."""
+    shutil.copytree(dataset, copy)
+    (shard,) = Manifest.load(copy).shards
+    data = bytearray((copy / shard.name).read_bytes())
+    data[shard.blocks[1][0] + 600] ^= 1
+    (copy / shard.name).write_bytes(data)
+    return copy
+
+
+def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    data = damage(tiny_dataset, tmp_path / "data")
+    tolerant = config()
+    tolerant.loader.max_corrupted = 0.5
+    with pytest.warns(UserWarning, match="shard-000000.tar: damaged block at byte"):
+        train(tolerant, data, tmp_path / "run", one_rank)
+    points = read_metrics(tmp_path / "run")
+    lost = 144 / 400  # of 400 sequences the second block holds 144
+    assert sum(point["corrupted_samples"] for point in points) == pytest.approx(4 * 32 * lost, rel=0.4)
+    assert all(np.isfinite(point["loss"]) for point in points)
+    (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    noted = json.loads(line)
+    assert (noted["shard"], noted["sequences"], noted["step"]) == ("shard-000000.tar", 144, 0)
+    assert noted["reason"] == "its checksum does not match"
+
+    with pytest.warns(UserWarning, match="damaged block"):
+        train(tolerant, data, tmp_path / "second", one_rank)
+    assert losses(tmp_path / "second") == losses(tmp_path / "run")  # the same substitutes
+
+
+def test_more_damage_than_allowed_ends_the_run(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    data = damage(tiny_dataset, tmp_path / "data")
+    message = fails(config(), data, tmp_path / "run", one_rank)
+    assert f"{data}/shard-000000.tar: damaged at byte" in message
+    assert "hold 144 of 400 samples" in message
+    assert f"trelm verify --repair {data}" in message
+
+
+def test_two_ranks_count_damage_together(tiny_dataset: Path, tmp_path: Path) -> None:
+    data = damage(tiny_dataset, tmp_path / "data")
+    settings = config()
+    settings.loader.max_corrupted, settings.loader.workers = 0.5, 1
+    run_distributed_test(train_on_ranks, 2, settings, data, tmp_path / "run")
+    counted = [point["corrupted_samples"] for point in read_metrics(tmp_path / "run")]
+    order = SampleOrder(ShardReader(data).block_sizes, settings.loader.seed, settings.loader.window_blocks)
+    assert counted == [(order.samples(step * 32, 32)[1] >= 256).sum() for step in range(4)]
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def train_on_ranks(config: Config, data: Path, run: Path) -> None:
+    ranks = connect()
+    try:
+        train(config, data, run, ranks)
+    finally:
+        disconnect()
+
+
+def test_drop_needs_a_whole_batch(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    large = config(global_batch_size=512)
+    large.loader.tail = "drop"
+    message = fails(large, tiny_dataset, tmp_path / "run", one_rank)
+    assert 'loader.tail: "drop" leaves nothing of 400 sequences' in message
+
+
+def test_the_order_is_kept_in_the_checkpoint_and_checked(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
+    path = run / "checkpoints" / "step-00000004" / "manifest.json"
+    content = json.loads(path.read_text())
+    fingerprint = Manifest.load(tiny_dataset).fingerprint
+    assert content["order"] == {
+        "seed": 0,
+        "window_blocks": 16,
+        "epoch": 0,
+        "position": 128,
+        "tail": "wrap",
+        "dataset": fingerprint,
+    }
+    content["order"]["position"] = 96
+    path.write_text(json.dumps(content))
+    assert "its reading position is not that of step 4" in fails(config(max_steps=6), tiny_dataset, run, one_rank)
+    other = config(max_steps=6)
+    other.loader.tail = "drop"
+    assert "made with another loader.tail (wrap, now drop)" in fails(other, tiny_dataset, run, one_rank)
+
+
+def test_a_dataset_behind_a_url(one_rank: Ranks, tiny_dataset: Path, run: Path, tmp_path: Path) -> None:
+    """The same losses as from the folder, and the run can be continued from either."""
+    settings = config(max_steps=6)
+    settings.loader.cache_dir, settings.loader.workers = str(tmp_path / "cache"), 1
+    with StopSignals() as signals:
+        assert Trainer(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
+    train(config(max_steps=6), tiny_dataset, tmp_path / "whole", one_rank)
+    assert [point["step"] for point in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert len(list((tmp_path / "cache").glob("*/shard-*.tar"))) == 1

@@ -3,8 +3,24 @@
 from trelm_ds.shards.format import Block, Sequence
 from trelm_ds.shards.manifest import Manifest
 from trelm_ds.shards.order import SampleOrder
-from trelm_ds.shards.reader import ShardReader
+from trelm_ds.shards.reader import Damage, ShardReader
+from trelm_ds.shards.repair import repair
+from trelm_ds.shards.storage import open_storage
+from trelm_ds.shards.substitution import Substitution
 from trelm_ds.shards.verify import verify
-from trelm_ds.shards.writer import ShardWriter
+from trelm_ds.shards.writer import BLOCK_SEQUENCES, ShardWriter
 
-__all__ = ["Block", "Manifest", "SampleOrder", "Sequence", "ShardReader", "ShardWriter", "verify"]
+__all__ = [
+    "BLOCK_SEQUENCES",
+    "Block",
+    "Damage",
+    "Manifest",
+    "SampleOrder",
+    "Sequence",
+    "ShardReader",
+    "ShardWriter",
+    "Substitution",
+    "open_storage",
+    "repair",
+    "verify",
+]

@@ -16,6 +16,7 @@ from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomicall
 SCHEMA = 2
 NAME = "manifest.json"
 LENGTHS = "lengths.npy"
+LENGTHS_NEXT = "lengths.npy.next"  # of a repair that has not come to its last rename
 
 
 @dataclass
@@ -86,6 +87,10 @@ class Manifest:
             for name in beside
             if name not in shards and name != NAME
         }
+        self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Writes `folder/manifest.json` atomically, `files` as they are noted."""
         totals = {"sequences": self.n_sequences, "tokens": self.n_tokens, "mentions": self.n_mentions}
         content = dataclasses.asdict(self) | {"totals": totals, "fingerprint": self.fingerprint}
         write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")
@@ -110,6 +115,8 @@ class Manifest:
             fingerprint = content["fingerprint"]
             if not all(re.fullmatch(r"shard-\d{6}\.tar", shard.name) for shard in shards):
                 raise ValueError("a shard's name")
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+                raise ValueError("a file's name")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged manifest ({error}); run `trelm prepare` again") from None
         if manifest.fingerprint != fingerprint:

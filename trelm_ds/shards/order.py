@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +22,35 @@ class SampleOrder:
         block_sizes: int [K], samples of each block in storage order; sample ids count through them.
         seed: of the run's order.
         window_blocks: blocks shuffled together.
+        batch_multiple: 1 to read every sample in every epoch; G to end each epoch after the last whole batch of G, so
+            that no batch spans two epochs. Which samples are left out changes with the epoch.
     """
 
-    def __init__(self, block_sizes: np.ndarray, seed: int, window_blocks: int) -> None:
+    def __init__(self, block_sizes: np.ndarray, seed: int, window_blocks: int, batch_multiple: int = 1) -> None:
         self.n_samples = int(block_sizes.sum())
-        assert self.n_samples > 0
+        self.epoch_samples = self.n_samples - self.n_samples % batch_multiple
+        assert self.epoch_samples > 0
+        self._arguments = block_sizes, seed, window_blocks, batch_multiple
         self._sizes, self._seed, self._window = np.asarray(block_sizes, dtype=np.int64), seed, window_blocks
         self._first = np.concatenate([[0], np.cumsum(self._sizes)])
         self._window_samples = lru_cache(maxsize=4)(self._compute_window)
         self._epoch = lru_cache(maxsize=2)(self._compute_epoch)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleOrder, self._arguments
+
+    def state(self, position: int) -> dict[str, int]:
+        """Where the run's position lies, in four numbers that are all one needs to find it again."""
+        epoch, within = divmod(position, self.epoch_samples)
+        return {"seed": self._seed, "window_blocks": self._window, "epoch": epoch, "position": within}
+
     def samples(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, sample ids), int64 [count] each, at the run's positions [start, start + count).
 
-        Positions count on through the epochs: position p is in epoch p // n_samples, and a batch may span two epochs.
+        Positions count on through the epochs: position p is in epoch p // epoch_samples.
         """
         positions = np.arange(start, start + count)
-        epochs, within = np.divmod(positions, self.n_samples)
+        epochs, within = np.divmod(positions, self.epoch_samples)
         ids = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs):
             _, window_starts = self._epoch(int(epoch))

@@ -2,59 +2,177 @@
 
 from __future__ import annotations
 
+import io
+import time
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trelm_ds.errors import UserError
+from trelm_ds.files import sha256_of
 from trelm_ds.shards.format import Block, Sequence
-from trelm_ds.shards.manifest import Manifest
+from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest
+from trelm_ds.shards.storage import LocalFolder, Storage
+
+TRIES = 3
+_WAIT_S = 0.2  # before the second try, doubled before the third
+
+
+class Damage(NamedTuple):
+    """A block that could not be read.
+
+    Attributes:
+        block: its number.
+        shard: file name.
+        offset: of the block in the shard, in bytes.
+        sequences: it holds.
+        reason: in words.
+    """
+
+    block: int
+    shard: str
+    offset: int
+    sequences: int
+    reason: str
+
+
+class DamagedBlockError(UserError):
+    """A block could not be read; `damage` says which and why."""
+
+    def __init__(self, damage: Damage, place: str) -> None:
+        where = f"{place}/{damage.shard} at byte {damage.offset}"
+        super().__init__(f"{where}: damaged block ({damage.reason}); run `trelm verify` on the dataset")
+        self.damage = damage
+
+
+class _Loaded(NamedTuple):
+    """A decoded block; `starts` [B + 1] as a list, which is faster to look single numbers up in."""
+
+    tokens: np.ndarray
+    mentions: np.ndarray
+    starts: list[int]
 
 
 class ShardReader:
     """Random access to a dataset's sequences; decoded blocks are cached.
 
     Args:
-        folder: the dataset.
+        storage: where the dataset lies, or its folder.
         cached_blocks: decoded blocks held in memory; at least the order's window, or blocks are read again.
 
     Raises:
-        UserError: a shard is missing or not as long as the manifest says.
+        UserError: no dataset, or its list of lengths is damaged.
     """
 
-    def __init__(self, folder: Path, cached_blocks: int = 64) -> None:
-        self.manifest = Manifest.load(folder)
-        self._folder = folder
-        for shard in self.manifest.shards:
-            path = folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise UserError(f"{path}: {found}, the manifest says {shard.bytes} bytes; run `trelm verify {folder}`")
+    def __init__(self, storage: Storage | Path, cached_blocks: int = 64) -> None:
+        self.storage: Storage = LocalFolder(storage) if isinstance(storage, Path) else storage
+        self.manifest = Manifest.load(self.storage.folder)
+        self._cached_blocks = cached_blocks
         places = [(number, *block) for number, shard in enumerate(self.manifest.shards) for block in shard.blocks]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 5)
         self.block_sizes = self._places[:, 3]
         self._first = np.concatenate([[0], np.cumsum(self.block_sizes)])
+        self.lengths = load_lengths(self.storage.folder, self.manifest)
         self._load = lru_cache(maxsize=cached_blocks)(self._load_block)
+        self.damaged: dict[int, DamagedBlockError] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, (self.storage, self._cached_blocks)  # another process opens it anew
+
+    def blocks_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The number of the block of each sample, int64 [n]."""
+        return np.searchsorted(self._first, sample_ids, side="right") - 1
 
     def sequence(self, sample_id: int) -> Sequence:
-        """The sequence with this id, 0 <= id < number of sequences."""
-        block = int(np.searchsorted(self._first, sample_id, side="right")) - 1
-        content, starts = self._load(block)
+        """The sequence with this id, 0 <= id < number of sequences.
+
+        Raises:
+            DamagedBlockError: its block cannot be read.
+        """
+        block = int(self.blocks_of(np.array(sample_id)))
+        content = self.load(block)
         index = sample_id - int(self._first[block])
         first, last = np.searchsorted(content.mentions[:, 0], [index, index + 1])
-        tokens = content.tokens[starts[index] : starts[index + 1]]
+        tokens = content.tokens[content.starts[index] : content.starts[index + 1]]
         return Sequence(tokens, content.mentions[first:last, 1:])
 
-    def _load_block(self, block: int) -> tuple[Block, np.ndarray]:
-        shard, offset, length, _, crc = self._places[block]
-        path = self._folder / self.manifest.shards[shard].name
-        with path.open("rb") as stream:
-            stream.seek(int(offset))
-            data = stream.read(int(length))
-        if zlib.crc32(data) != crc:
-            raise UserError(f"{path} at byte {offset}: damaged block; run `trelm verify` on the dataset")
-        content = Block.from_tar(data, f"{path} at byte {offset}")
-        return content, np.concatenate([[0], np.cumsum(content.lengths)])
+    def tokens(self, sample_ids: np.ndarray) -> list[np.ndarray]:
+        """The tokens of each sample, uint16 or uint32 [T].
+
+        Raises:
+            DamagedBlockError: a block cannot be read.
+        """
+        blocks = self.blocks_of(sample_ids)
+        found = []
+        for block, index in zip(blocks.tolist(), (sample_ids - self._first[blocks]).tolist(), strict=True):
+            content = self.load(block)
+            found.append(content.tokens[content.starts[index] : content.starts[index + 1]])
+        return found
+
+    def load(self, block: int) -> _Loaded:
+        """A decoded block.
+
+        Raises:
+            DamagedBlockError: after three tries; from then on at once.
+        """
+        if block in self.damaged:
+            raise self.damaged[block]
+        return self._load(block)
+
+    def _load_block(self, block: int) -> _Loaded:
+        number, offset, length, sequences, crc = self._places[block].tolist()
+        name = self.manifest.shards[number].name
+        reason = ""
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(_WAIT_S * attempt)  # a file server may be restarting
+            try:
+                data = _read(self.storage.shard(name), offset, length)
+                if zlib.crc32(data) == crc:
+                    return self._decode(block, data)
+                reason = "its checksum does not match"
+                self.storage.distrust(name)
+            except UserError as error:
+                reason = str(error)
+                break
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if isinstance(error, FileNotFoundError) and isinstance(self.storage, LocalFolder):
+                    break  # it will not come back
+        damage = Damage(block, name, offset, sequences, reason)
+        self.damaged[block] = DamagedBlockError(damage, self.storage.place)
+        raise self.damaged[block]
+
+    def _decode(self, block: int, data: bytes) -> _Loaded:
+        content = Block.from_tar(data, "block")
+        expected = self.lengths[self._first[block] : self._first[block + 1]]
+        if not np.array_equal(content.lengths, expected):
+            raise UserError(f"its sequences are not as long as {LENGTHS} says")
+        return _Loaded(content.tokens, content.mentions, np.concatenate([[0], np.cumsum(content.lengths)]).tolist())
+
+
+def load_lengths(folder: Path, manifest: Manifest) -> np.ndarray:
+    """Tokens of each sequence by sample id, int32 [N], memory-mapped.
+
+    The ranks deal out their work by it, so it has to be the same on all: its hash is checked.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    expected = manifest.files.get(LENGTHS, {}).get("sha256")
+    # The second name is what a repair leaves when it is killed between the manifest and the last rename.
+    for path in (folder / LENGTHS, folder / LENGTHS_NEXT):
+        if path.is_file() and sha256_of(path) == expected:
+            lengths = np.load(path, mmap_mode="r", allow_pickle=False)
+            if lengths.shape == (manifest.n_sequences,):
+                return lengths
+    raise UserError(f"{folder / LENGTHS}: missing or damaged; run `trelm verify --repair {folder}`")
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    with io.FileIO(path) as stream:
+        stream.seek(offset)
+        return stream.read(length) or b""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 POINTER = "latest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -35,11 +35,12 @@ class CheckpointInfo:
     """The manifest of one checkpoint.
 
     Attributes:
-        step: optimizer steps done; with the global batch size this is also the data position.
+        step: optimizer steps done.
         world_size: ranks that wrote it.
         zero_stage: of DeepSpeed.
         identity: what a continuation must have in common with it: the encoder's Hugging Face configuration ("model"),
             the dataset's fingerprint, seeds, global batch size ...
+        order: where reading goes on: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
         files: path within the checkpoint -> [bytes, sha256].
         versions: of the libraries that wrote it.
     """
@@ -48,6 +49,7 @@ class CheckpointInfo:
     world_size: int
     zero_stage: int
     identity: dict[str, Any]
+    order: dict[str, Any]
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

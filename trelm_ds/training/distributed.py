@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import CommonError, UserError
 
 T = TypeVar("T")
 
@@ -53,6 +53,12 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return int(tensor)
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank."""
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return cast(list[T], values)
+
     def all_agree(self, call: Callable[[], T]) -> T:
         """Calls `call` on every rank; a `UserError` on any rank is raised on all, so that none is left waiting."""
         value, problem = None, None
@@ -60,10 +66,8 @@ class Ranks:
             value = call()
         except UserError as error:
             problem = str(error) if self.rank == 0 else f"rank {self.rank} on {socket.gethostname()}: {error}"
-        problems: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(problems, problem, group=self.control)
-        if first := next(filter(None, problems), None):
-            raise UserError(first)
+        if first := next(filter(None, self.gather(problem)), None):
+            raise CommonError(first)
         return cast(T, value)
 
     def from_first(self, value: Any) -> Any:

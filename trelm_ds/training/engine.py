@@ -24,20 +24,19 @@ _NOT_OURS = {
 }
 
 
-def accumulation_steps(config: Config, world_size: int) -> int:
-    """Micro-batches per optimizer step and rank.
+def sequences_per_rank(config: Config, world_size: int) -> int:
+    """Sequences of a step for each rank, on average: the packing moves some between ranks.
 
     Raises:
-        UserError: the global batch is no multiple of micro-batch size x ranks.
+        UserError: the global batch is no multiple of the ranks.
     """
-    trainer = config.trainer
-    steps, rest = divmod(trainer.global_batch_size, trainer.micro_batch_size * world_size)
-    if rest or not steps:
+    share, rest = divmod(config.trainer.global_batch_size, world_size)
+    if rest:
         raise UserError(
-            f"trainer.global_batch_size: {trainer.global_batch_size} is no multiple of trainer.micro_batch_size "
-            f"{trainer.micro_batch_size} x {world_size} rank(s); change one of the two"
+            f"trainer.global_batch_size: {config.trainer.global_batch_size} is no multiple of {world_size} ranks; "
+            "change one of the two"
         )
-    return steps
+    return share
 
 
 def find_ds_config(name: str) -> Path:
@@ -73,8 +72,11 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
     ours: dict[str, tuple[Any, str]] = {
         "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
-        "train_micro_batch_size_per_gpu": (config.trainer.micro_batch_size, "trainer.micro_batch_size"),
-        "gradient_accumulation_steps": (accumulation_steps(config, world_size), "the batch sizes and ranks"),
+        # How many micro-batches a step has follows from its tokens, and the trainer tells the engine which is the last.
+        # DeepSpeed wants numbers that multiply to the global batch all the same, and takes from them whether there is
+        # accumulation at all: these are the bounds, one sequence in each of as many micro-batches.
+        "train_micro_batch_size_per_gpu": (1, "trainer.micro_batch_tokens, which counts tokens,"),
+        "gradient_accumulation_steps": (sequences_per_rank(config, world_size), "the global batch and the ranks"),
         "gradient_clipping": (config.optimizer.max_grad_norm, "optimizer.max_grad_norm"),
         "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
         "steps_per_print": (1_000_000_000, "this program, which logs by itself (trainer.log_every)"),

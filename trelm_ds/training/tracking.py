@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,8 +16,10 @@ from typing import Any, Literal
 from trelm_ds.config import Config, flatten
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
+from trelm_ds.shards import Damage
 
 METRICS = "metrics.jsonl"
+QUARANTINE = "quarantine.jsonl"
 _RUN_ID = "mlflow_run.json"
 
 
@@ -37,6 +40,22 @@ class MetricsFile:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
+    """Adds damaged blocks to `quarantine.jsonl`, one JSON object for each: shard, offset, sequences, reason, step."""
+    path = run / QUARANTINE
+    known = set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short
+            entry = json.loads(line)
+            known.add((entry["shard"], entry["offset"]))
+    for damage in damages:
+        if (damage.shard, damage.offset) not in known:
+            warnings.warn(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})", stacklevel=2)
+            entry = {name: value for name, value in damage._asdict().items() if name != "block"}
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry | {"step": step}) + "\n")
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

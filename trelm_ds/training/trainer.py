@@ -17,21 +17,22 @@ import torch
 
 from trelm_ds.config import Config, flatten, to_yaml
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
-from trelm_ds.errors import RankError, UserError
+from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock, write_atomically
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
-from trelm_ds.shards import SampleOrder, ShardReader
+from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, open_storage
 from trelm_ds.training import checkpoint
-from trelm_ds.training.batch import Batch, Masker, StepReader
+from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.setup import build_model, choose_checkpoint
 from trelm_ds.training.signals import StopSignals
-from trelm_ds.training.tracking import MetricsFile, MlflowRun, public, read_metrics
+from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
 _DROPOUT = 21  # sets this random stream's key apart from others
 
 
-def pretrain(config: Config, data: Path, run: Path) -> int:
+def pretrain(config: Config, data: str, run: Path) -> int:
     """Trains to `trainer.max_steps` or until a signal asks to stop; collective over the ranks that torchrun started.
 
     Args:
         config: checked settings.
-        data: dataset of `trelm prepare`.
+        data: dataset of `trelm prepare`: a folder or an fsspec URL.
         run: folder for checkpoints, metrics and the resolved configuration; a run found there is continued.
 
     Returns:
@@ -61,6 +62,11 @@ def pretrain(config: Config, data: Path, run: Path) -> int:
         disconnect()
 
 
+def _raise(problem: UserError | None) -> None:
+    if problem is not None:
+        raise problem
+
+
 @dataclass
 class _Window:
     """What has been summed since the last log point, on this rank."""
@@ -70,23 +76,24 @@ class _Window:
     masked: int = 0
     tokens: int = 0
     sequences: int = 0
+    corrupted: int = 0
 
 
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, config: Config, data: Path, run: Path, ranks: Ranks, signals: StopSignals) -> None:
+    def __init__(self, config: Config, data: str, run: Path, ranks: Ranks, signals: StopSignals) -> None:
         self.config, self.run, self.ranks, self.signals = config, run, ranks, signals
         self.ds_config = resolve_ds_config(config, ranks.world_size)
-        self.tokenizer_folder = data / TOKENIZER_FOLDER
         # Nodes may see different files, so all ranks hear of what any of them misses.
-        reader, masker, model = ranks.all_agree(lambda: self._open(data))
-        self.n_samples = reader.manifest.n_sequences
+        self.steps, model = ranks.all_agree(lambda: self._open(data))
+        reader = self.steps.reader
         self.identity: dict[str, Any] = {  # what a continuation must have in common with the run it continues
             "model": model.config.to_hf(),
             "dataset": reader.manifest.fingerprint,
             "loader.seed": config.loader.seed,
             "loader.window_blocks": config.loader.window_blocks,
+            "loader.tail": config.loader.tail,
             "trainer.seed": config.trainer.seed,
             "trainer.global_batch_size": config.trainer.global_batch_size,
             "trainer.precision": config.trainer.precision,
@@ -95,39 +102,59 @@ class Trainer:
         self.identity |= {name: settings[name] for name in settings if name.startswith(("masking.", "optimizer."))}
         self.identity["optimizer.betas"] = list(config.optimizer.betas)  # as JSON gives it back
         resumed = self._find_checkpoint()
-        self.steps = StepReader(
-            reader,
-            SampleOrder(reader.block_sizes, config.loader.seed, config.loader.window_blocks),
-            masker,
-            config.trainer.global_batch_size,
-            config.trainer.micro_batch_size,
-            ranks.rank,
-            ranks.world_size,
-        )
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
         self.step = 0
         if resumed is not None:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
             self.step = resumed[1].step
+            if resumed[1].order != self._order_state():
+                raise UserError(
+                    f"{resumed[0]}: its reading position is not that of step {self.step}; use another --out"
+                )
             if self.step > config.trainer.max_steps:
                 raise UserError(
                     f"trainer.max_steps: is {config.trainer.max_steps}, {run} is at step {self.step} already"
                 )
+        self.loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
+        self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
         self.saved_step = self.step if checkpoint.committed(run) else None
         self.window = _Window()
         self.last_loss = torch.zeros(())
         self.lr = 0.0
 
-    def _open(self, data: Path) -> tuple[ShardReader, Masker, MaskedLanguageModel]:
+    def _open(self, data: str) -> tuple[StepDataset, MaskedLanguageModel]:
         """What this rank reads from disk."""
-        reader = ShardReader(data, cached_blocks=self.config.loader.window_blocks + 8)
+        settings, batch_size = self.config.loader, self.config.trainer.global_batch_size
+        storage = open_storage(data, Path(settings.cache_dir), settings.cache_gb)
+        self.tokenizer_folder = storage.folder / TOKENIZER_FOLDER
+        reader = ShardReader(storage, settings.window_blocks + batch_size // BLOCK_SEQUENCES + 8)
+        if settings.tail == "drop" and reader.manifest.n_sequences < batch_size:
+            raise UserError(
+                f'loader.tail: "drop" leaves nothing of {reader.manifest.n_sequences} sequences, fewer than '
+                f'trainer.global_batch_size {batch_size}; use "wrap" or a smaller batch'
+            )
         tokenizer = load_tokenizer(self.tokenizer_folder)
         info = describe(tokenizer)
         if info != TokenizerInfo(**reader.manifest.tokenizer):
             raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
-        masker = Masker(self.config.masking, info, word_starts(tokenizer), self.config.loader.seed)
-        model = build_model(self.config, info, reader.manifest.max_length)
-        return reader, masker, model
+        steps = StepDataset(
+            reader,
+            SampleOrder(
+                reader.block_sizes, settings.seed, settings.window_blocks, batch_size if settings.tail == "drop" else 1
+            ),
+            Masker(self.config.masking, info, word_starts(tokenizer), settings.seed),
+            Substitution(reader, settings.seed, settings.max_corrupted),
+            batch_size,
+            self.config.trainer.micro_batch_tokens,
+            self.ranks.rank,
+            self.ranks.world_size,
+        )
+        return steps, build_model(self.config, info, reader.manifest.max_length)
+
+    def _order_state(self) -> dict[str, Any]:
+        """Where reading goes on after `self.step` steps; small, and found without reading anything."""
+        state = self.steps.order.state(self.step * self.config.trainer.global_batch_size)
+        return state | {"tail": self.config.loader.tail, "dataset": self.identity["dataset"]}
 
     @property
     def _zero_stage(self) -> int:
@@ -191,11 +218,11 @@ class Trainer:
         except BaseException as error:
             if tracker:
                 tracker.end("FAILED")
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, CommonError):
                 raise RankError(f"rank {self.ranks.rank}, step {self.step}: {error}") from None
             raise
         finally:
-            self.steps.close()
+            self.loader.close()
         if first_rank:
             self._finish(tracker, stop)
         self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
@@ -210,20 +237,50 @@ class Trainer:
 
     def _train_step(self) -> int:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
-        batches = self.steps.read(self.step)
-        (masked_everywhere,) = self.ranks.sum(sum(len(batch.labels) for batch in batches))
-        # DeepSpeed averages over ranks and accumulation steps. Undone by this factor, the step's loss is the mean over
-        # all masked tokens of the global batch, whatever the number of ranks.
+        batches, masked_everywhere = self._read_step()
+        # DeepSpeed averages over ranks. Undone by this factor, the step's loss is the mean over all masked tokens of
+        # the global batch, whatever the number of ranks.
         self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
-        per_token = self.ranks.world_size * len(batches) / max(1.0, masked_everywhere)
+        per_token = self.ranks.world_size / max(1.0, masked_everywhere)
         for index, batch in enumerate(self._on_device(batches)):
             self._seed_dropout(index)
+            # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
+            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             output = self.engine(*batch)
-            self.engine.backward(output.loss * (len(batch.labels) * per_token))
+            self.engine.backward(output.loss * (len(batch.labels) * per_token), scale_wrt_gas=False)
             self.engine.step()
             self._count(batch, output.loss.detach(), output.correct)
         self.step += 1
         return self.ranks.max(self.signals.received)
+
+    def _read_step(self) -> tuple[list[Batch], float]:
+        """The rank's micro-batches, and the number of tokens to predict over all ranks.
+
+        Raises:
+            UserError: too much of the dataset is damaged, as some rank has found.
+        """
+        problem: UserError | None = None
+        read = StepBatches([], 0, [])
+        try:
+            read = next(self.loader)
+        except UserError as error:
+            problem = error
+        new = [damage for damage in read.damages if damage.block not in self.damages]
+        own = sum(len(batch.labels) for batch in read.micro_batches), len(new), int(problem is not None)
+        masked_everywhere, new_everywhere, problems = self.ranks.sum(*own)
+        if problems:
+            self.ranks.all_agree(lambda: _raise(problem))
+        if new_everywhere:
+            self._note_damage(new)
+        self.window.corrupted += read.substituted
+        return read.micro_batches, masked_everywhere
+
+    def _note_damage(self, new: list[Damage]) -> None:
+        """Writes damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
+        self.damages |= {damage.block: damage for damages in self.ranks.gather(new) for damage in damages}
+        if self.ranks.rank == 0:
+            note_quarantine(self.run, self.step, list(self.damages.values()))
+        self.ranks.all_agree(lambda: self.steps.substitution.check(list(self.damages.values())))
 
     def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
         return (batch.to(self.ranks.device) for batch in batches)
@@ -246,7 +303,7 @@ class Trainer:
         """The metrics since the last log point, over all ranks."""
         window, self.window = self.window, _Window()
         own = float(window.loss), float(window.correct), window.masked, window.tokens, window.sequences
-        loss, correct, masked, tokens, sequences = self.ranks.sum(*own)
+        loss, correct, masked, tokens, sequences, corrupted = self.ranks.sum(*own, window.corrupted)
         seconds = time.monotonic() - since
         norm = self.engine.get_global_grad_norm()
         # Under ZeRO 0 in fp32 DeepSpeed keeps no norm.
@@ -257,7 +314,8 @@ class Trainer:
             "lr": self.lr,
             "tokens_per_s": tokens / seconds,
             "sequences_per_s": sequences / seconds,
-            "epoch": self.step * self.config.trainer.global_batch_size / self.n_samples,
+            "epoch": self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples,
+            "corrupted_samples": corrupted,
         }
 
     def _save(self) -> None:
@@ -274,6 +332,7 @@ class Trainer:
             world_size=self.ranks.world_size,
             zero_stage=self._zero_stage,
             identity=self.identity,
+            order=self._order_state(),
         )
         keep = self.config.trainer.keep_checkpoints
         checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)

@@ -1,0 +1,160 @@
+"""Drops what is damaged from a dataset, so that the rest can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+from trelm_ds.files import fsync_folder, sha256_of, write_atomically
+from trelm_ds.progress import track
+from trelm_ds.shards.format import Block
+from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest, ShardInfo
+
+DROPPED = "sequences dropped by repair"
+_END_OF_ARCHIVE = bytes(1024)
+
+
+class _Kept(NamedTuple):
+    """What is left of a shard: its description, and the tokens of its sequences, int32 [n]."""
+
+    info: ShardInfo | None
+    lengths: np.ndarray
+
+
+def repair(folder: Path) -> tuple[list[str], list[str]]:
+    """Drops damaged blocks and missing shards and rewrites the list of lengths and the manifest.
+
+    Shards that lose blocks are written anew under numbers of their own, then the manifest is replaced, then the old
+    ones go: killed at any moment, it leaves a dataset that is as it was or repaired, and can be run again.
+
+    Returns:
+        one line for everything that was dropped or rewritten, and one for every other file that is damaged, which only
+        `trelm prepare` can make again.
+
+    Raises:
+        UserError: no dataset, a damaged manifest, or nothing sound in it.
+    """
+    manifest = Manifest.load(folder)
+    before = manifest.n_sequences
+    current, following = folder / LENGTHS, folder / LENGTHS_NEXT
+    if following.is_file() and sha256_of(following) == manifest.files.get(LENGTHS, {}).get("sha256"):
+        following.replace(current)  # a repair was killed just before this
+    done: list[str] = []
+    free = 1 + max([_number(path.name) for path in folder.glob("shard-??????.tar")], default=-1)
+    free = max(free, 1 + max((_number(shard.name) for shard in manifest.shards), default=-1))
+    kept: list[_Kept] = []
+    for shard in track(manifest.shards, "checking shards", total=len(manifest.shards)):
+        kept.append(_repair_shard(folder, shard, f"shard-{free:06d}.tar", done))
+        free += kept[-1].info is not None and kept[-1].info.name != shard.name
+    manifest.shards = [item.info for item in kept if item.info is not None]
+    if not manifest.shards:
+        raise UserError(f"{folder}: no block is sound; run `trelm prepare` again")
+    if manifest.n_sequences != before:
+        manifest.counts[DROPPED] = manifest.counts.get(DROPPED, 0) + before - manifest.n_sequences
+    _replace_lengths(folder, manifest, np.concatenate([item.lengths for item in kept]), done)
+    for path in folder.glob("shard-??????.tar"):  # replaced above, or left by a repair that was killed
+        if path.name not in {shard.name for shard in manifest.shards}:
+            path.unlink()
+            if path.name not in {line.split(":")[0] for line in done}:
+                done.append(f"{path.name}: removed, the manifest does not name it")
+    fsync_folder(folder)
+    return done, _damaged_others(folder, manifest)
+
+
+def _number(name: str) -> int:
+    digits = name[len("shard-") : -len(".tar")]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]) -> _Kept:
+    """Keeps the sound blocks of a shard, in a new file if there are others."""
+    path = folder / shard.name
+    if not path.is_file():
+        done.append(f"{shard.name}: missing, {shard.sequences} sequences dropped")
+        return _Kept(None, np.zeros(0, dtype=np.int32))
+    sound: list[tuple[Block, bytes, int]] = []
+    problems = []
+    with path.open("rb") as stream:
+        for offset, length, sequences, crc in shard.blocks:
+            stream.seek(offset)
+            data = stream.read(length)
+            try:
+                if zlib.crc32(data) != crc:
+                    raise UserError("its checksum does not match")
+                block = Block.from_tar(data, "block")
+                if len(block.lengths) != sequences:
+                    raise UserError(f"{len(block.lengths)} sequences, the manifest says {sequences}")
+                sound.append((block, data, crc))
+            except UserError as error:
+                problems.append(f"{shard.name}: block at byte {offset} dropped, {sequences} sequences ({error})")
+    done += problems
+    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(block.lengths for block, _, _ in sound)])
+    if not sound:
+        return _Kept(None, lengths)
+    if not problems and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256:
+        return _Kept(shard, lengths)
+    if not problems:
+        done.append(f"{shard.name}: damaged outside of its blocks, written anew")
+    return _Kept(_write(folder / new_name, sound), lengths)
+
+
+def _write(path: Path, blocks: list[tuple[Block, bytes, int]]) -> ShardInfo:
+    content = b"".join(data for _, data, _ in blocks) + _END_OF_ARCHIVE
+    write_atomically(path, content)
+    ends = np.cumsum([len(data) for _, data, _ in blocks]).tolist()
+    places = [
+        [end - len(data), len(data), len(block.lengths), crc]
+        for (block, data, crc), end in zip(blocks, ends, strict=True)
+    ]
+    return ShardInfo(
+        name=path.name,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        sequences=sum(len(block.lengths) for block, _, _ in blocks),
+        tokens=sum(len(block.tokens) for block, _, _ in blocks),
+        mentions=sum(len(block.mentions) for block, _, _ in blocks),
+        blocks=places,
+    )
+
+
+def _replace_lengths(folder: Path, manifest: Manifest, lengths: np.ndarray, done: list[str]) -> None:
+    """Writes the list of lengths and the manifest, which must change together.
+
+    The new list waits under a second name, where readers of the new manifest find it, until the manifest is in place.
+    """
+    following = folder / LENGTHS_NEXT
+    temporary = folder / f".{LENGTHS}.tmp"
+    with temporary.open("wb") as stream:
+        np.save(stream, lengths.astype(np.int32))
+        stream.flush()
+        os.fsync(stream.fileno())
+    about = {"bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
+    current = folder / LENGTHS
+    if current.is_file() and sha256_of(current) == about["sha256"]:
+        temporary.unlink()
+        following.unlink(missing_ok=True)
+    else:
+        if manifest.files.get(LENGTHS) == about:
+            done.append(f"{LENGTHS}: written anew")
+        temporary.replace(following)
+        fsync_folder(folder)
+    manifest.files[LENGTHS] = about
+    manifest.write(folder)
+    if following.is_file():
+        following.replace(current)
+        fsync_folder(folder)
+
+
+def _damaged_others(folder: Path, manifest: Manifest) -> list[str]:
+    """The files that a repair cannot make, if they are not what the manifest says."""
+    return [
+        f"{folder / name}: missing or damaged, and nothing to repair it from; run `trelm prepare` again"
+        for name, about in manifest.files.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != about["sha256"]
+    ]

@@ -1,0 +1,87 @@
+"""What is read in place of samples whose block is damaged: other samples, the same ones on every attempt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.shards.reader import Damage, DamagedBlockError, ShardReader
+
+_SUBSTITUTE = 3  # sets this draw's key apart
+_TRIES = 256
+
+
+class Substitution:
+    """Finds readable samples, within a budget of damaged ones.
+
+    Args:
+        reader: of the dataset.
+        seed: of the run's order; the substitute is keyed by (seed, epoch, sample id, try).
+        max_corrupted: share of the dataset's samples that may lie in damaged blocks.
+    """
+
+    def __init__(self, reader: ShardReader, seed: int, max_corrupted: float) -> None:
+        self._reader, self._seed = reader, seed
+        self.budget = max_corrupted * reader.manifest.n_sequences
+
+    def readable(self, epochs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+        """The sample ids with those in damaged blocks replaced; a substitute is never longer than what it replaces.
+
+        Args:
+            epochs, sample_ids: int64 [n].
+
+        Raises:
+            UserError: more samples lie in damaged blocks than the budget allows; names a shard.
+        """
+        blocks = self._reader.blocks_of(sample_ids)
+        damaged = [block for block in np.unique(blocks).tolist() if not self._can_load(block)]
+        if not damaged:
+            return sample_ids
+        found = sample_ids.copy()
+        for row in np.flatnonzero(np.isin(blocks, damaged)).tolist():
+            found[row] = self._substitute(int(epochs[row]), int(sample_ids[row]))
+        return found
+
+    def check(self, damages: list[Damage]) -> None:
+        """Raises the error of `readable` if the blocks, each counted once, hold more samples than the budget."""
+        lost = sum(damage.sequences for damage in {damage.block: damage for damage in damages}.values())
+        if lost > self.budget:
+            place, first = self._reader.storage.place, damages[0]
+            raise UserError(
+                f"{place}/{first.shard}: damaged at byte {first.offset} ({first.reason}); damaged blocks hold {lost} "
+                f"of {self._reader.manifest.n_sequences} samples, more than loader.max_corrupted allows: "
+                f"raise it to go on with this run, or start a new one after `trelm verify --repair {place}`"
+            )
+
+    @property
+    def damages(self) -> list[Damage]:
+        """The damaged blocks met so far."""
+        return [error.damage for error in self._reader.damaged.values()]
+
+    def _can_load(self, block: int) -> bool:
+        try:
+            self._reader.load(block)
+        except DamagedBlockError:
+            self.check(self.damages)
+            return False
+        return True
+
+    def _substitute(self, epoch: int, sample: int) -> int:
+        lengths = self._reader.lengths
+        draws = keyed_bits(self._seed, _SUBSTITUTE, epoch, sample, np.arange(_TRIES))
+        candidates = (draws % np.uint64(len(lengths))).astype(np.int64)
+        fitting = candidates[lengths[candidates] <= lengths[sample]]
+        if (chosen := self._first_readable(fitting)) is None:  # among the shortest: look at all that are as short
+            short = np.flatnonzero(lengths <= lengths[sample])
+            chosen = self._first_readable(short[(draws % np.uint64(len(short))).astype(np.int64)])
+        if chosen is None:
+            place = self._reader.storage.place
+            raise UserError(
+                f"{place}: nothing to read in place of damaged samples; run `trelm verify --repair {place}`"
+            )
+        return chosen
+
+    def _first_readable(self, candidates: np.ndarray) -> int | None:
+        blocks = self._reader.blocks_of(candidates)
+        return next((int(c) for c, b in zip(candidates, blocks.tolist(), strict=True) if self._can_load(b)), None)

@@ -1,0 +1,154 @@
+"""What a rank reads in each optimizer step: packed micro-batches, built ahead by worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trelm_ds.errors import UserError
+from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
+from trelm_ds.training.batch import Batch, Masker
+from trelm_ds.training.packing import pack
+from trelm_ds.training.signals import ASKING
+
+_PREFETCH = 2  # steps that each worker holds ready
+
+
+class StepBatches(NamedTuple):
+    """One rank's part of an optimizer step.
+
+    Attributes:
+        micro_batches: A of them, as many as on every other rank, in the order of accumulation.
+        substituted: samples that were replaced because their block is damaged.
+        damages: all damaged blocks that the process that built this has met so far.
+    """
+
+    micro_batches: list[Batch]
+    substituted: int
+    damages: list[Damage]
+
+
+class StepDataset(Dataset[StepBatches | UserError]):
+    """Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.
+
+    Args:
+        reader: the dataset.
+        order: of its samples.
+        masker: chooses the tokens to predict.
+        substitution: for samples in damaged blocks.
+        global_batch_size: G.
+        micro_batch_tokens: tokens per micro-batch at most.
+        rank, world_size: of the data-parallel group.
+
+    Raises:
+        UserError: the dataset's longest sequence does not fit into a micro-batch.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        order: SampleOrder,
+        masker: Masker,
+        substitution: Substitution,
+        global_batch_size: int,
+        micro_batch_tokens: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if micro_batch_tokens < reader.manifest.max_length:
+            raise UserError(
+                f"trainer.micro_batch_tokens: {micro_batch_tokens} is less than the dataset's longest sequence of "
+                f"{reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
+            )
+        self.reader, self.order, self.substitution = reader, order, substitution
+        self._masker = masker
+        self._global, self._budget, self._rank, self._world = global_batch_size, micro_batch_tokens, rank, world_size
+
+    def __getitem__(self, step: int) -> StepBatches | UserError:
+        """The rank's part of step `step`. A `UserError` is returned: raised in a worker it would lose its one line."""
+        try:
+            epochs, ids = self.order.samples(step * self._global, self._global)
+            mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
+            substituted, batches = 0, []
+            for rows in mine:
+                batch, replaced = self._build(epochs[rows], ids[rows])
+                batches.append(batch)
+                substituted += replaced
+        except UserError as error:
+            return error
+        return StepBatches(batches, substituted, self.substitution.damages)
+
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, int]:
+        readable = self.substitution.readable(epochs, sample_ids)
+        sequences = self.reader.tokens(readable)
+        lengths = np.array([len(tokens) for tokens in sequences])
+        tokens = np.concatenate(sequences).astype(np.int64)
+        # A substitute is masked by the key of the sample whose place it takes.
+        masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        batch = Batch(
+            torch.from_numpy(masked),
+            torch.from_numpy(cu_seqlens),
+            int(lengths.max()),
+            torch.from_numpy(chosen),
+            torch.from_numpy(tokens[chosen]),
+        )
+        return batch, int((readable != sample_ids).sum())
+
+
+class StepLoader:
+    """Iterates over steps, each built once, in order, ahead of its use.
+
+    The workers are processes: reading beside the training loop's thread would take the interpreter from it. They are
+    started afresh (spawn): a fork of a process with CUDA, gloo or an object store's threads may hang.
+
+    Args:
+        dataset: of the rank.
+        first, last: steps [first, last).
+        workers: processes; 0 builds each step in this process when it is asked for.
+    """
+
+    def __init__(self, dataset: StepDataset, first: int, last: int, workers: int) -> None:
+        pinned = torch.cuda.is_available()
+        more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "spawn"} if workers else {}
+        self._loader = DataLoader(
+            dataset, batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=pinned, **more
+        )
+        self._iterator: Iterator[StepBatches | UserError] | None = None
+
+    def __next__(self) -> StepBatches:
+        """The next step's part.
+
+        Raises:
+            UserError: too much of the dataset is damaged.
+        """
+        item = next(self._running())
+        if isinstance(item, UserError):
+            raise item
+        return item
+
+    def _running(self) -> Iterator[StepBatches | UserError]:
+        if self._iterator is None:
+            # A launcher signals all processes of the job. Only the training process acts on that: workers start with
+            # these signals blocked and end with it, when it closes the loader or dies.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+            try:
+                self._iterator = iter(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._iterator
+
+    def close(self) -> None:
+        """Ends the workers."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None or not self._loader.num_workers:
+            return
+        processes = list(iterator._workers)  # type: ignore[attr-defined]
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for process in processes:  # one that hangs in a file system does not see SIGTERM either
+            process.kill()
