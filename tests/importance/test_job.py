@@ -34,7 +34,9 @@ from trelm_ds.shards import Manifest, ShardReader
 
 
 def stored(data: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((data / "importance").iterdir())}
+    """Every file but locks, which a killed process leaves behind; they hold nothing."""
+    files = sorted(path for path in (data / "importance").iterdir() if path.suffix != ".lock")
+    return {path.name: path.read_bytes() for path in files}
 
 
 def command(*arguments: object) -> list[str]:

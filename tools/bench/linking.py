@@ -15,7 +15,6 @@ import os
 import platform
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -24,8 +23,9 @@ from pathlib import Path
 
 from lookup import compare_lookups
 
+from trelm_ds.corpus import PrepareOptions, prepare
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.linked import read_linked
+from trelm_ds.corpus.extract import read_documents, read_page_table
 from trelm_ds.corpus.linking import (
     LinkDictionary,
     Linker,
@@ -43,8 +43,7 @@ from trelm_ds.corpus.linking.evaluation import (
     most_common_sense,
 )
 from trelm_ds.corpus.titles import TitleResolver
-from trelm_ds.corpus.wikipedia import read_articles
-from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names
+from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names, read_triples
 
 THRESHOLDS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8]
 SYSTEMS = {
@@ -62,11 +61,11 @@ class World:
     """Wikidata5M and a place for dictionaries."""
 
     def __init__(self, wikidata5m: Path, work: Path) -> None:
-        self.files, self.work = find_wikidata5m(wikidata5m), work
-        self.graph = KnowledgeGraph.from_triples(self.files["all_triplet"])
+        self.folder, self.files, self.work = wikidata5m, find_wikidata5m(wikidata5m), work
+        self.graph = KnowledgeGraph.from_triples(read_triples(self.files.triples)[0])
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
-        return read_names(self.files["entity"], "Q")
+        return read_names(self.files.entity, "Q")
 
     def dictionary(self, documents: list[Document], name: str) -> tuple[LinkDictionary, dict]:
         """A dictionary with the statistics of `documents`, and the seconds of each step."""
@@ -82,16 +81,21 @@ class World:
         return set_link_probabilities(self.work / name, [occurrences]), seconds
 
 
-def read_excerpt(path: Path, world: World) -> list[Document]:
-    """The articles of a dump with titles resolved to QID numbers."""
-    redirects: dict[str, str] = {}
-    articles = list(read_articles(path, redirects, Counter()))
-    titles = {mention.target for article in articles for mention in article.mentions}
-    resolver, counts = TitleResolver(titles, redirects, world.names(), world.graph), Counter[str]()
+def read_corpus(path: Path, world: World, limit: int | None = None) -> list[Document]:
+    """The documents of a dump or of linked JSONL as `trelm prepare` reads them, with QID numbers."""
+    out = world.work / path.name
+    prepare(PrepareOptions(path, world.folder, "train", out, part=(1, 1)))
+    chunks = sorted((world.work / f".{path.name}.partial" / "documents").iterdir())
+    found = list(islice((document for chunk in chunks for document in read_documents(chunk)), limit))
+    titles = {str(m.target) for _, mentions in found for m in mentions if isinstance(m.target, str)}
+    if not titles:
+        return found
+    redirects = {title: target for chunk in chunks for _, title, target in read_page_table(chunk) if target}
+    resolver = TitleResolver(titles, redirects, world.names(), world.graph)
     documents = []
-    for text, mentions in articles:
-        resolved = [Mention(m.start, m.end, resolver.resolve(str(m.target), counts)) for m in mentions]
-        documents.append(Document(text, [mention for mention in resolved if mention.target is not None]))
+    for text, mentions in found:
+        resolved = [(m, resolver.resolve(str(m.target))[0]) for m in mentions]
+        documents.append(Document(text, [Mention(m.start, m.end, qid) for m, qid in resolved if qid is not None]))
     return documents
 
 
@@ -227,8 +231,8 @@ def main() -> None:
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as work:
         world = World(options.wikidata5m, Path(work))
-        linked = list(islice(read_linked(options.linked, Counter()), options.limit)) if options.linked else []
-        articles = read_excerpt(options.excerpt, world) if options.excerpt else []
+        linked = read_corpus(options.linked, world, options.limit) if options.linked else []
+        articles = read_corpus(options.excerpt, world) if options.excerpt else []
         if articles:
             results["articles"] = evaluate(world, "articles", articles, options.folds, None)
         if linked:

@@ -2,7 +2,7 @@
 
 from trelm_ds.corpus.pipeline import ENTITIES_FOLDER, GRAPH_FOLDER, TOKENIZER_FOLDER, WORDS_FOLDER
 from trelm_ds.corpus.prepare import PrepareOptions, prepare
-from trelm_ds.corpus.tokenizer import TokenizerInfo, describe, load_tokenizer, word_starts
+from trelm_ds.corpus.tokenizer import TokenizerInfo, check_vocabulary, describe, load_tokenizer, word_starts
 
 __all__ = [
     "ENTITIES_FOLDER",
@@ -11,6 +11,7 @@ __all__ = [
     "WORDS_FOLDER",
     "PrepareOptions",
     "TokenizerInfo",
+    "check_vocabulary",
     "describe",
     "load_tokenizer",
     "prepare",

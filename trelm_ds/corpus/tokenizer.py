@@ -128,6 +128,29 @@ def describe(tokenizer: PreTrainedTokenizerBase) -> TokenizerInfo:
     return TokenizerInfo(sha256=digest, vocab_size=len(tokenizer), **ids)
 
 
+def check_vocabulary(setting: str, folder: Path, vocab_size: int, info: TokenizerInfo) -> None:
+    """Refuses a model whose vocabulary is not the dataset's.
+
+    Args:
+        setting: what named the model, for the message.
+        folder: the model's, maybe with tokenizer files.
+        vocab_size: of the model.
+        info: of the dataset's tokenizer.
+
+    Raises:
+        UserError: too few rows, or another tokenizer in the folder.
+    """
+    if vocab_size < info.vocab_size:
+        raise UserError(
+            f"{setting}: {folder} has {vocab_size} tokens, the dataset's tokenizer {info.vocab_size}; "
+            "prepare the dataset with that model's tokenizer"
+        )
+    if any((folder / name).is_file() for name in ("tokenizer.json", *_FILES)):
+        own = describe(load_tokenizer(folder))
+        if own.sha256 != info.sha256:
+            raise UserError(f"{setting}: {folder} has another tokenizer than the dataset; prepare with that one")
+
+
 @cache
 def load_core(folder: Path) -> Tokenizer:
     """The core of a tokenizer that was saved to `folder`: all that worker processes need, and loaded in no time."""

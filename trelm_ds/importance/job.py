@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from trelm_ds.corpus import TokenizerInfo, describe, load_tokenizer
+from trelm_ds.corpus import TokenizerInfo, check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.importance.scorer import MentionScorer
@@ -226,15 +226,7 @@ def weights_hash(encoder: Encoder) -> str:
 
 def _check_model(folder: Path, encoder: Encoder, info: TokenizerInfo, max_length: int) -> None:
     config = encoder.config
-    if config.vocab_size < info.vocab_size:
-        raise UserError(
-            f"--model: {folder} has {config.vocab_size} tokens, the dataset's tokenizer {info.vocab_size}; "
-            "prepare the dataset with that model's tokenizer"
-        )
-    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        own = describe(load_tokenizer(folder))
-        if own.sha256 != info.sha256:
-            raise UserError(f"--model: {folder} has another tokenizer than the dataset; prepare with that one")
+    check_vocabulary("--model", folder, config.vocab_size, info)
     if config.max_position_embeddings < max_length:
         raise UserError(
             f"--model: {folder} reads {config.max_position_embeddings} tokens, the dataset was prepared with "

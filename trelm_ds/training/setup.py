@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trelm_ds.config import Config, ModelConfig
-from trelm_ds.corpus import TokenizerInfo, describe, load_tokenizer
+from trelm_ds.corpus import TokenizerInfo, check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel, load_pretrained
@@ -34,7 +34,7 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
     else:
         folder = Path(settings.init_from)
         model = load_pretrained(folder, activation_checkpointing=settings.activation_checkpointing)
-        _check_vocabulary(folder, model.config.vocab_size, info)
+        check_vocabulary("model.init_from", folder, model.config.vocab_size, info)
         _warn_of_ignored(settings, model.config, folder)
     if model.config.max_position_embeddings < max_length:
         raise UserError(
@@ -42,18 +42,6 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
             f"the dataset was prepared with --max-length {max_length}; make them agree"
         )
     return model
-
-
-def _check_vocabulary(folder: Path, vocab_size: int, info: TokenizerInfo) -> None:
-    if vocab_size < info.vocab_size:
-        raise UserError(
-            f"model.init_from: {folder} has {vocab_size} tokens, the dataset's tokenizer {info.vocab_size}; "
-            "prepare the dataset with that model's tokenizer"
-        )
-    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        own = describe(load_tokenizer(folder))
-        if own.sha256 != info.sha256:
-            raise UserError(f"model.init_from: {folder} has another tokenizer than the dataset; prepare with that one")
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
