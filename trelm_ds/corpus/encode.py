@@ -16,7 +16,7 @@ from trelm_ds.corpus.linking import Linker, LinkingOptions
 from trelm_ds.corpus.sequences import Unit, sequences_of
 from trelm_ds.corpus.titles import TitleTable, count_link
 from trelm_ds.corpus.tokenizer import TokenizerInfo, load_core
-from trelm_ds.corpus.words import WordTable, words_of
+from trelm_ds.corpus.words import WordCounter, WordTable, words_of
 from trelm_ds.shards import Block, Sequence
 
 _GROUP = 4096  # sequences counted at a time
@@ -108,16 +108,15 @@ def _grouped(sequences: Iterator[Sequence], task: EncodeTask) -> tuple[list[Bloc
     ordinary = np.ones(len(starts), dtype=bool)
     ordinary[list(task.info.special_ids)] = False
     blocks = [Block.of([], task.info.vocab_size)]
-    words = WordTable.empty()
+    words = WordCounter()
     pending: list[Sequence] = []
 
     def close() -> None:
-        nonlocal words
         block = Block.of(pending, task.info.vocab_size)
         tokens = block.tokens.astype(np.int64)
         begins = starts[tokens]
         begins[1:] |= ~ordinary[tokens[:-1]]
-        words = WordTable.merge([words, WordTable.of(tokens, words_of(tokens, begins, ordinary[tokens]))])
+        words.add(WordTable.of(tokens, words_of(tokens, begins, ordinary[tokens])))
         blocks.append(block)
         pending.clear()
 
@@ -127,4 +126,4 @@ def _grouped(sequences: Iterator[Sequence], task: EncodeTask) -> tuple[list[Bloc
             close()
     if pending:
         close()
-    return blocks, words
+    return blocks, words.total()

@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from trelm_ds.corpus.page_props import read_page_props
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
 from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer, word_starts
-from trelm_ds.corpus.words import WordTable
+from trelm_ds.corpus.words import WordCounter, WordTable
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names, read_triples
@@ -45,6 +45,14 @@ WORDS_FOLDER = "words"
 _PARTS = "parts"
 _STARTS = "word_starts.npy"
 _RAREST_WORD = 2  # words seen once are left out of the table: half of all, and never a row of the memory bank
+
+
+Role = Literal["text", "graph", "page_props"]
+
+
+def source_name(role: Role, path: Path) -> str:
+    """Under which name a source stands in the request: not its folder, so that a moved source still matches."""
+    return f"{role}/{path.name}"
 
 
 def extract_part(options: PrepareOptions, sources: list[Source], work: Path) -> None:
@@ -128,8 +136,8 @@ class Pipeline:
         sequences = self._sequences(documents, titles, tokenizer, linker)
         return self._assemble(sequences, graph, tokenizer, built)
 
-    def _hash_of(self, *paths: Path) -> list[str]:
-        return [self.request["sources"][path.name] for path in paths]
+    def _hash_of(self, role: Role, *paths: Path) -> list[str]:
+        return [self.request["sources"][source_name(role, path)] for path in paths]
 
     def _documents(self) -> list[Artifact]:
         found = _extract(self.options, self.sources, self.work, (0, 1), may_make=not self.options.merge)
@@ -146,7 +154,7 @@ class Pipeline:
 
     def _graph(self) -> Artifact:
         paths = sorted({file.path for file in self.files.triples})
-        key = key_of("graph", self._hash_of(*paths), [file.member for file in self.files.triples])
+        key = key_of("graph", self._hash_of("graph", *paths), [file.member for file in self.files.triples])
         folder = self.work / GRAPH_FOLDER
         artifact = find(folder, key)
         if artifact is None:
@@ -168,8 +176,8 @@ class Pipeline:
     def _titles(self, documents: list[Artifact], graph: Artifact) -> Artifact:
         """The title table (empty for linked JSONL), and how many of the graph's entities and relations have names."""
         digests = [artifact.digest for artifact in (*documents, graph)]
-        props = [] if self.options.page_props is None else self._hash_of(self.options.page_props)
-        key = key_of("titles", digests, self._hash_of(self.files.entity.path, self.files.relation.path), props)
+        props = [] if self.options.page_props is None else self._hash_of("page_props", self.options.page_props)
+        key = key_of("titles", digests, self._hash_of("graph", self.files.entity.path, self.files.relation.path), props)
         folder = self.work / "titles"
         artifact = find(folder, key)
         if artifact is None:
@@ -224,7 +232,7 @@ class Pipeline:
             titles if self._resolves else None,
             graph,
             lambda: read_names(self.files.entity, "Q", self._budget),
-            self._hash_of(self.files.entity.path),
+            self._hash_of("graph", self.files.entity.path),
             self.work,
             self.options.workers,
         )
@@ -286,11 +294,11 @@ class Pipeline:
         info = describe(load_tokenizer(files))
         writer = ShardWriter(built, info.vocab_size, self.options.shard_mb * 1_000_000)
         entities: Counter[int] = Counter()
-        words = WordTable.empty()
+        counter = WordCounter()
         for artifact in track(sequences, "assembling shards, chunks", total=len(sequences)):
             writer.extend(read_block(artifact.folder))
             entities.update(dict(np.load(artifact.folder / "entities.npy").tolist()))
-            words = WordTable.merge([words, WordTable.load(artifact.folder / "words")])
+            counter.add(WordTable.load(artifact.folder / "words"))
         shards = writer.close()
         if not shards:
             raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
@@ -298,7 +306,7 @@ class Pipeline:
         _copy(files, built / TOKENIZER_FOLDER)
         for name in (ENTITIES_FOLDER, WORDS_FOLDER):
             (built / name).mkdir()
-        words = WordTable.merge([words], _RAREST_WORD)
+        words = counter.total(_RAREST_WORD)
         words.save(built / WORDS_FOLDER)
         frequency = _save_entities(entities, built / ENTITIES_FOLDER)
         self._count_entities(*frequency, KnowledgeGraph.load(graph.folder))

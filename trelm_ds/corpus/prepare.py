@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trelm_ds.corpus.linking import LinkingOptions
-from trelm_ds.corpus.pipeline import Pipeline, extract_part
+from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sequences import Unit
 from trelm_ds.corpus.sources import Source, find_sources
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer
@@ -100,8 +100,10 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
             return None, True
         request = _request(options, sources, files, tokenizer)
         if occupied:
-            _compare(Manifest.load(options.out), request, options.out)
-            return Manifest.load(options.out), False
+            manifest = Manifest.load(options.out)
+            _compare(manifest, request, options.out)
+            shutil.rmtree(work, ignore_errors=True)  # what a kill in the last moment left
+            return manifest, False
         with lock(options.out.with_name(f".{options.out.name}.lock"), f"--out: {options.out}"):
             return _make(options, sources, files, request, work), True
     except OSError as error:
@@ -129,14 +131,16 @@ def _request(
     options: PrepareOptions, sources: list[Source], files: Wikidata5M, tokenizer: dict[str, object]
 ) -> dict[str, Any]:
     """Everything that decides the dataset's content; files by name and hash, so that a moved source still matches."""
-    inputs = [source.path for source in sources] + files.paths
+    inputs = {source_name("text", source.path): source.path for source in sources}
+    inputs |= {source_name("graph", path): path for path in files.paths}
     if options.page_props:
-        inputs.append(options.page_props)
+        inputs[source_name("page_props", options.page_props)] = options.page_props
+    hashing = track(inputs.items(), "hashing sources", total=len(inputs))
     names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
     names += ["link_threshold"] if options.link_entities else []
     return {
         "kind": sources[0].kind,
-        "sources": {path.name: sha256_of(path) for path in track(inputs, "hashing sources", total=len(inputs))},
+        "sources": {name: sha256_of(path) for name, path in hashing},
         "tokenizer": tokenizer,
     } | {name: getattr(options, name) for name in names}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -110,14 +111,15 @@ class TitleTable:
     @classmethod
     def build(cls, titles: set[str], resolve: Callable[[str], tuple[int | None, int]]) -> TitleTable:
         """Resolves every title once."""
-        rows = []
+        hashes, qids, how = array("Q"), array("i"), bytearray()
         for title in titles:
-            qid, how = resolve(title)
-            rows.append((_hash(title), -1 if qid is None else qid, how))
-        rows.sort()
-        columns = list(zip(*rows, strict=True)) or [(), (), ()]
-        types = (np.uint64, np.int32, np.uint8)
-        return cls(*(np.array(column, dtype=kind) for column, kind in zip(columns, types, strict=True)))
+            qid, found = resolve(title)
+            hashes.append(_hash(title))
+            qids.append(-1 if qid is None else qid)
+            how.append(found)
+        order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
+        columns = (np.array(hashes, np.uint64), np.array(qids, np.int32), np.frombuffer(how, dtype=np.uint8))
+        return cls(*(column[order] for column in columns))
 
     def save(self, folder: Path) -> None:
         for name in _ARRAYS:

@@ -9,6 +9,7 @@ import numpy as np
 
 from trelm_ds.keyed_random import keyed_bits
 
+_LEAST_MERGE = 1 << 18
 _ARRAYS = ("hashes", "frequencies", "offsets", "tokens")
 
 
@@ -95,6 +96,27 @@ class WordTable(NamedTuple):
     def load(cls, folder: Path) -> WordTable:
         """Memory-maps what `save` wrote."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+
+
+class WordCounter:
+    """Sums many tables. It merges when as much is new as is old, so that the work grows with the text alone."""
+
+    def __init__(self) -> None:
+        self._total, self._new, self._size = WordTable.empty(), list[WordTable](), 0
+
+    def add(self, table: WordTable) -> None:
+        """Adds the frequencies of a table."""
+        self._new.append(table)
+        self._size += len(table.hashes)
+        if self._size > max(len(self._total.hashes), _LEAST_MERGE):
+            self.total()
+
+    def total(self, minimum: int = 1) -> WordTable:
+        """The sum so far; with `minimum`, without the words that occur less often."""
+        if self._new or minimum > 1:
+            self._total = WordTable.merge([self._total, *self._new], minimum)
+            self._new, self._size = [], 0
+        return self._total
 
 
 def _offsets(length: np.ndarray) -> np.ndarray:
