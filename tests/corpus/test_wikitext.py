@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from trelm_ds.corpus.documents import Document
-from trelm_ds.corpus.wikitext import is_disambiguation, normalize_title, paragraphs_of
+from trelm_ds.corpus.wikitext import is_disambiguation, is_list, normalize_title, paragraphs_of
 
 
 def links(document: Document) -> list[tuple[str, object]]:
@@ -75,3 +77,57 @@ def test_titles_and_disambiguation() -> None:
     assert is_disambiguation("Mercury", "Mercury may be:\n{{disambiguation|geo}}")
     assert is_disambiguation("Mercury (disambiguation)", "")
     assert not is_disambiguation("Mercury", "A planet. {{Infobox planet}}")
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("It is {{convert|5|to|10|km|mi|abbr=on}} long by road.", "It is 5 to 10 km long by road."),
+        ("It weighs {{cvt|1,200|kg}}, they say.", "It weighs 1,200 kg, they say."),
+        ("Born {{circa|1900}} in {{lang|fr|[[Paris]]}} by the river.", "Born c. 1900 in Paris by the river."),
+        ("A {{lang-de|Haus}} is {{nowrap|a ''house''}} there.", "A Haus is a house there."),
+        ("About {{frac|1|2}} or {{frac|3|1|2}} of it, maybe.", "About 1/2 or 3 1/2 of it, maybe."),
+        ("{{As of|2020|4}} they were {{US$|5}} each there.", "As of 2020-4 they were US$5 each there."),
+        ("On {{ship|HMS|Ark Royal|91}} and {{HMS|Hood|51}} they sailed.", "On HMS Ark Royal and HMS Hood they sailed."),
+        ("Foo ({{IPA|fu}}; born 1950) was a thing.{{sfn|X}}", "Foo (born 1950) was a thing."),
+        ("Foo ({{IPA|fu}}) was {{unknown|of}} , a kind of thing.", "Foo was, a kind of thing."),
+        ("Foo{{efn|not [[this]]}} bar <!-- [[nor this]] -->and more words.", "Foo bar and more words."),
+        ("Left <ref name=a/>and <ref>out {{cite|x}}</ref>with all this.", "Left and with all this."),
+        ("With an en dash{{snd}}so {{nbsp}}it goes{{'}}s.", "With an en dash – so it goes's."),
+    ],
+)
+def test_templates_that_are_words_are_spelled_out(wikitext: str, text: str) -> None:
+    assert [paragraph.text for paragraph in paragraphs_of(wikitext)] == [text]
+
+
+def test_what_is_cut_out_moves_the_links_behind_it() -> None:
+    (paragraph,) = paragraphs_of("[[Foo]] ({{x}}; [[born]]) , ({{y}}) in [[Bar]] (; ) and [[Baz]] ({{z}}).")
+    assert paragraph.text == "Foo (born), in Bar and Baz."
+    assert links(paragraph) == [("Foo", "Foo"), ("born", "Born"), ("Bar", "Bar"), ("Baz", "Baz")]
+
+
+def test_the_first_bold_words_are_the_pages_subject() -> None:
+    lead = "'''Ada King, Countess of ''Lovelace''''' was a writer. '''Bold''' again, '''Ada Lovelace'''."
+    text = f"{lead}\n\nMore '''Ada''' here, too."
+    counts: Counter[str] = Counter()
+    first, second = paragraphs_of(text, "Ada Lovelace (writer)", counts)
+    assert links(first) == [("Ada King, Countess of Lovelace", "Ada Lovelace (writer)")]
+    assert links(second) == []
+    assert counts["subjects found"] == 1
+    for other in ("'''[[Ada]]''' was a link already, it seems.", "'''Something''' quite different from the title."):
+        assert paragraphs_of(other, "Ada Lovelace", Counter())[0].mentions == links_only(other)
+
+
+def links_only(wikitext: str) -> list[object]:
+    return paragraphs_of(wikitext)[0].mentions  # type: ignore[return-value]
+
+
+def test_a_closing_section_takes_its_subsections_along() -> None:
+    closing = "== References ==\nNone of this here.\n=== Books ===\nNor any of this.\n"
+    text = f"One two three four.\n{closing}== Later ==\nFive six seven eight."
+    assert [paragraph.text for paragraph in paragraphs_of(text)] == ["One two three four.", "Five six seven eight."]
+
+
+def test_lists_are_known_by_their_title() -> None:
+    assert is_list("List of rivers")
+    assert not is_list("Listeria")
