@@ -53,6 +53,7 @@ SYSTEMS = {
     "votes + graph 0.5": LinkingOptions(graph_weight=0.5),
     "votes, TAGME's mean": LinkingOptions(coherence_weight=0.5),
 }
+START, END = "<!-- linking-table -->", "<!-- /linking-table -->"
 # English Wikipedia with Wikidata5M, for the extrapolation of memory.
 ENWIKI = {"phrases": 30e6, "candidates": 40e6, "entities": 7e6, "links": 100e6, "edges": 20e6}
 
@@ -192,6 +193,33 @@ def print_table(name: str, result: dict) -> None:
                 )
 
 
+def docs_table(report: dict) -> str:
+    """The three main systems at the default threshold, for docs/preparation.md."""
+    lines = [
+        "| text, links hidden | system | precision | right span | right entity | recall | mentions/s per core |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    threshold = report["options"]["minimum_rho"]
+    for name, result in report["results"].items():
+        for hidden, systems in result["hidden"].items():
+            for system in list(SYSTEMS)[:3]:
+                found = systems[system]
+                row = next(row for row in found["scores"] if row["threshold"] == threshold)
+                rates = (row["precision"], row["span_precision"], row["entity_precision"], row["recall"])
+                shown = " | ".join(f"{rate:.1%}" for rate in rates)
+                lines.append(f"| {name}, {float(hidden):.0%} | {system} | {shown} | {found['mentions_per_second']:,} |")
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    note = "The threshold of `most common sense` is on another scale: compare curves."
+    return "\n".join([*lines, "", f"{note} {report['device']}; {versions}; {report['date']}."])
+
+
+def write_docs(report: dict, path: Path) -> None:
+    """Puts the table into the docs, between its marks."""
+    before = path.read_text()
+    head, tail = before.partition(START)[0], before.partition(END)[2]
+    path.write_text(f"{head}{START}\n{docs_table(report)}\n{END}{tail}")
+
+
 def plot(results: dict[str, dict], path: Path) -> None:
     """Precision against recall, a panel per corpus and share of hidden anchors."""
     import matplotlib
@@ -227,6 +255,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=4000, help="held-out lines of the linked JSONL to evaluate on")
     parser.add_argument("--folds", type=int, default=10, help="tenths of the articles that take their turn")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where linking.json and .png go")
+    parser.add_argument("--docs", type=Path, help="page whose table is to be renewed (docs/preparation.md)")
     options = parser.parse_args()
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -253,6 +282,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "linking.json").write_text(json.dumps(report, indent=1) + "\n")
     plot(results, options.out / "linking.png")
+    if options.docs:
+        write_docs(report, options.docs)
 
 
 if __name__ == "__main__":
