@@ -94,6 +94,26 @@ def test_blocks_hold_no_pickle() -> None:
         Block.from_tar(buffer.getvalue(), "x")
 
 
+def test_a_block_of_damaged_bytes_is_refused_or_read() -> None:
+    """Where no checksum stands in between (`from_tar` alone), damage is one clear error, or changes numbers only."""
+    block = Block.of(random_sequences(9, 1000), 1000)
+    data = block.to_tar("0")
+    for name, array in Block.from_tar(data, "x")._asdict().items():
+        np.testing.assert_array_equal(array, getattr(block, name))
+    messages = []
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        damaged = bytearray(data)
+        for place in draw.integers(0, len(data), 1 + seed % 5):
+            damaged[place] = draw.integers(256)
+        try:
+            Block.from_tar(bytes(damaged[: len(data) if seed % 3 else draw.integers(len(data))]), "x")
+        except UserError as error:
+            messages.append(str(error))
+    assert 100 < len(messages) < 400
+    assert all(message.startswith("x: damaged block") for message in messages)
+
+
 def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     manifest = write(tmp_path / "ds", random_sequences(100, 1000), 1000)
     assert verify(tmp_path / "ds")[1] == []

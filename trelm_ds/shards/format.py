@@ -6,12 +6,16 @@ Blocks instead of single sequences, because a tar member per sentence costs more
 from __future__ import annotations
 
 import io
-import tarfile
+import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from trelm_ds.errors import UserError
+
+_TAR_BLOCK = 512
+_NPY_HEADER = re.compile(rb"\{'descr': '(<[ui][248])', 'fortran_order': False, 'shape': \((\d+),(?: (\d+))?\), \}\s*\Z")
 
 
 class Sequence(NamedTuple):
@@ -89,17 +93,38 @@ class Block(NamedTuple):
         Raises:
             UserError: the bytes are no such block; names `place`.
         """
-        arrays: dict[str, np.ndarray] = {}
         try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-                for member in archive:
-                    stream = archive.extractfile(member)
-                    if member.name.endswith(".npy") and stream is not None:
-                        name = member.name.split(".")[-2]
-                        arrays[name] = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+            arrays = {name.split(".")[-2]: _array(content) for name, content in _members(data) if name.endswith(".npy")}
             block = cls(**arrays)
-        except (tarfile.TarError, TypeError, ValueError, EOFError, OSError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"{place}: damaged block ({error}); run `trelm verify` on the dataset") from None
         if block.mentions.ndim != 2 or block.lengths.sum() != len(block.tokens):
             raise UserError(f"{place}: damaged block (lengths and tokens disagree); run `trelm verify` on the dataset")
         return block
+
+
+def _members(data: bytes) -> Iterator[tuple[str, memoryview]]:
+    """Name and content of the plain files in tar bytes (the library takes twenty times as long, block by block)."""
+    offset, view = 0, memoryview(data)
+    while offset < len(data):
+        header = data[offset : offset + _TAR_BLOCK]
+        if len(header) < _TAR_BLOCK or header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
+            raise ValueError(f"no plain tar member at byte {offset}")
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        start = offset + _TAR_BLOCK
+        if start + size > len(data):
+            raise ValueError(f"a tar member at byte {offset} is cut off")
+        yield header[:100].rstrip(b"\0").decode(), view[start : start + size]
+        offset = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
+
+
+def _array(content: memoryview) -> np.ndarray:
+    """The array of a .npy file of unsigned or signed integers in rows; nothing else is read, least of all a pickle."""
+    length = int.from_bytes(content[8:10], "little")
+    match = _NPY_HEADER.match(bytes(content[10 : 10 + length]))
+    if bytes(content[:8]) != b"\x93NUMPY\x01\x00" or not match:
+        raise ValueError("a member that is no .npy file of integers")
+    kind, rows, columns = match.groups()
+    shape = (int(rows),) if columns is None else (int(rows), int(columns))
+    array = np.frombuffer(content[10 + length :], dtype=np.dtype(kind.decode()))
+    return array.reshape(shape)
