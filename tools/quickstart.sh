@@ -14,7 +14,7 @@ run python tools/sample_world/generate.py --out $out/world
 
 say "2. Text and knowledge graph become webdataset shards"
 run trelm prepare --source $out/world/wiki --wikidata5m $out/world/wikidata5m \
-    --tokenizer train --vocab-size 6000 --unit sentence --max-length 64 --out $out/dataset
+    --tokenizer train --vocab-size 6000 --unit sentence --max-length 64 --min-words 4 --out $out/dataset
 run trelm verify $out/dataset
 
 say "3. Pre-training: two ranks, DeepSpeed ZeRO 1, MLflow"

@@ -58,5 +58,5 @@ def test_pages_of_the_dump_have_its_qids_and_others_their_names(tmp_path: Path) 
     found = [reader.sequence(number).mentions[:, 2].tolist() for number in range(3)]
     # Ann Q42, Bob Q43 (twice, once by a redirect), City01 is Q42 in Wikidata5M by its name; Person01 is Q2.
     assert found == [[42, 43, 43, 42], [43, 2], []]
-    assert manifest.counts["links mapped by page_props"] == 4
-    assert manifest.counts["links without an entity"] == 2  # Nobody Known, and City02: the dump has the last word
+    assert manifest.counts["mentions mapped by page_props"] == 4
+    assert manifest.counts["mentions without an entity"] == 2  # Nobody Known, and City02: the dump has the last word

@@ -91,7 +91,11 @@ def test_a_dump_is_read_with_redirects_and_aliases(corpus: Path, tmp_path: Path)
     manifest, _ = prepare(options(corpus, tmp_path / "ds", source=tmp_path / "wiki"))
     counts = manifest.counts
     assert (counts["pages"], counts["articles"], counts["redirects"]) == (3, 1, 1)
-    assert (counts["links mapped"], counts["links without an entity"], counts["links through a redirect"]) == (2, 1, 1)
+    assert (counts["mentions mapped"], counts["mentions without an entity"], counts["mentions through a redirect"]) == (
+        2,
+        1,
+        1,
+    )
     assert ShardReader(tmp_path / "ds").sequence(0).mentions[:, 2].tolist() == [2, 42]  # Person01, City01
 
 
@@ -243,6 +247,6 @@ def test_the_real_excerpt(shared_data: Path, tmp_path: Path) -> None:
     )
     counts = manifest.counts
     assert counts["articles"] + sum(counts.get(f"pages dropped: {why}", 0) for why in DROPPED) == 106
-    assert counts["mentions found"] == counts["links mapped"] + counts["links without an entity"]
-    assert counts["links mapped"] > 8000
+    assert counts["mentions found"] == counts["mentions mapped"] + counts["mentions without an entity"]
+    assert counts["mentions mapped"] > 8000
     assert Manifest.load(tmp_path / "ds").n_sequences > 1000

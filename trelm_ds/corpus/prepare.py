@@ -56,7 +56,7 @@ class PrepareOptions:
     shard_mb: int = 64
     unit: Unit = "document"
     page_props: Path | None = None
-    min_words: int = 16
+    min_words: int = 8
     link_entities: bool = False
     link_threshold: float = LinkingOptions.minimum_rho
     max_malformed: float = 1e-4

@@ -140,8 +140,8 @@ class TitleTable:
 
 def count_link(qid: int, how: int, counts: Counter[str]) -> None:
     """Counts how one link was resolved."""
-    counts["links through a redirect"] += bool(how & REDIRECTED)
-    counts["links mapped"] += qid >= 0
-    counts["links mapped by page_props"] += qid >= 0 and bool(how & BY_PAGE_PROPS)
-    counts["links mapped, name ambiguous"] += bool(how & AMBIGUOUS)
-    counts["links without an entity"] += qid < 0
+    counts["mentions through a redirect"] += bool(how & REDIRECTED)
+    counts["mentions mapped"] += qid >= 0
+    counts["mentions mapped by page_props"] += qid >= 0 and bool(how & BY_PAGE_PROPS)
+    counts["mentions mapped, name ambiguous"] += bool(how & AMBIGUOUS)
+    counts["mentions without an entity"] += qid < 0
