@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trelm_ds import __version__
 from trelm_ds.errors import RankError, UserError
@@ -21,7 +21,10 @@ _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpe
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as one line instead of the whole usage."""
+    """Reports a wrong argument as one line instead of the whole usage, and takes no abbreviations."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | more)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -118,6 +121,14 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(action=_prepare)
 
 
+class _Stopped(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that worker processes end."""
+
+
+def _stop(*_: object) -> NoReturn:
+    raise _Stopped
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -134,7 +145,12 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
     names = [item.name for item in dataclasses.fields(PrepareOptions)]
     options = PrepareOptions(**{name: getattr(namespace, name) for name in names})
-    manifest, made = prepare(options)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        manifest, made = prepare(options)
+    except (KeyboardInterrupt, _Stopped) as stop:
+        print("stopped; finished work is kept, the same command goes on", file=sys.stderr, flush=True)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     if manifest is None:
         if made:
             print(f"part {options.part[0]}/{options.part[1]} is done; after the last one: trelm prepare ... --merge")  # type: ignore[index]
@@ -152,9 +168,17 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("verify", help="check every byte of a dataset against its manifest")
-    parser.add_argument("dataset")
-    parser.add_argument("--repair", action="store_true", help="drop what is damaged; stop runs that read it first")
+    parser = commands.add_parser(
+        "verify",
+        help="check every byte of a dataset against its manifest",
+        description="Reads every file of a dataset and names what is damaged. Exit code 0: sound, 1: damage was found.",
+    )
+    parser.add_argument("dataset", help="folder of `trelm prepare` (not a URL)")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="drop damaged blocks and missing shards: another dataset, so stop the runs that read it first",
+    )
     parser.set_defaults(action=_verify)
 
 
@@ -175,6 +199,8 @@ def _verify(namespace: argparse.Namespace) -> int:
     manifest, found = verify(folder)
     for line in found:
         print(f"trelm: error: {line}", file=sys.stderr)
+    if found:
+        print(f"{len(found)} problem(s); `trelm verify --repair {folder}` drops damaged sequences", file=sys.stderr)
     if not found:
         print(f"{folder}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
     return 1 if found else 0

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def fsync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a whole file: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # nodes share folders
     with temporary.open("wb") as stream:
         stream.write(data.encode("utf-8") if isinstance(data, str) else data)
         stream.flush()
@@ -116,6 +117,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
     with path.open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                raise BlockingIOError  # whoever held it removed it just now, and another may hold the next
         except BlockingIOError:
             raise UserError(f"{what} is in use by another process; wait for it or choose another") from None
         except OSError:  # a file system without locks

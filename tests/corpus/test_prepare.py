@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from trelm_ds.corpus.titles import AMBIGUOUS, REDIRECTED, TitleResolver
 from trelm_ds.corpus.tokenizer import describe, train_tokenizer, word_starts
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge import KnowledgeGraph
-from trelm_ds.shards import Manifest, ShardReader
+from trelm_ds.shards import Manifest, ShardReader, repair, verify
 
 DROPPED = ("disambiguation", "list", "too short", "unclosed markup")
 PAGE = "<page><title>{}</title><ns>{}</ns><id>1</id>{}<revision><text>{}</text></revision></page>"
@@ -211,6 +212,55 @@ def test_out_that_is_no_dataset_stays_untouched(corpus: Path, tmp_path: Path) ->
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     assert "is no dataset" in refused(options(corpus, tmp_path / "mine"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_odd_sources(corpus: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is neither a file nor a folder" in refused(options(corpus, tmp_path / "ds", source=tmp_path / "pipe"))
+    folder = tmp_path / "in here"
+    (folder / "below").mkdir(parents=True)
+    shutil.copy(corpus / "corpus.jsonl", folder / "ä b|c.jsonl")
+    (folder / "gone").symlink_to("nowhere")
+    (folder / ".ds.lock").touch()  # as a killed run leaves it when --out lies in the source folder
+    with pytest.warns(UserWarning, match="left out") as warned:
+        manifest, _ = prepare(options(corpus, tmp_path / "ds", source=folder))
+    assert manifest is not None
+    assert manifest.n_sequences == 60
+    assert {str(warning.message).split("/")[-1] for warning in warned} == {
+        "below is a folder and left out",
+        "gone is a broken link and left out",
+    }
+    assert "ä b\\|c.jsonl" in (tmp_path / "ds" / "README.md").read_text()
+
+
+def test_the_tokenizers_rules_are_part_of_the_request(corpus: Path, tmp_path: Path) -> None:
+    prepare(options(corpus, tmp_path / "made"))
+    for name, lower in (("a", True), ("b", False)):
+        shutil.copytree(tmp_path / "made" / "tokenizer", tmp_path / name)
+        config = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        config["normalizer"]["lowercase"] = lower
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(config))
+        about = json.loads((tmp_path / name / "tokenizer_config.json").read_text()) | {"do_lower_case": lower}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(about))
+    prepare(options(corpus, tmp_path / "ds", tokenizer=str(tmp_path / "a")))
+    with pytest.raises(UserError, match="another request \\(tokenizer\\)"):
+        prepare(options(corpus, tmp_path / "ds", tokenizer=str(tmp_path / "b")))
+
+
+def test_a_repaired_dataset_is_not_taken_for_a_whole_one(corpus: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "more", documents=600)
+    asked = options(tmp_path / "more", tmp_path / "ds")
+    manifest, _ = prepare(asked)
+    assert manifest is not None
+    path = tmp_path / "ds" / manifest.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[manifest.shards[0].blocks[1][0] + 1500] ^= 1
+    path.write_bytes(data)
+    repair(tmp_path / "ds")
+    with pytest.raises(UserError, match="lacks 256 sequences since `verify --repair`; remove it to make it anew"):
+        prepare(asked)
+    assert "256 sequences were dropped, 344 are left" in (tmp_path / "ds" / "README.md").read_text()
+    assert verify(tmp_path / "ds")[1] == []
 
 
 def test_an_empty_corpus(corpus: Path, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -106,9 +109,61 @@ def test_parts_in_any_order_then_the_merge(corpus: Path, tmp_path: Path, source:
 def test_the_merge_names_the_parts_that_are_missing(corpus: Path, tmp_path: Path) -> None:
     for part in (1, 3):
         prepare(options(corpus, "wiki/plain", tmp_path / "ds", part=(part, 4)))
-    with pytest.raises(UserError, match=r"--merge: \d+ of \d+ chunks .* run --part 2/4, 4/4 again"):
+    with pytest.raises(UserError, match=r"--merge: \d+ of \d+ chunks .* run --part 2/4, 4/4, then --merge"):
         prepare(options(corpus, "wiki/plain", tmp_path / "ds", merge=True))
     assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize("source", ["corpus.jsonl", "corpus.jsonl.gz", "wiki/plain", "wiki/multi"])
+def test_pieces_of_another_size_are_not_taken(corpus: Path, tmp_path: Path, source: str) -> None:
+    prepare(options(corpus, source, tmp_path / "whole"))
+    for before, after in ((0.002, 0.004), (0.008, 0.002), (0.002, 100)):
+        out = tmp_path / f"{before}-{after}"
+        prepare(options(corpus, source, out, chunk_mb=before, part=(1, 1)))
+        prepare(options(corpus, source, out, chunk_mb=after))
+        assert content(out) == content(tmp_path / "whole")
+
+
+def test_what_a_record_has_behind_its_chunk_counts(corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    lines = [json.dumps({"text": "word " * 400_000 + "here."}), json.dumps({"text": "A last line."})]
+    source.write_text("\n".join(lines))
+    prepare(options(corpus, str(source), tmp_path / "ds", chunk_mb=0.4, part=(1, 1)))
+    source.write_text("\n".join(lines).replace("here", "city"))
+    for name in ("ds", "fresh"):
+        prepare(options(corpus, str(source), tmp_path / name, chunk_mb=0.4, max_length=512))
+    assert content(tmp_path / "ds") == content(tmp_path / "fresh")
+
+
+def test_settings_that_change_on_the_way_change_the_result(corpus: Path, tmp_path: Path) -> None:
+    """Pieces made under other settings are in the way, but never in the dataset."""
+    graph = tmp_path / "graph"
+    shutil.copytree(corpus / "wikidata5m", graph)
+    with (graph / "wikidata5m_all_triplet.txt").open("a") as stream:
+        stream.write("broken\n")
+    asked = options(corpus, "wiki/plain", tmp_path / "ds", wikidata5m=graph)
+    lenient = dataclasses.replace(asked, max_malformed=0.5)
+    with (
+        patch("trelm_ds.corpus.pipeline.Pipeline._sequences", _fail),
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(UserError, match="on purpose"),
+    ):
+        prepare(lenient)
+    with pytest.raises(UserError, match=r"wikidata5m_all_triplet.txt:41: .*--max-malformed"):
+        prepare(asked)
+
+
+def _fail(*_: object) -> None:
+    raise UserError("on purpose")
+
+
+def test_parts_leave_malformed_records_to_the_merge(corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("{broken\n" + (corpus / "corpus.jsonl").read_text())
+    for part in (1, 2):
+        prepare(options(corpus, str(source), tmp_path / "ds", part=(part, 2)))
+    with pytest.raises(UserError, match=r"in.jsonl:1: not valid JSON.*1 of 301 records malformed"):
+        prepare(options(corpus, str(source), tmp_path / "ds", merge=True))
 
 
 def test_finished_pieces_are_recognised_by_content(corpus: Path, tmp_path: Path) -> None:

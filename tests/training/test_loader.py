@@ -139,6 +139,29 @@ def test_workers_outlive_signals_and_end_with_the_loader(dataset: Path) -> None:
     assert not children() & workers
 
 
+def test_the_first_worker_of_a_process_is_as_deaf_as_the_next(dataset: Path, tmp_path: Path) -> None:
+    """In a fresh process, where multiprocessing still has its own helper to start."""
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.training.numbered_dataset import step_dataset\n"
+        "from trelm_ds.training.loader import StepLoader\n"
+        "if __name__ == '__main__':\n"
+        f"    loader = StepLoader(step_dataset(Path({str(dataset)!r})), 0, 1000, 2)\n"
+        "    next(loader)\n"
+        "    for worker in loader._iterator._workers:\n"
+        "        status = Path(f'/proc/{worker.pid}/status').read_text()\n"
+        "        print(status.partition('SigBlk:')[2].split()[0])\n"
+        "    loader.close()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=120)
+    masks = [int(line, 16) for line in done.stdout.split()]
+    assert len(masks) == 2, done.stderr
+    for mask in masks:
+        assert all(mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+
+
 def test_workers_end_with_a_killed_trainer(dataset: Path, tmp_path: Path) -> None:
     program = tmp_path / "train.py"
     program.write_text(

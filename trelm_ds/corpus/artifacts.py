@@ -10,30 +10,31 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from trelm_ds.files import canonical_json, fsync_folder, sha256_of
 
 DONE = "done.json"
+_ROOMS = ("corpus", "knowledge", "shards")
+_LIBRARIES = ("mwparserfromhell", "sentencex", "tokenizers", "transformers", "numpy", "marisa-trie")
 
 
 @cache
 def code_version() -> str:
     """Hash of the code that prepares: what another version has finished is not taken for this one's."""
-    import mwparserfromhell
-    import sentencex
-    import tokenizers
-
     digest = hashlib.sha256()
-    for module in sorted(Path(__file__).parent.rglob("*.py")):
+    package = Path(__file__).parents[1]
+    rooms = (path for room in _ROOMS for path in (package / room).rglob("*.py"))
+    for module in sorted([*package.glob("*.py"), *rooms]):
         digest.update(module.read_bytes())
-    libraries = [mwparserfromhell.__version__, tokenizers.__version__, getattr(sentencex, "__version__", "")]
-    digest.update(canonical_json(libraries).encode())
+    digest.update(canonical_json([version(name) for name in _LIBRARIES]).encode())
     return digest.hexdigest()
 
 
@@ -65,7 +66,7 @@ def find(folder: Path, key: str) -> Artifact | None:
 @contextlib.contextmanager
 def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields a folder to write into and a dict for notes (JSON); puts both in place when the block ends well."""
-    work = folder.with_name(f".{folder.name}.{os.getpid()}")
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")  # parts on other machines have the same pids
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     notes: dict[str, Any] = {}

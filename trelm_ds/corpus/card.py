@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import CARD, Manifest
 
 _FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
 
@@ -26,14 +26,15 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> N
         _plot_frequency(entity_counts, folder / _FREQUENCY)
         pictures.append(f"![mentions of an entity, by rank]({_FREQUENCY})")
     request = manifest.request
-    settings = {name: value for name, value in request.items() if name not in ("sources", "license")}
+    settings = {name: value for name, value in request.items() if name not in ("sources", "license", "tokenizer")}
+    settings |= {f"tokenizer: {name}": value for name, value in request["tokenizer"].items()}
     lines = [
         "# Data card",
         "",
         f"{manifest.n_sequences:,} sequences, {manifest.n_tokens:,} tokens, {manifest.n_mentions:,} entity mentions in "
         f"{len(manifest.shards)} shards. Made by `trelm prepare`; `trelm verify` checks it.",
         "",
-        f"Licence of the text: **{request['license']}**",
+        f"Licence of the text: **{_cell(request['license'])}**",
         "",
         "## Sources",
         "",
@@ -53,7 +54,7 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> N
         "\n\n".join(pictures),
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
 def _about_entities(counts: np.ndarray) -> list[str]:
@@ -68,8 +69,12 @@ def _about_entities(counts: np.ndarray) -> list[str]:
 
 
 def _table(heads: tuple[str, str], rows: object) -> list[str]:
-    made = [f"| {name} | {value} |" for name, value in rows]  # type: ignore[attr-defined]
+    made = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]  # type: ignore[attr-defined]
     return [f"| {heads[0]} | {heads[1]} |", "|---|---|", *made, ""]
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _plot_lengths(lengths: np.ndarray, longest: int, path: Path) -> None:

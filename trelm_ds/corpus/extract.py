@@ -36,6 +36,7 @@ class Extracted(NamedTuple):
 
     chunk: Chunk  # without data
     artifact: Artifact | None
+    made: bool = False  # now, not before
 
 
 def extract(task: ExtractTask) -> Extracted:
@@ -51,14 +52,15 @@ def extract(task: ExtractTask) -> Extracted:
     chunk = task.chunk
     stripped = Chunk(chunk.source, chunk.number, chunk.start, chunk.end, None, chunk.place, chunk.last, chunk.content)
     folder = task.folder / chunk.name
-    key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.hash(), chunk.last)
-    if found := find(folder, key):
+    key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.identity())
+    found = find(folder, key)
+    if found and (not found.notes["reached"] or chunk.hash(chunk.end, found.notes["reached"]) == found.notes["behind"]):
         return Extracted(stripped, found)
     if not task.may_make or (chunk.source.layout == "stream" and chunk.data is None):
         return Extracted(stripped, None)
     with make(folder, key) as (work, notes):
         _Extraction(chunk, work, task.minimum_words).run(notes)
-    return Extracted(stripped, obtain(folder, key))
+    return Extracted(stripped, obtain(folder, key), made=True)
 
 
 class _Extraction:
@@ -74,7 +76,8 @@ class _Extraction:
             (self.work / _DOCUMENTS).open("w", encoding="utf-8", newline="\n") as documents,
             (self.work / _PAGES).open("w", encoding="utf-8", newline="\n") as pages,
         ):
-            for record in self.chunk.records():
+            reached: list[int] = []
+            for record in self.chunk.records(reached):
                 if self.chunk.source.kind == "linked" and not record.data.strip():
                     continue
                 self.n_records += 1
@@ -92,6 +95,8 @@ class _Extraction:
             "malformed": self.n_malformed,
             "malformed_places": self.malformed,
         }
+        last = reached[0] if reached else 0
+        notes |= {"reached": last, "behind": self.chunk.hash(self.chunk.end, last) if last else ""}
 
     def _document(self, data: bytes, pages: IO[str]) -> Document | None:
         if self.chunk.source.kind == "linked":
@@ -101,7 +106,7 @@ class _Extraction:
             return document
         page = parse_page(data)
         if page is None:
-            self.counts["pages of other namespaces"] += 1
+            self.counts["pages of other namespaces or without text"] += 1
             return None
         self.counts["pages"] += 1
         pages.write(f"{page.number}\t{page.title}\t{page.redirect or ''}\n")

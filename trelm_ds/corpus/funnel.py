@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 _ORDER = (
-    "pages", "pages of other namespaces", "redirects", "records left out: malformed", "pages dropped: disambiguation",
-    "pages dropped: list", "pages dropped: unclosed markup", "pages dropped: too short", "articles", "paragraphs",
+    "pages", "pages of other namespaces or without text", "redirects", "records left out: malformed",
+    "pages dropped: disambiguation", "pages dropped: list", "pages dropped: unclosed markup",
+    "pages dropped: too short", "articles", "paragraphs",
     "paragraphs dropped: too short", "documents", "documents without a token", "sentences", "links found",
     "links dropped: in a short paragraph", "subjects found", "mentions found", "mentions through a redirect",
     "mentions mapped", "mentions mapped by page_props", "mentions mapped, name ambiguous", "mentions without an entity",
@@ -16,7 +17,7 @@ _ORDER = (
     "mentions kept, with a triple", "entities mentioned", "entities mentioned at most 5 times",
     "entities mentioned, with a triple", "words", "graph: triples", "graph: triples repeated",
     "graph: lines left out, malformed", "graph: entities", "graph: entities without a name", "graph: relations",
-    "graph: relations without a name",
+    "graph: relations without a name", "names: lines left out, malformed",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(_ORDER)}
 

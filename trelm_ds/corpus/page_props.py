@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from trelm_ds.errors import UserError
@@ -13,6 +14,7 @@ from trelm_ds.progress import ProgressBar
 _ROW = re.compile(rb"\(([0-9]{1,12}),'wikibase_item','Q([0-9]{1,9})'")
 _LONGEST_ROW = 64
 _PIECE = 1 << 22
+_TRAILER = 200
 
 
 def read_page_props(path: Path, wanted: set[int]) -> dict[int, int]:
@@ -26,11 +28,11 @@ def read_page_props(path: Path, wanted: set[int]) -> dict[int, int]:
         UserError: damaged file, or one without a single `wikibase_item` row.
     """
     found: dict[int, int] = {}
-    rows, rest = 0, b""
+    rows, rest, data = 0, b"", b""
     try:
         with open_binary(path) as stream, ProgressBar("reading page_props", None) as bar:
-            while data := stream.read(_PIECE):
-                data = rest + data
+            while piece := stream.read(_PIECE):
+                data = rest + piece
                 last = 0
                 for match in _ROW.finditer(data):
                     rows += 1
@@ -39,9 +41,14 @@ def read_page_props(path: Path, wanted: set[int]) -> dict[int, int]:
                     if page in wanted:
                         found[page] = int(match.group(2))
                 rest = data[max(last, len(data) - _LONGEST_ROW) :]  # a row may be cut here, none is read twice
-                bar.advance(len(data))
+                bar.advance(len(piece))
     except DAMAGED as error:
         raise UserError(f"--page-props: {path}: damaged or truncated file ({error}); fetch it again") from None
+    if b"Dump completed" not in data[-_TRAILER:] + rest[-_TRAILER:]:
+        warnings.warn(f'--page-props: {path} does not end with "Dump completed"; is it cut off?', stacklevel=2)
+    if wanted and len(found) * 2 < len(wanted):
+        share = f"{len(found):,} of {len(wanted):,}"
+        warnings.warn(f"--page-props: {path} knows {share} linked pages only; is it this dump's?", stacklevel=2)
     if not rows:
         raise UserError(f"--page-props: {path} holds no wikibase_item row; give the dump's *-page_props.sql.gz")
     return found

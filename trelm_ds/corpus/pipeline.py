@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -66,8 +68,7 @@ def extract_part(options: PrepareOptions, sources: list[Source], work: Path) -> 
     (work / _PARTS).mkdir(parents=True, exist_ok=True)
     mark = work / _PARTS / f"{number}-of-{of}"
     with lock(mark.with_suffix(".lock"), f"--part: {number}/{of} of {options.out}"):
-        found = _extract(options, sources, work, (number - 1, of), may_make=True)
-        _refuse_malformed(found, options.max_malformed)
+        _extract(options, sources, work, (number - 1, of), may_make=True)  # --merge looks at malformed records
         mark.touch()
 
 
@@ -87,7 +88,7 @@ def _extract(
 
     total_chunks = None
     if all(source.layout != "stream" for source in sources):
-        total_chunks = sum(-(-source.bytes // chunk_bytes) for source in sources) // part[1] or 1
+        total_chunks = sum(1 for source in sources for _ in chunks_of(source, chunk_bytes, work / "index", part))
     found: dict[str, Extracted] = {}
     with ProgressBar("reading text, chunks", total_chunks) as bar:
         for result in workers.run(extract, tasks(), options.workers):
@@ -100,6 +101,9 @@ def _extract(
         again = (task(chunk) for chunks in by_source for chunk in with_data(chunks, chunk_bytes))
         for result in workers.run(extract, again, options.workers if missing else 1):
             found[result.chunk.name] = result
+    before = sum(not result.made for result in found.values() if result.artifact is not None)
+    if before:
+        print(f"{before} of {len(found)} chunks of text were finished before", file=sys.stderr, flush=True)
     return [found[name] for name in sorted(found)]
 
 
@@ -108,7 +112,7 @@ def _refuse_malformed(found: list[Extracted], budget: float) -> int:
     count = 0
     for path in dict.fromkeys(result.chunk.source.path for result in found):
         malformed, records = MalformedRecords(path, budget), 0
-        for chunk, artifact in found:
+        for chunk, artifact, _ in found:
             if chunk.source.path == path and artifact is not None:
                 malformed.add(artifact.notes["malformed_places"], artifact.notes["malformed"])
                 records += artifact.notes["records"]
@@ -154,7 +158,9 @@ class Pipeline:
 
     def _graph(self) -> Artifact:
         paths = sorted({file.path for file in self.files.triples})
-        key = key_of("graph", self._hash_of("graph", *paths), [file.member for file in self.files.triples])
+        key = key_of(
+            "graph", self._hash_of("graph", *paths), [file.member for file in self.files.triples], self._budget
+        )
         folder = self.work / GRAPH_FOLDER
         artifact = find(folder, key)
         if artifact is None:
@@ -177,7 +183,8 @@ class Pipeline:
         """The title table (empty for linked JSONL), and how many of the graph's entities and relations have names."""
         digests = [artifact.digest for artifact in (*documents, graph)]
         props = [] if self.options.page_props is None else self._hash_of("page_props", self.options.page_props)
-        key = key_of("titles", digests, self._hash_of("graph", self.files.entity.path, self.files.relation.path), props)
+        names = self._hash_of("graph", self.files.entity.path, self.files.relation.path)
+        key = key_of("titles", digests, names, props, self._budget)
         folder = self.work / "titles"
         artifact = find(folder, key)
         if artifact is None:
@@ -186,6 +193,14 @@ class Pipeline:
             artifact = obtain(folder, key)
         self.counts.update(artifact.notes["counts"])
         return artifact
+
+    def _hint_at_page_props(self) -> None:
+        found, lost = self.counts["mentions found"], self.counts["mentions without an entity"]
+        if self._resolves and lost * 3 > found and self.options.page_props is None:
+            warnings.warn(
+                f"{lost:,} of {found:,} links have no entity by their name; --page-props resolves them exactly",
+                stacklevel=2,
+            )
 
     def _resolve_titles(self, documents: list[Artifact], graph: KnowledgeGraph, work: Path) -> dict[str, int]:
         linked = {title for artifact in documents for title in read_titles(artifact.folder)}
@@ -201,11 +216,11 @@ class Pipeline:
             wanted = {target for target in (follow(title, redirects) for title in linked) if target in pages}
             qids = read_page_props(self.options.page_props, {pages[target] for target in wanted})
             items = {target: qids.get(pages[target]) for target in wanted}
-        named = array("i")
-        resolver = TitleResolver(linked, redirects, self._names(named), graph, items)
+        named, counts = array("i"), Counter[str]()
+        resolver = TitleResolver(linked, redirects, self._names(named, counts), graph, items)
         TitleTable.build(linked, resolver.resolve).save(work)
-        labelled = [number for number, names in read_names(self.files.relation, "P", self._budget) if names]
-        return {
+        labelled = [number for number, names in read_names(self.files.relation, "P", self._budget, counts) if names]
+        return dict(counts) | {
             "graph: entities without a name": len(np.setdiff1d(graph.entities, named)),
             "graph: relations without a name": len(np.setdiff1d(graph.relations, labelled)),
         }
@@ -214,9 +229,10 @@ class Pipeline:
     def _budget(self) -> float:
         return self.options.max_malformed
 
-    def _names(self, named: array[int]) -> Iterator[tuple[int, list[str]]]:
+    def _names(self, named: array[int], counts: Counter[str]) -> Iterator[tuple[int, list[str]]]:
         """All entities with their names; notes in `named` those that have one."""
-        for number, names in track(read_names(self.files.entity, "Q", self._budget), "reading entity names"):
+        lines = read_names(self.files.entity, "Q", self._budget, counts)
+        for number, names in track(lines, "reading entity names"):
             if names:
                 named.append(number)
             yield number, names
@@ -286,6 +302,7 @@ class Pipeline:
                 bar.advance()
         made.sort(key=lambda artifact: artifact.folder.name)
         self.counts.update(total(artifact.notes["counts"] for artifact in made))
+        self._hint_at_page_props()
         return made
 
     def _assemble(self, sequences: list[Artifact], graph: Artifact, tokenizer: Artifact, built: Path) -> Manifest:
@@ -335,8 +352,8 @@ def _missing_parts(folder: Path, missing: int, of: int) -> str:
         absent = sorted(set(range(1, n + 1)) - {int(number) for number, _ in marks})
         if absent:
             names = ", ".join(f"{number}/{n}" for number in absent)
-            return f"{missing} of {of} chunks of text are not extracted; run --part {names} again, then --merge"
-    return f"{missing} of {of} chunks of text are not extracted or outdated; run all parts again, or leave out --merge"
+            return f"{missing} of {of} chunks of text are missing; run --part {names}, then --merge"
+    return f"{missing} of {of} chunks of text are missing or outdated; run all parts again, or leave out --merge"
 
 
 def _save_entities(entities: Counter[int], folder: Path) -> tuple[np.ndarray, np.ndarray]:

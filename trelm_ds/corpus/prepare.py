@@ -12,14 +12,15 @@ from trelm_ds.corpus.linking import LinkingOptions
 from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sequences import Unit
 from trelm_ds.corpus.sources import Source, find_sources
-from trelm_ds.corpus.tokenizer import describe, load_tokenizer
+from trelm_ds.corpus.tokenizer import describe, load_tokenizer, rules_of
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, fsync_folder, lock, sha256_of
 from trelm_ds.knowledge import Wikidata5M, find_wikidata5m
 from trelm_ds.progress import track
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import DROPPED, Manifest
 
 TRAIN = "train"
+_LARGEST_VOCABULARY = 1_000_000
 
 
 @dataclass
@@ -83,18 +84,23 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
         raise UserError(
             f"--out: {options.out} is a mount point, which cannot be put in place whole; name a folder in it"
         )
-    sources = find_sources(options.source)
-    files = find_wikidata5m(options.wikidata5m)
+    try:
+        sources, files = find_sources(options.source), find_wikidata5m(options.wikidata5m)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
     tokenizer: dict[str, object] = {"train": options.vocab_size}
     if options.tokenizer != TRAIN:
-        tokenizer = dataclasses.asdict(describe(load_tokenizer(Path(options.tokenizer))))  # fails early
-    occupied = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
+        loaded = load_tokenizer(Path(options.tokenizer))  # fails early
+        tokenizer = dataclasses.asdict(describe(loaded)) | {"rules": rules_of(loaded)}
     work = options.out.with_name(f".{options.out.name}.partial")
     try:
+        occupied = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         if options.part is not None:
             if occupied:
-                Manifest.load(options.out)  # or it is something else, which a part must not ignore
+                made = Manifest.load(options.out)  # or it is something else, which a part must not ignore
+                hashes = {"sources": made.request.get("sources")}  # a part does not hash what it does not read
+                _compare(made, _settings(options, sources, tokenizer) | hashes, options.out)
                 return None, False
             extract_part(options, sources, work)
             return None, True
@@ -102,6 +108,7 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
         if occupied:
             manifest = Manifest.load(options.out)
             _compare(manifest, request, options.out)
+            _check_shards(manifest, options.out)
             shutil.rmtree(work, ignore_errors=True)  # what a kill in the last moment left
             return manifest, False
         with lock(options.out.with_name(f".{options.out.name}.lock"), f"--out: {options.out}"):
@@ -123,6 +130,13 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(f"--part: must be i/n with 1 <= i <= n, got {options.part[0]}/{options.part[1]}")
     if options.part and options.merge:
         raise UserError("--merge: comes after all parts, without --part")
+    if options.vocab_size > _LARGEST_VOCABULARY:
+        raise UserError(f"--vocab-size: must be at most {_LARGEST_VOCABULARY:,}, got {options.vocab_size}")
+    for name in ("source", "wikidata5m", "out", "page_props"):
+        try:
+            str(getattr(options, name)).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{name.replace('_', '-')}: a name that is not UTF-8: {options!r:.200}") from None
     if options.page_props is not None and not options.page_props.is_file():
         raise UserError(f"--page-props: {options.page_props} does not exist")
 
@@ -135,12 +149,22 @@ def _request(
     inputs |= {source_name("graph", path): path for path in files.paths}
     if options.page_props:
         inputs[source_name("page_props", options.page_props)] = options.page_props
-    hashing = track(inputs.items(), "hashing sources", total=len(inputs))
+    hashes = {}
+    for name, path in track(inputs.items(), "hashing sources", total=len(inputs)):
+        try:
+            hashes[name] = sha256_of(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return _settings(options, sources, tokenizer) | {"sources": hashes}
+
+
+def _settings(options: PrepareOptions, sources: list[Source], tokenizer: dict[str, object]) -> dict[str, Any]:
+    """The request without the hashes of the sources."""
     names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
     names += ["link_threshold"] if options.link_entities else []
     return {
         "kind": sources[0].kind,
-        "sources": {name: sha256_of(path) for name, path in hashing},
+        "sources": {},
         "tokenizer": tokenizer,
     } | {name: getattr(options, name) for name in names}
 
@@ -152,6 +176,15 @@ def _compare(manifest: Manifest, request: dict[str, Any], out: Path) -> None:
         raise UserError(
             f"--out: {out} holds a dataset made from another request ({other}); remove it or choose another"
         )
+
+
+def _check_shards(manifest: Manifest, out: Path) -> None:
+    if dropped := manifest.counts.get(DROPPED):
+        raise UserError(f"--out: {out} lacks {dropped:,} sequences since `verify --repair`; remove it to make it anew")
+    for shard in manifest.shards:
+        path = out / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise UserError(f"{path}: missing or not as long as it was; see `trelm verify {out}`")
 
 
 def _make(

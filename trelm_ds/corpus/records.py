@@ -52,8 +52,15 @@ def layout_of(path: Path, kind: Kind) -> Layout:
         return "multistream" if decompressor.eof and (decompressor.unused_data or raw.read(1)) else "stream"
 
 
-def read_range(path: Path, layout: Layout, kind: Kind, start: int, end: int) -> Iterator[Record]:
+def read_range(
+    path: Path, layout: Layout, kind: Kind, start: int, end: int, reached: list[int] | None = None
+) -> Iterator[Record]:
     """Yields the records that begin in the stored bytes [start, end) of a plain or multistream file.
+
+    Args:
+        path, layout, kind: the file.
+        start, end: of the range.
+        reached: gets the stored byte before which reading ended: the last record may end behind the range.
 
     Raises:
         UserError: truncated or damaged file, or a record of more than 256 MiB.
@@ -65,6 +72,8 @@ def read_range(path: Path, layout: Layout, kind: Kind, start: int, end: int) -> 
             else:
                 pieces = _streams(raw, start, end) if layout == "multistream" else _bytes(raw, start, end)
                 yield from _pages(pieces, path, at_end=True)
+            if reached is not None:
+                reached.append(raw.tell())
     except DAMAGED as error:
         raise _damaged(path, error) from None
 

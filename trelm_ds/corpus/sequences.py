@@ -48,7 +48,8 @@ def sequences_of(
     for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
         encodings = tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):
-            if not encoding.ids:
+            ids = encoding.ids  # made anew at every look
+            if not ids:
                 counts["documents without a token"] += 1
                 continue
             offsets = np.array(encoding.offsets, dtype=np.int64)
@@ -57,7 +58,7 @@ def sequences_of(
             sentences = _sentence_starts(document.text, offsets)
             counts["sentences"] += len(sentences)
             for first, last in _pieces(sentences, words, budget, unit):
-                tokens = np.array([info.cls, *encoding.ids[first:last], info.sep], dtype=np.uint32)
+                tokens = np.array([info.cls, *ids[first:last], info.sep], dtype=np.uint32)
                 inside = (spans[:, 0] >= first) & (spans[:, 1] <= last)
                 crossing = (spans[:, 0] < last) & (spans[:, 1] > first) & ~inside
                 counts["mentions dropped: cut between two sequences"] += int((crossing & (spans[:, 0] >= first)).sum())
@@ -108,9 +109,9 @@ def _pieces(sentences: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -
     ends = np.append(sentences, total)
     while first < total:
         limit = min(first + budget, total)
-        fitting = ends[(ends > first) & (ends <= limit)]
-        if len(fitting):
-            last = int(fitting[0] if unit == "sentence" else fitting[-1])
+        low, high = np.searchsorted(ends, [first, limit], side="right")
+        if low < high:
+            last = int(ends[low] if unit == "sentence" else ends[high - 1])
         else:
             last = _word_end(words, first, limit)
         yield first, last

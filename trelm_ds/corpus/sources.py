@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import DAMAGED, open_binary, sha256_of
 
 _PEEK = 4096
-_OVERRUN = 1 << 20  # a record that begins in a range may end behind it
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ def find_sources(source: Path) -> list[Source]:
     """
     if not source.exists():
         raise UserError(f"--source: {source} does not exist")
-    files = [source]
-    if source.is_dir():
-        found = (path for path in source.iterdir() if path.is_file() and "multistream-index" not in path.name)
-        files = sorted(found, key=_natural)
+    if not source.is_dir() and not source.is_file():
+        raise UserError(f"--source: {source} is neither a file nor a folder; pipes cannot be read twice")
+    files = _files_of(source) if source.is_dir() else [source]
     if not files:
         raise UserError(f"--source: {source} holds no file")
     kinds = {path: _kind(path) for path in files}
@@ -52,9 +51,24 @@ def find_sources(source: Path) -> list[Source]:
     ]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a folder but hidden ones and multistream indices; says what else it leaves out."""
+    found = []
+    for path in sorted(folder.iterdir(), key=_natural):
+        if path.name.startswith(".") or "multistream-index" in path.name:
+            continue
+        if path.is_file():
+            found.append(path)
+        else:
+            what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no ordinary file"
+            warnings.warn(f"--source: {path} is {what} and left out", stacklevel=2)
+    return found
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     """So that part 10 comes after part 9."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts], path.name
 
 
 def _kind(path: Path) -> Kind:
@@ -89,7 +103,7 @@ class Chunk:
         data: decompressed bytes (layout stream); None for a chunk known to be unchanged, whose bytes are not needed.
         place: line number or offset at which `data` begins.
         last: whether the file ends with it.
-        content: sha256 of the stored bytes (with what a record may need behind them) or of `data`; "" when not known.
+        content: sha256 of `data` (layout stream); "" otherwise.
     """
 
     source: Source
@@ -103,25 +117,34 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        return f"{self.source.number:05d}-{self.number:06d}"
+        return f"{self.source.number:05d}-{self.number:09d}"
 
-    def hash(self) -> str:
-        """What `content` says, computed where it is not known."""
-        if self.content:
-            return self.content
+    def identity(self) -> list[object]:
+        """All that decides which records it holds, but for what a last record has behind the range."""
+        if self.source.layout == "stream":
+            return [self.content, self.last]
+        # The byte before the range tells whether a line begins with it.
+        return [self.source.layout, self.start, self.end, self.hash(max(0, self.start - 1), self.end)]
+
+    def hash(self, start: int, end: int) -> str:
+        """sha256 of stored bytes."""
+        digest = hashlib.sha256()
         with self.source.path.open("rb") as stream:
-            stream.seek(self.start)
-            return hashlib.sha256(stream.read(self.end - self.start + _OVERRUN)).hexdigest()
+            stream.seek(start)
+            while start < end and (data := stream.read(min(end - start, 1 << 24))):
+                digest.update(data)
+                start += len(data)
+        return digest.hexdigest()
 
-    def records(self) -> Iterator[Record]:
-        """Its pages or lines.
+    def records(self, reached: list[int] | None = None) -> Iterator[Record]:
+        """Its pages or lines; `reached` gets the stored byte before which reading ended (not layout stream).
 
         Raises:
             UserError: truncated or damaged file.
         """
         path, kind, layout = self.source.path, self.source.kind, self.source.layout
         if layout != "stream":
-            yield from read_range(path, layout, kind, self.start, self.end)
+            yield from read_range(path, layout, kind, self.start, self.end, reached)
             return
         assert self.data is not None
         for record in records_in(self.data, kind, self.last, path):

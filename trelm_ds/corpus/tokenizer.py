@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+_WORD_MARKS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what begins a word, by the step that puts it there
 _SPECIALS = ("pad", "unk", "cls", "sep", "mask")
 _LETTERS = 1000  # of the corpus's alphabet, most frequent first; the rest becomes [UNK], as in BERT
 # What tells a file set apart when the folder has no tokenizer_config.json.
@@ -79,6 +79,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if missing or not tokenizer.is_fast:
         problem = f"has no {missing[0]} token" if missing else "is not a fast tokenizer (character offsets are needed)"
         raise UserError(f"--tokenizer: {folder} {problem}")
+    if max(tokenizer.get_vocab().values()) >= len(tokenizer):
+        raise UserError(f"--tokenizer: {folder}: its ids have gaps; number the tokens from 0 on without blank lines")
+    word_starts(tokenizer)  # refuses what it does not know
     return tokenizer
 
 
@@ -151,7 +154,6 @@ def check_vocabulary(setting: str, folder: Path, vocab_size: int, info: Tokenize
             raise UserError(f"{setting}: {folder} has another tokenizer than the dataset; prepare with that one")
 
 
-@cache
 def load_core(folder: Path) -> Tokenizer:
     """The core of a tokenizer that was saved to `folder`: all that worker processes need, and loaded in no time."""
     from tokenizers import Tokenizer
@@ -159,16 +161,31 @@ def load_core(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool [V]: whether a token begins a word. WordPiece marks continuations with ##, byte-level BPE beginnings with Ġ.
+def rules_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of all that decides how text becomes tokens: vocabulary, merges, normalizer, pre-tokenizer."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
-    Special tokens and, in byte-level BPE, punctuation begin a word of their own.
+
+def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool [V]: whether a token begins a word. WordPiece marks continuations with ##, byte-level BPE beginnings with Ġ,
+    SentencePiece with ▁.
+
+    Special tokens and, where beginnings are marked, punctuation begin a word of their own.
+
+    Raises:
+        UserError: another kind of tokenizer.
     """
     starts = np.ones(len(tokenizer), dtype=bool)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    byte_level = "ByteLevel" in json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"].get("type", "")
-    for token, number in vocabulary.items():
-        continues = not token.startswith("Ġ") and token[:1].isalnum() if byte_level else token.startswith("##")
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = json.dumps([core["pre_tokenizer"], core["normalizer"]])
+    mark = next((mark for name, mark in _WORD_MARKS.items() if f'"{name}"' in steps), None)
+    prefix = core["model"].get("continuing_subword_prefix")
+    if mark is None and (core["model"]["type"] != "WordPiece" or not prefix):
+        kinds = ", ".join(_WORD_MARKS)
+        raise UserError(f"--tokenizer: neither WordPiece nor one with {kinds}, so that words cannot be told apart")
+    for token, number in tokenizer.get_vocab().items():
+        continues = token.startswith(prefix) if mark is None else not token.startswith(mark) and token[:1].isalnum()
         starts[number] = not continues
     starts[list(describe(tokenizer).special_ids)] = True
     return starts

@@ -8,10 +8,17 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.wikitext import is_disambiguation, is_list, normalize_title, paragraphs_of, too_tangled
+from trelm_ds.corpus.wikitext import (
+    in_another_namespace,
+    is_disambiguation,
+    is_list,
+    normalize_title,
+    paragraphs_of,
+    too_tangled,
+)
 from trelm_ds.errors import UserError
 
-_REDIRECT = re.compile(r"\s*#REDIRECT\s*:?\s*\[\[([^\]|]+)", re.IGNORECASE)
+_REDIRECT = re.compile(r"\s*+#REDIRECT\s*+:?\s*+\[\[([^\]|]+)", re.IGNORECASE)
 
 
 class Page(NamedTuple):
@@ -33,11 +40,10 @@ def parse_page(data: bytes) -> Page | None:
         element = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"a page that is not valid XML ({error})") from None
-    fields = {child.tag: child for child in element}
-    namespace = (fields["ns"].text or "").strip() if "ns" in fields else "0"
-    if namespace != "0" or "title" not in fields or "revision" not in fields:
+    fields = {_local(child.tag): child for child in element}
+    if "title" not in fields or "revision" not in fields or _namespace(fields) != "0":
         return None
-    text = next((child.text or "" for child in fields["revision"] if child.tag == "text"), "")
+    text = next((child.text or "" for child in fields["revision"] if _local(child.tag) == "text"), "")
     target = fields["redirect"].get("title") if "redirect" in fields else None
     if target is None and (match := _REDIRECT.match(text)):
         target = match.group(1)
@@ -48,6 +54,17 @@ def parse_page(data: bytes) -> Page | None:
         normalize_title(target) if target else None,
         text,
     )
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _namespace(fields: dict[str, ElementTree.Element]) -> str:
+    """The page's namespace; old exports tell it by the title alone."""
+    if "ns" in fields:
+        return (fields["ns"].text or "").strip()
+    return "other" if in_another_namespace(fields["title"].text or "") else "0"
 
 
 def article_of(page: Page, minimum_words: int, counts: Counter[str]) -> Document | None:

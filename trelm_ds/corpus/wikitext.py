@@ -32,7 +32,8 @@ _PREFIX = re.compile(r"^:?([A-Za-z][\w -]*):")
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[a-z]+)?$")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
-_TEMPLATE_NAME = re.compile(r"\{\{\s*([\w -]{1,50}?)\s*(?=\||\}\})")
+# Possessive: without a closing brace behind thousands of spaces, giving them back one by one is quadratic.
+_TEMPLATE_NAME = re.compile(r"\{\{\s*+([\w-][\w -]{0,49}?)\s*+(?=\||\}\})")
 _DISAMBIGUATION = {"hndis", "geodis", "surname", "given name", "set index article", "sia"}
 _LISTS = ("List of ", "Lists of ", "Index of ", "Outline of ")
 # What a dropped template or reference leaves behind: "()", "(; born", "word ,".
@@ -66,6 +67,12 @@ def is_disambiguation(title: str, wikitext: str) -> bool:
     return any("disambig" in name or name in _DISAMBIGUATION for name in names)
 
 
+def in_another_namespace(title: str) -> bool:
+    """Whether a title begins with the English name of a namespace other than the articles'."""
+    prefix = _PREFIX.match(title)
+    return prefix is not None and prefix.group(1).strip().lower().removesuffix(" talk") in _LINKED_NAMESPACES
+
+
 def is_list(title: str) -> bool:
     """Whether a page is a list of links by its title."""
     return title.startswith(_LISTS)
@@ -80,14 +87,14 @@ def too_tangled(wikitext: str) -> bool:
             open_now = open_now + 1 if match.group() == opener else max(0, open_now - 1)
         if open_now * len(wikitext) > _TANGLE_LIMIT:
             return True
-    open_now = 0
+    open_tags: Counter[str] = Counter()
     for match in _TAG.finditer(wikitext):
-        closing, name, single = match.groups()
+        closing, name, single = match.group(1), match.group(2).lower(), match.group(3)
         if closing:
-            open_now = max(0, open_now - 1)
-        elif not single and name.lower() not in _NEVER_CLOSED:
-            open_now += 1
-    return open_now * len(wikitext) > _TANGLE_LIMIT
+            open_tags[name] = max(0, open_tags[name] - 1)
+        elif not single and name not in _NEVER_CLOSED:
+            open_tags[name] += 1
+    return open_tags.total() * len(wikitext) > _TANGLE_LIMIT
 
 
 class _Paragraphs:

@@ -56,7 +56,7 @@ class KnowledgeGraph:
         """Number of triples (either direction) of each QID number in `qids` [n]; 0 for one the graph lacks."""
         qids = qids.astype(self.entities.dtype)  # another type would make numpy copy all entities
         row = np.minimum(np.searchsorted(self.entities, qids), len(self.entities) - 1)
-        degree = np.diff(self.out_offsets)[row] + np.diff(self.in_offsets)[row]
+        degree = sum(offsets[row + 1] - offsets[row] for offsets in (self.out_offsets, self.in_offsets))
         return np.where(self.entities[row] == qids, degree, 0)
 
     def save(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -133,13 +134,16 @@ def number_of(text: str, letter: str) -> int:
     return int(text[1:])
 
 
-def read_names(file: GraphFile, letter: str, max_malformed: float = 0.0) -> Iterator[tuple[int, list[str]]]:
+def read_names(
+    file: GraphFile, letter: str, max_malformed: float = 0.0, counts: Counter[str] | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """Yields (number of the id, its names, label first) from `ID<TAB>name<TAB>name...` lines.
 
     Args:
         file: entity or relation names.
         letter: Q or P.
         max_malformed: share of the lines that may be malformed; they are left out with a warning.
+        counts: gets their number.
 
     Raises:
         UserError: damaged file, or too many malformed lines; names file and line.
@@ -159,6 +163,8 @@ def read_names(file: GraphFile, letter: str, max_malformed: float = 0.0) -> Iter
             else:
                 yield entity, [name for name in names if name.strip()]
     malformed.check(number)
+    if counts is not None:
+        counts["names: lines left out, malformed"] += malformed.count
 
 
 def read_triples(files: list[GraphFile], max_malformed: float = 0.0) -> tuple[np.ndarray, int, int]:

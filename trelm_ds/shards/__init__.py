@@ -1,7 +1,7 @@
 """The dataset on disk: webdataset tar shards, manifest, verification, exact order, reader."""
 
 from trelm_ds.shards.format import Block, Sequence
-from trelm_ds.shards.manifest import Manifest
+from trelm_ds.shards.manifest import CARD, DROPPED, Manifest
 from trelm_ds.shards.order import SampleOrder
 from trelm_ds.shards.reader import Damage, ShardReader
 from trelm_ds.shards.repair import repair
@@ -12,6 +12,8 @@ from trelm_ds.shards.writer import BLOCK_SEQUENCES, ShardWriter
 
 __all__ = [
     "BLOCK_SEQUENCES",
+    "CARD",
+    "DROPPED",
     "Block",
     "Damage",
     "Manifest",

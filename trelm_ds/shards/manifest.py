@@ -16,6 +16,8 @@ from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomicall
 SCHEMA = 2
 NAME = "manifest.json"
 LENGTHS = "lengths.npy"
+DROPPED = "sequences dropped by repair"
+CARD = "README.md"  # for people, who may add to it: not part of what is checked
 LENGTHS_NEXT = "lengths.npy.next"  # of a repair that has not come to its last rename
 
 
@@ -42,7 +44,8 @@ class Manifest:
         request: what `trelm prepare` was asked for (sources with hashes, options): equal requests give equal datasets.
         counts: the funnel, from documents read to sequences written.
         shards: in reading order.
-        files: every other file of the dataset but the manifest, by its name relative to the folder: bytes and sha256.
+        files: every other file of the dataset but the manifest and the data card, by its name relative to the folder:
+            bytes and sha256.
         schema: version of this layout.
     """
 
@@ -85,7 +88,7 @@ class Manifest:
         self.files = {
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
             for name in beside
-            if name not in shards and name != NAME
+            if name not in shards and name not in (NAME, CARD)
         }
         self.write(folder)
 
@@ -115,9 +118,11 @@ class Manifest:
             fingerprint = content["fingerprint"]
             if not all(re.fullmatch(r"shard-\d{6}\.tar", shard.name) for shard in shards):
                 raise ValueError("a shard's name")
+            if not isinstance(manifest.files, dict) or not isinstance(manifest.counts, dict):
+                raise ValueError("files and counts must be objects")
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
                 raise ValueError("a file's name")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: damaged manifest ({error}); run `trelm prepare` again") from None
         if manifest.fingerprint != fingerprint:
             raise UserError(f"{path}: its fingerprint does not match its content; run `trelm prepare` again")

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of, write_atomically
+from trelm_ds.files import fsync_folder, lock, sha256_of, write_atomically
 from trelm_ds.progress import track
 from trelm_ds.shards.format import Block
-from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest, ShardInfo
+from trelm_ds.shards.manifest import CARD, DROPPED, LENGTHS, LENGTHS_NEXT, Manifest, ShardInfo
 
-DROPPED = "sequences dropped by repair"
 _END_OF_ARCHIVE = bytes(1024)
 
 
@@ -38,8 +37,20 @@ def repair(folder: Path) -> tuple[list[str], list[str]]:
         `trelm prepare` can make again.
 
     Raises:
-        UserError: no dataset, a damaged manifest, or nothing sound in it.
+        UserError: no dataset, a damaged manifest, nothing sound in it, a folder that cannot be written, or another
+            repair at work.
     """
+    Manifest.load(folder)  # or it is no dataset
+    try:
+        with lock(folder / ".repair.lock", f"{folder}: verify --repair"):
+            return _repair(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be repaired: {error.strerror or error}") from None
+
+
+def _repair(folder: Path) -> tuple[list[str], list[str]]:
+    for path in folder.glob(".*.tmp"):
+        path.unlink()  # a repair was killed while it wrote
     manifest = Manifest.load(folder)
     before = manifest.n_sequences
     current, following = folder / LENGTHS, folder / LENGTHS_NEXT
@@ -64,6 +75,11 @@ def repair(folder: Path) -> tuple[list[str], list[str]]:
             if path.name not in {line.split(":")[0] for line in done}:
                 done.append(f"{path.name}: removed, the manifest does not name it")
     fsync_folder(folder)
+    card = folder / CARD
+    if manifest.n_sequences != before and card.is_file():
+        now = f"{before - manifest.n_sequences:,} sequences were dropped, {manifest.n_sequences:,} are left"
+        text = card.read_text(encoding="utf-8", errors="replace").rstrip()
+        write_atomically(card, f"{text}\n\n**Repaired since: {now}. Figures and plots above are from before.**\n")
     return done, _damaged_others(folder, manifest)
 
 
@@ -82,16 +98,16 @@ def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]
     problems = []
     with path.open("rb") as stream:
         for offset, length, sequences, crc in shard.blocks:
-            stream.seek(offset)
-            data = stream.read(length)
             try:
+                stream.seek(offset)
+                data = stream.read(length)
                 if zlib.crc32(data) != crc:
                     raise UserError("its checksum does not match")
                 block = Block.from_tar(data, "block")
                 if len(block.lengths) != sequences:
                     raise UserError(f"{len(block.lengths)} sequences, the manifest says {sequences}")
                 sound.append((block, data, crc))
-            except UserError as error:
+            except (UserError, OSError) as error:  # a failing disk is damage too
                 problems.append(f"{shard.name}: block at byte {offset} dropped, {sequences} sequences ({error})")
     done += problems
     lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(block.lengths for block, _, _ in sound)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.shards.reader import Damage, DamagedBlockError, ShardReader
+from trelm_ds.shards.storage import LocalFolder
 
 _SUBSTITUTE = 3  # sets this draw's key apart
 _TRIES = 256
@@ -19,11 +22,22 @@ class Substitution:
         reader: of the dataset.
         seed: of the run's order; the substitute is keyed by (seed, epoch, sample id, try).
         max_corrupted: share of the dataset's samples that may lie in damaged blocks.
+
+    Raises:
+        UserError: shards that are missing from a local folder hold more than that.
     """
 
     def __init__(self, reader: ShardReader, seed: int, max_corrupted: float) -> None:
-        self._reader, self._seed = reader, seed
+        self._reader, self._seed, self._share = reader, seed, max_corrupted
         self.budget = max_corrupted * reader.manifest.n_sequences
+        missing = []
+        if isinstance(reader.storage, LocalFolder):
+            folder = reader.storage.folder
+            missing = [shard for shard in reader.manifest.shards if not (folder / shard.name).is_file()]
+        lost = sum(shard.sequences for shard in missing)
+        if lost > self.budget:
+            names = ", ".join(shard.name for shard in missing[:3]) + (" ..." if len(missing) > 3 else "")
+            self._refuse(f"{reader.storage.place}: {names} missing, {self._of_all(lost)}")
 
     def readable(self, epochs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
         """The sample ids with those in damaged blocks replaced; a substitute is never longer than what it replaces.
@@ -48,11 +62,18 @@ class Substitution:
         lost = sum(damage.sequences for damage in {damage.block: damage for damage in damages}.values())
         if lost > self.budget:
             place, first = self._reader.storage.place, damages[0]
-            raise UserError(
-                f"{place}/{first.shard}: damaged at byte {first.offset} ({first.reason}); damaged blocks hold {lost} "
-                f"of {self._reader.manifest.n_sequences} samples, more than loader.max_corrupted allows: "
-                f"raise it to go on with this run, or start a new one after `trelm verify --repair {place}`"
-            )
+            where = f"{place}/{first.shard}: damaged at byte {first.offset} ({first.reason})"
+            self._refuse(f"{where}; damaged blocks so far hold {self._of_all(lost)}")
+
+    def _of_all(self, lost: int) -> str:
+        total = self._reader.manifest.n_sequences
+        return f"{lost} of {total} samples ({lost / total:.2%})"
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(
+            f"{what}, more than loader.max_corrupted {self._share:g} allows: raise it to go on with this run, or start "
+            f"a new one after `trelm verify --repair {self._reader.storage.place}`"
+        )
 
     @property
     def damages(self) -> list[Damage]:

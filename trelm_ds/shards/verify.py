@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from trelm_ds.errors import UserError
@@ -23,19 +25,27 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
     manifest = Manifest.load(folder)
     found: list[str] = []
     for shard in track(manifest.shards, "verifying shards", total=len(manifest.shards)):
-        found += _problems(folder / shard.name, shard)
+        found += _readable(folder / shard.name, partial(_problems, shard=shard))
     for name, about in manifest.files.items():
-        found += _other_content(folder / name, about["bytes"], about["sha256"])
+        found += _readable(folder / name, partial(_other_content, **about))
     known = {shard.name for shard in manifest.shards}
     found += [f"{path}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
     return manifest, found
 
 
-def _other_content(path: Path, size: int, sha256: str) -> list[str]:
+def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
+    """What `check` finds, or that the file cannot be read."""
+    try:
+        return check(path)
+    except OSError as error:
+        return [f"{path}: cannot be read: {error.strerror}"]
+
+
+def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:
     if not path.is_file():
         return [f"{path}: missing"]
-    if path.stat().st_size != size:
-        return [f"{path}: {path.stat().st_size} bytes, the manifest says {size}"]
+    if path.stat().st_size != bytes:
+        return [f"{path}: {path.stat().st_size} bytes, the manifest says {bytes}"]
     if sha256_of(path) != sha256:
         return [f"{path}: its content does not match its sha256 in the manifest"]
     return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,6 +137,7 @@ class StepLoader:
         if self._iterator is None:
             # A launcher signals all processes of the job. Only the training process acts on that: workers start with
             # these signals blocked and end with it, when it closes the loader or dies.
+            ensure_running()  # or the first worker starts it, and it unblocks SIGINT and SIGTERM when it has started
             before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
             try:
                 self._iterator = iter(self._loader)

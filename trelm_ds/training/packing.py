@@ -10,9 +10,9 @@ import numpy as np
 def pack(lengths: np.ndarray, world_size: int, budget: int) -> list[list[np.ndarray]]:
     """Deals a step's sequences to ranks and micro-batches of at most `budget` tokens, about equal in tokens.
 
-    Every rank gets the same number A of micro-batches, the smallest for which longest-first greedy dealing fits the
-    budget. Micro-batches that run at the same time (the a-th of every rank) are those closest in tokens, and ranks take
-    turns at getting the larger one. None is empty.
+    Every rank gets the same number A of micro-batches, at most an eighth more than the fewest for which longest-first
+    greedy dealing fits the budget. Micro-batches that run at the same time (the a-th of every rank) are those closest
+    in tokens, and ranks take turns at getting the larger one. None is empty.
 
     Args:
         lengths: int [G], tokens of each sequence of the global batch, each at most `budget`; G is a multiple of
@@ -28,9 +28,10 @@ def pack(lengths: np.ndarray, world_size: int, budget: int) -> list[list[np.ndar
     longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
     sizes = lengths[longest_first].tolist()
     accumulation = -(-sum(sizes) // (world_size * budget))
-    # One sequence per micro-batch fits, so this ends at G / W at the latest.
+    # One sequence per micro-batch fits, so this ends at G / W at the latest. Steps grow with A: lengths that pair badly
+    # would otherwise take thousands of tries.
     while (owners := _deal(sizes, world_size * accumulation, budget)) is None:
-        accumulation += 1
+        accumulation = min(accumulation + 1 + accumulation // 8, len(lengths) // world_size)
     n_bins = world_size * accumulation
     owner = np.empty(len(lengths), dtype=np.int64)
     owner[longest_first] = owners
