@@ -240,15 +240,25 @@ def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp
 def test_two_ranks_report_damage_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     """Found by worker processes, each for itself."""
     copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
-    (copy / "shard-000000.tar").unlink()
+    shard = copy / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
     command = torchrun(2, "pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run")
     result = subprocess.run(
         [*command, "--tracking.enabled", "false"], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
-    assert f"{copy}/shard-000000.tar: damaged at byte" in line
-    assert "No such file or directory" in line
+    assert f"{copy}/shard-000000.tar: damaged at byte 0 (its checksum does not match)" in line
+    assert "256 of 400 samples" in line
+
+
+def test_a_missing_shard_is_found_before_training(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    (copy / "shard-000000.tar").unlink()
+    message = refused(trelm("pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run"))
+    assert "shard-000000.tar missing, 400 of 400 samples (100.00%), more than loader.max_corrupted 0.001" in message
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
