@@ -111,7 +111,8 @@ def test_a_budget_below_the_longest_sequence_is_refused(dataset: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damage_reaches_the_training_process_as_one_line(dataset: Path, tmp_path: Path, workers: int) -> None:
     write_numbered(tmp_path / "ds", 50)
-    (tmp_path / "ds" / "shard-000000.tar").unlink()
+    shard = tmp_path / "ds" / "shard-000000.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
     loader = StepLoader(step_dataset(tmp_path / "ds"), 0, 4, workers)
     with pytest.raises(UserError, match=r"shard-000000.tar: damaged at byte .* --repair") as error:
         next(loader)
