@@ -42,7 +42,7 @@ class ModelConfig:
 
 @dataclass
 class MaskingConfig:
-    """Masked language modelling (SPEC 4): which tokens are predicted and what stands in their place."""
+    """Masked language modelling: which tokens are predicted and what stands in their place."""
 
     probability: float = 0.15
     """share of the tokens to predict"""

@@ -29,7 +29,7 @@ FREQUENCIES = EntityFrequencies(
 
 
 def literal(selection: Selection, mentions: np.ndarray, cosines: np.ndarray | None, bar: float | None) -> list[bool]:
-    """SPEC 1, mention by mention."""
+    """The definition, mention by mention."""
     about = {
         int(qid): (int(count), bool(triple)) for qid, count, triple in zip(*vars(FREQUENCIES).values(), strict=True)
     }

@@ -1,4 +1,4 @@
-"""Whole words of token sequences and their corpus frequencies (SPEC 2: long-tail words)."""
+"""Whole words of token sequences and their corpus frequencies (paper 3.2: long-tail words)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAMA: does a masked language model fill in the object of a fact? (SPEC 8; Petroni et al., 2019)"""
+"""LAMA: does a masked language model fill in the object of a fact? (Petroni et al., 2019)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The long tail (SPEC 2): which entities and words are rare in the corpus."""
+"""The long tail (paper 3.2): which entities and words are rare in the corpus."""
 
 from __future__ import annotations
 

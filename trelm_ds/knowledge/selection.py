@@ -1,4 +1,4 @@
-"""Which mentions get knowledge: the important ones (SPEC 1), by any strategy of Figure 3."""
+"""Which mentions get knowledge: the important ones (paper 3.1), by any strategy of Figure 3."""
 
 from __future__ import annotations
 

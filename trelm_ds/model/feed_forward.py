@@ -1,4 +1,4 @@
-"""The feed-forward layer as a key-value memory (SPEC 7)."""
+"""The feed-forward layer as a key-value memory (paper 3.3)."""
 
 from __future__ import annotations
 

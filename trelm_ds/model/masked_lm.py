@@ -1,4 +1,4 @@
-"""Masked language modelling on packed documents (SPEC 4)."""
+"""Masked language modelling on packed documents."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Masker:
-    """BERT's masking (SPEC 4), every draw keyed by (seed, epoch, sample id, place): the same on any rank.
+    """BERT's masking, every draw keyed by (seed, epoch, sample id, place): the same on any rank.
 
     Args:
         config: shares.
