@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -50,7 +50,7 @@ def extract(task: ExtractTask) -> Extracted:
         UserError: truncated or damaged file, or one that is mostly malformed.
     """
     chunk = task.chunk
-    stripped = Chunk(chunk.source, chunk.number, chunk.start, chunk.end, None, chunk.place, chunk.last, chunk.content)
+    stripped = replace(chunk, data=None)
     folder = task.folder / chunk.name
     key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.identity())
     found = find(folder, key)

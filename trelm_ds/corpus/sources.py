@@ -6,7 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trelm_ds.corpus.artifacts import find, key_of, make
@@ -213,8 +213,8 @@ def with_data(chunks: list[Chunk], chunk_bytes: int) -> Iterator[Chunk]:
     if not wanted:
         return
     source = chunks[0].source
-    for number, (data, place, last) in enumerate(read_stream(source.path, source.kind, chunk_bytes)):
+    for number, (data, _, _) in enumerate(read_stream(source.path, source.kind, chunk_bytes)):
         if number in wanted:
-            yield Chunk(source, number, data=data, place=place, last=last, content=wanted.pop(number).content)
+            yield replace(wanted.pop(number), data=data)
         if not wanted:
             return

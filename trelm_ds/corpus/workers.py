@@ -6,7 +6,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,14 +43,11 @@ def run(function: Callable[[Task], Result], tasks: Iterator[Task], workers: int)
     context = multiprocessing.get_context("spawn")  # forking a process with threads is not safe
     pool = ProcessPoolExecutor(workers, context, _become_worker, (os.getpid(),))
     running: set[Future[Result]] = set()
-    results: deque[Result] = deque()
     try:
         for task in tasks:
             running.add(pool.submit(function, task))
             while len(running) > 2 * workers:
-                results.extend(_finished(running))
-            while results:
-                yield results.popleft()
+                yield from _finished(running)
         while running:
             yield from _finished(running)
     except BrokenProcessPool:

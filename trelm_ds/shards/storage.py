@@ -14,8 +14,6 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, sha256_of
 from trelm_ds.shards.manifest import NAME, Manifest
 
-DEFAULT_CACHE = Path("~/.cache/trelm")
-
 
 class Storage(Protocol):
     """A dataset's files as local paths.
