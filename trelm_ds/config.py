@@ -55,6 +55,93 @@ class MaskingConfig:
 
 
 @dataclass
+class SelectionConfig:
+    """Which mentions get knowledge (paper 3.1); `trelm strategies` shows what each choice keeps."""
+
+    strategy: Literal["long_tail", "high_frequency", "all", "none"] = "long_tail"
+    """entities by their frequency in the corpus (Figure 3); none turns injection, assessing and entity memory off"""
+    entity_threshold: int | None = None
+    """mentions in the corpus below which an entity is long-tail; default: the corpus mean"""
+    importance: Literal["auto", "required", "none"] = "auto"
+    """scores of `trelm importance` (Eq. 1): auto uses them where the dataset has them, none goes by frequency alone"""
+    quantile: float = 0.5
+    """share of the scored long-tail mentions that count as important"""
+    max_per_sequence: int = 8
+    """mentions chosen in a sequence at most"""
+
+
+@dataclass
+class InjectionConfig:
+    """Knowledge injection: what stands in the place of a chosen mention's word embeddings (Eq. 7)."""
+
+    source: Literal["encoder", "alias_mean", "file", "none"] = "encoder"
+    """vectors of entities and relations: names and descriptions through the encoder, mean of their names' word
+    embeddings, or a file; none leaves the mention's own word embeddings in h_e"""
+    file: str | None = None
+    """for source file: .npy [entities + relations, any width], in the order of DATASET/graph/{entities,relations}.npy"""
+    probability: float = 0.5
+    """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
+    refresh_every: int = 1000
+    """steps between two computations of the vectors from the model as it is by then; 0: only at the start"""
+    max_name_tokens: int = 32
+    """tokens of name and description that the encoder reads"""
+    placement: Literal["device", "cpu"] = "device"
+    """where the vectors live, spread over the ranks"""
+
+
+@dataclass
+class MemoryConfig:
+    """The knowledge-augmented memory bank (paper 3.2), spread over the ranks."""
+
+    enabled: bool = True
+    """keep local and global memory of chosen entities and long-tail words and mix them into their embeddings"""
+    window: int = 16
+    """k of Eq. 4: tokens on either side of a mention whose states make its local memory"""
+    gamma: float = 0.1
+    """discount factor of Eq. 5"""
+    global_update: Literal["mean", "ema"] = "mean"
+    """Eq. 6 as the mean over all contexts, or a moving average with gamma"""
+    initial_lambda: float = 0.5
+    """lambda of Eq. 8 at the start: how much of an embedding is memory"""
+    beta: float = 2.0
+    """lambda is divided by it in every epoch, or every decay_every_steps"""
+    decay_every_steps: int | None = None
+    """steps after which lambda decays; default: an epoch"""
+    release_fraction: float = 0.1
+    """last share of the training with lambda 0, so that the model ends without the bank"""
+    words: bool = True
+    """long-tail words have memory too"""
+    word_frequency: tuple[int, int] = (100, 500)
+    """occurrences in the corpus, lowest and highest, of a long-tail word"""
+    word_quantiles: tuple[float, float] | None = None
+    """for a small corpus: the band as quantiles of the words' frequencies, in place of word_frequency"""
+    placement: Literal["device", "cpu"] = "device"
+    """where the bank lives"""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """number format of the bank: rows x hidden_size x 2 tables"""
+
+
+@dataclass
+class CkaConfig:
+    """Contrastive knowledge assessing (Eq. 2-3): facts about chosen mentions that the model has to complete."""
+
+    decoder: Literal["query", "product", "none"] = "query"
+    """query: a short document with masks beside the sentence; product: DKPLM's decoder on the mention's states"""
+    triple: Literal["other", "same"] = "other"
+    """other never asks for what is injected; same is the paper's literal reading, where the input holds the answer"""
+    negatives: int = 200
+    """tokens drawn by frequency^0.75 for each step that compete with the true one; 0: the whole vocabulary"""
+    log_q: bool = False
+    """correct scores for how often a token is drawn"""
+    max_answer_tokens: int = 8
+    """facts whose answer has more tokens are not asked"""
+    max_token_share: float = 0.08
+    """tokens of the queries as a share of a sequence's tokens, on average; about what assessing costs in time"""
+    mlm_weight: float = 0.5
+    """theta of Eq. 3: weight of the MLM loss; the rest is the assessing loss's"""
+
+
+@dataclass
 class LoaderConfig:
     """How the dataset is read and in which order."""
 
@@ -140,6 +227,10 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    cka: CkaConfig = field(default_factory=CkaConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -158,7 +249,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved tree as YAML that `--config` reads back."""
     plain = dataclasses.asdict(config)
-    plain["optimizer"]["betas"] = list(plain["optimizer"]["betas"])
+    for section in plain.values():
+        section |= {name: list(value) for name, value in section.items() if isinstance(value, tuple)}
     return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -168,6 +260,10 @@ _POSITIVE = (
     "model.num_attention_heads",
     "model.intermediate_size",
     "model.max_position_embeddings",
+    "selection.max_per_sequence",
+    "injection.max_name_tokens",
+    "memory.beta",
+    "cka.max_answer_tokens",
     "loader.window_blocks",
     "loader.cache_gb",
     "optimizer.eps",
@@ -178,6 +274,10 @@ _POSITIVE = (
     "trainer.checkpoint_every",
 )
 _NOT_NEGATIVE = (
+    "injection.refresh_every",
+    "memory.window",
+    "cka.negatives",
+    "cka.max_token_share",
     "loader.seed",
     "loader.workers",
     "optimizer.lr",
@@ -192,6 +292,12 @@ _SHARES = (
     "masking.probability",
     "masking.mask_share",
     "masking.random_share",
+    "selection.quantile",
+    "injection.probability",
+    "memory.gamma",
+    "memory.initial_lambda",
+    "memory.release_fraction",
+    "cka.mlm_weight",
     "loader.max_corrupted",
 )
 
@@ -225,9 +331,29 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
         heads = model.num_attention_heads
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
+    yield from _knowledge_problems(config)
     if trainer.keep_checkpoints < 2:
         reason = "so that a failed save never costs the last good one"
         yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"
     if optimizer.warmup_steps >= trainer.max_steps and optimizer.schedule != "constant":
         limit = f"trainer.max_steps {trainer.max_steps}"
         yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"
+
+
+def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
+    selection, injection, memory = config.selection, config.injection, config.memory
+    if selection.quantile == 0:
+        yield "selection.quantile", "must be greater than 0; strategy none chooses nothing"
+    if selection.entity_threshold is not None and selection.entity_threshold < 1:
+        yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
+    if (injection.source == "file") != (injection.file is not None):
+        yield "injection.file", "goes with injection.source file, and only with that"
+    if memory.beta < 1:
+        yield "memory.beta", f"must be at least 1, or lambda grows, got {memory.beta}"
+    if memory.decay_every_steps is not None and memory.decay_every_steps < 1:
+        yield "memory.decay_every_steps", f"must be at least 1, got {memory.decay_every_steps}"
+    low, high = memory.word_frequency
+    if not 1 <= low <= high:
+        yield "memory.word_frequency", f"must be 1 <= lowest <= highest, got {[low, high]}"
+    if memory.word_quantiles is not None and not 0 <= memory.word_quantiles[0] <= memory.word_quantiles[1] <= 1:
+        yield "memory.word_quantiles", f"must be 0 <= low <= high <= 1, got {list(memory.word_quantiles)}"

@@ -27,11 +27,19 @@ class StepBatches(NamedTuple):
         micro_batches: A of them, as many as on every other rank, in the order of accumulation.
         substituted: samples that were replaced because their block is damaged.
         damages: all damaged blocks that the process that built this has met so far.
+        memory_rows: int64 [U], rows of the memory bank that the items of these micro-batches refer to, ascending.
+        vector_rows: int64 [U], likewise of the vector table, for items and facts.
+        negatives: int64 [C], tokens that compete with the answers of the step's facts: the same on every rank.
+        counts: what was found and drawn: "mentions" chosen, "injected", "words", "facts", "query tokens".
     """
 
     micro_batches: list[Batch]
     substituted: int
     damages: list[Damage]
+    memory_rows: torch.Tensor
+    vector_rows: torch.Tensor
+    negatives: torch.Tensor
+    counts: dict[str, int]
 
 
 class StepDataset(Dataset[StepBatches | UserError]):
