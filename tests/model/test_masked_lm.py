@@ -58,9 +58,9 @@ def test_no_masked_token_gives_zero_loss_and_zero_gradients() -> None:
     model = make_model(dropout=0.1).train()
     nothing = torch.empty(0, dtype=torch.long)
     output = model(*pack(make_documents([6, 11])), nothing, nothing)
-    output.loss.backward()
-    assert output.loss.item() == 0
-    assert output.correct.item() == 0
+    output.mlm_loss.backward()
+    assert output.mlm_loss.item() == 0
+    assert output.mlm_correct.item() == 0
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.count_nonzero() == 0, name
@@ -73,8 +73,8 @@ def test_activation_checkpointing_is_exact(dropout: float) -> None:
         model = make_model(dropout, checkpointing).train()
         torch.manual_seed(11)
         output = model(*pack(make_documents([6, 11, 3])), torch.tensor([0, 8, 19]), torch.tensor([4, 5, 6]))
-        output.loss.backward()
-        losses.append(output.loss.item())
+        output.mlm_loss.backward()
+        losses.append(output.mlm_loss.item())
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert losses[0] == losses[1]
     for plain, recomputed in zip(*gradients, strict=True):
@@ -91,8 +91,8 @@ def test_dropout_acts_in_training_only() -> None:
 def test_bf16_loss_is_fp32_and_close() -> None:
     model = make_model()
     batch = (*pack(make_documents([6, 11])), torch.tensor([2, 7]), torch.tensor([4, 5]))
-    exact = model(*batch).loss
-    rounded = model.bfloat16()(*batch).loss
+    exact = model(*batch).mlm_loss
+    rounded = model.bfloat16()(*batch).mlm_loss
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,22 @@ class WordEmbedding(nn.Embedding):
         return super().forward(inputs)
 
 
+class Injected(NamedTuple):
+    """Embeddings that follow Eq. 7 instead of the word embedding E: keep * E + vector at each of K tokens.
+
+    A NamedTuple, because ZeRO-3 looks for tensors in tuples that pass between modules.
+    """
+
+    rows: Tensor
+    """[K] int64, distinct rows of the T tokens"""
+    items: Tensor
+    """[K] int64, the knowledge item that each belongs to"""
+    keep: Tensor
+    """[I] float32, how much of the token's own word embedding each item keeps"""
+    vectors: Tensor
+    """[I, D] float32, what is added; no gradient flows into it"""
+
+
 class Embeddings(nn.Module):
     """Sum of word, position and token-type embedding, LayerNorm, dropout."""
 
@@ -37,10 +55,15 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """[T] token ids and [T] positions from 0 -> [T, D]."""
+    def forward(self, input_ids: Tensor, positions: Tensor, injected: Injected | None = None) -> Tensor:
+        """[T] token ids and [T] positions from 0 -> [T, D]. What is injected takes the word embedding's place only."""
         token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
-        summed = self.word(input_ids) + self.token_type(token_types) + self.position(positions + self.offset)
+        word = self.word(input_ids)
+        if injected is not None:
+            plain = word.index_select(0, injected.rows)
+            mixed = injected.keep[injected.items, None] * plain + injected.vectors[injected.items]
+            word = word.index_copy(0, injected.rows, mixed.to(word.dtype))
+        summed = word + self.token_type(token_types) + self.position(positions + self.offset)
         return self.dropout(self.norm(summed))
 
 
@@ -76,13 +99,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         initialize(self, config)
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, injected: Injected | None = None
+    ) -> Tensor:
         """Encodes B documents of together T tokens, each by itself.
 
         Args:
             input_ids: [T] int64, the documents one after another.
             cu_seqlens: [B + 1] int32, where each starts; from 0 to T.
             max_seqlen: length of the longest document.
+            injected: tokens whose word embedding is replaced (Eq. 7).
 
         Returns:
             [T, D] last-layer states.
@@ -96,7 +122,7 @@ class Encoder(nn.Module):
                 "positions; prepare the corpus with shorter sequences"
             )
         layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel())
-        hidden = self.embeddings(input_ids, layout.positions)
+        hidden = self.embeddings(input_ids, layout.positions, injected)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(layer, hidden, layout, use_reentrant=False)

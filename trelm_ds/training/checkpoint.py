@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,15 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
     return None
 
 
-def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Path, keep: int, ranks: Ranks) -> Path:
+def save(
+    engine: DeepSpeedEngine,
+    run: Path,
+    info: CheckpointInfo,
+    tokenizer: Path,
+    keep: int,
+    ranks: Ranks,
+    more: Callable[[Path], None] | None = None,
+) -> Path:
     """Commits a checkpoint; collective. Returns its folder.
 
     Args:
@@ -126,6 +135,7 @@ def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Pa
         info: without files and versions, which are filled here.
         tokenizer: folder that is copied into the checkpoint, so that it can be exported by itself.
         keep: how many committed checkpoints stay.
+        more: writes what else belongs to this rank into the checkpoint's folder.
     """
     folder = checkpoints_folder(run)
     final = folder / f"step-{info.step:08d}"
@@ -138,6 +148,9 @@ def save(engine: DeepSpeedEngine, run: Path, info: CheckpointInfo, tokenizer: Pa
     ranks.barrier()
     try:
         engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
+        if more is not None:
+            more(work)
+        ranks.barrier()
         if ranks.local_rank == 0:
             _flush(work)  # each node flushes what its own ranks wrote
         ranks.barrier()

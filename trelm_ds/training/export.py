@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, save_pretrained
+from trelm_ds.model import DECODER, EncoderConfig, save_pretrained
 from trelm_ds.training import checkpoint
 from trelm_ds.training.distributed import import_deepspeed
 
@@ -33,7 +33,8 @@ def export(source: Path, out: Path) -> Path:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
     config = EncoderConfig.from_hf(info.identity["model"])
-    weights = full_weights(folder, info.zero_stage)
+    every = full_weights(folder, info.zero_stage)
+    weights = {name: tensor for name, tensor in every.items() if not name.startswith(DECODER)}
     try:
         save_pretrained(weights, config, out, folder / "tokenizer")
     except (OSError, SafetensorError) as error:

@@ -41,6 +41,11 @@ class StepBatches(NamedTuple):
     negatives: torch.Tensor
     counts: dict[str, int]
 
+    @classmethod
+    def empty(cls) -> StepBatches:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return cls([], 0, [], nothing, nothing, nothing, {})
+
 
 class StepDataset(Dataset[StepBatches | UserError]):
     """Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.

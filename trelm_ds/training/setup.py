@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from trelm_ds.config import Config, ModelConfig
+from trelm_ds.config import Config, ModelConfig, flatten
 from trelm_ds.corpus import TokenizerInfo, check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, load_pretrained
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, ProductDecoder, load_pretrained
 from trelm_ds.training import checkpoint
 from trelm_ds.training.checkpoint import CheckpointInfo
+from trelm_ds.training.loader import StepDataset
 
 _WEIGHTS = 22  # sets this random stream's key apart from dropout's
 
@@ -41,7 +42,41 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
             f"model.max_position_embeddings: the model reads {model.config.max_position_embeddings} tokens, "
             f"the dataset was prepared with --max-length {max_length}; make them agree"
         )
+    if asks(config) and config.cka.decoder == "product":
+        model.decoder = ProductDecoder(model.config, config.cka.max_answer_tokens)
     return model
+
+
+def knows(config: Config) -> bool:
+    """Whether the run has knowledge at all: chosen mentions, or a memory of words."""
+    memory = config.memory
+    return config.selection.strategy != "none" or (memory.enabled and memory.words)
+
+
+def asks(config: Config) -> bool:
+    """Whether facts about chosen mentions are assessed."""
+    return config.selection.strategy != "none" and config.cka.decoder != "none"
+
+
+def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> dict[str, Any]:
+    """What a continuation must have in common with the run it continues."""
+    loader, trainer, knowledge = config.loader, config.trainer, ("selection.", "injection.", "memory.", "cka.")
+    common: dict[str, Any] = {
+        "model": model.config.to_hf(),
+        "dataset": steps.reader.manifest.fingerprint,
+        "loader.seed": loader.seed,
+        "loader.window_blocks": loader.window_blocks,
+        "loader.tail": loader.tail,
+        "trainer.seed": trainer.seed,
+        "trainer.global_batch_size": trainer.global_batch_size,
+        "trainer.precision": trainer.precision,
+    }
+    if steps.annotator is not None:
+        common["importance"] = steps.annotator.scores_digest
+    for name, value in flatten(config).items():
+        if name.startswith(("masking.", "optimizer.", *knowledge)) and not name.endswith(".placement"):
+            common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+    return common
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:

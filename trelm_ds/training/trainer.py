@@ -8,14 +8,13 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trelm_ds.config import Config, flatten, to_yaml
+from trelm_ds.config import Config, to_yaml
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock, write_atomically
@@ -28,9 +27,11 @@ from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.training.knowledge import Knowledge, StepKnowledge, open_knowledge
 from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
+from trelm_ds.training.metrics import Window, summary
 from trelm_ds.training.plot import plot_loss
-from trelm_ds.training.setup import build_model, choose_checkpoint
+from trelm_ds.training.setup import asks, build_model, choose_checkpoint, identity, knows
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
 
@@ -67,18 +68,6 @@ def _raise(problem: UserError | None) -> None:
         raise problem
 
 
-@dataclass
-class _Window:
-    """What has been summed since the last log point, on this rank."""
-
-    loss: float = 0.0
-    correct: int = 0
-    masked: int = 0
-    tokens: int = 0
-    sequences: int = 0
-    corrupted: int = 0
-
-
 class Trainer:
     """One run on one rank."""
 
@@ -87,25 +76,18 @@ class Trainer:
         self.ds_config = resolve_ds_config(config, ranks.world_size)
         # Nodes may see different files, so all ranks hear of what any of them misses.
         self.steps, model = ranks.all_agree(lambda: self._open(data))
-        reader = self.steps.reader
-        self.identity: dict[str, Any] = {  # what a continuation must have in common with the run it continues
-            "model": model.config.to_hf(),
-            "dataset": reader.manifest.fingerprint,
-            "loader.seed": config.loader.seed,
-            "loader.window_blocks": config.loader.window_blocks,
-            "loader.tail": config.loader.tail,
-            "trainer.seed": config.trainer.seed,
-            "trainer.global_batch_size": config.trainer.global_batch_size,
-            "trainer.precision": config.trainer.precision,
-        }
-        settings = flatten(config)
-        self.identity |= {name: settings[name] for name in settings if name.startswith(("masking.", "optimizer."))}
-        self.identity["optimizer.betas"] = list(config.optimizer.betas)  # as JSON gives it back
+        self.identity = identity(config, model, self.steps)
         resumed = self._find_checkpoint()
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
+        self.knowledge = open_knowledge(config, self.steps.annotator, model.config.hidden_size, ranks)
+        # theta of Eq. 3; without assessing there is nothing to share the loss with.
+        self.mlm_weight = config.cka.mlm_weight if asks(config) else 1.0
         self.step = 0
-        if resumed is not None:
+        if resumed is None:
+            self._each_on_all(lambda knowledge: knowledge.start(self.engine))
+        else:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
+            self._each_on_all(lambda knowledge: knowledge.load(resumed[0]))
             self.step = resumed[1].step
             if resumed[1].order != self._order_state():
                 raise UserError(
@@ -118,9 +100,9 @@ class Trainer:
         self.loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
         self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
         self.saved_step = self.step if checkpoint.committed(run) else None
-        self.window = _Window()
+        self.window = Window()
         self.last_loss = torch.zeros(())
-        self.lr = 0.0
+        self.lr = self.memory_lambda = 0.0
 
     def _open(self, data: str) -> tuple[StepDataset, MaskedLanguageModel]:
         """What this rank reads from disk."""
@@ -148,8 +130,14 @@ class Trainer:
             self.config.trainer.micro_batch_tokens,
             self.ranks.rank,
             self.ranks.world_size,
+            open_annotator(self.config, storage.folder, reader, info) if knows(self.config) else None,
         )
         return steps, build_model(self.config, info, reader.manifest.max_length)
+
+    def _each_on_all(self, call: Callable[[Knowledge], None]) -> None:
+        """Calls it with the run's knowledge, if it has any; a mistake found on one rank is raised on all."""
+        if (knowledge := self.knowledge) is not None:
+            self.ranks.all_agree(lambda: call(knowledge))
 
     def _order_state(self) -> dict[str, Any]:
         """Where reading goes on after `self.step` steps; small, and found without reading anything."""
@@ -237,43 +225,65 @@ class Trainer:
 
     def _train_step(self) -> int:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
-        batches, masked_everywhere = self._read_step()
-        # DeepSpeed averages over ranks. Undone by this factor, the step's loss is the mean over all masked tokens of
-        # the global batch, whatever the number of ranks.
+        read, masked_everywhere, asked_everywhere = self._read_step()
+        step_knowledge = self._open_knowledge(read)
+        # DeepSpeed averages over ranks. Undone by these factors, the step's losses are means over all masked tokens,
+        # and over all tokens of answers, of the global batch, whatever the number of ranks.
         self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
-        per_token = self.ranks.world_size / max(1.0, masked_everywhere)
-        for index, batch in enumerate(self._on_device(batches)):
+        mlm_factor = self.mlm_weight * self.ranks.world_size / max(1.0, masked_everywhere)
+        cka_factor = (1 - self.mlm_weight) * self.ranks.world_size / max(1.0, asked_everywhere)
+        for index, batch in enumerate(self._on_device(read.micro_batches)):
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
-            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            output = self.engine(*batch)
-            self.engine.backward(output.loss * (len(batch.labels) * per_token), scale_wrt_gas=False)
+            self.engine.set_gradient_accumulation_boundary(index == len(read.micro_batches) - 1)
+            output = self.engine(*batch[:5], *(step_knowledge.inputs(batch) if step_knowledge else ()))
+            loss = output.mlm_loss * mlm_factor
+            if output.cka_loss is not None:
+                loss = loss + output.cka_loss * cka_factor
+            self.engine.backward(loss, scale_wrt_gas=False)
             self.engine.step()
-            self._count(batch, output.loss.detach(), output.correct)
+            if step_knowledge:
+                step_knowledge.observe(batch, output.states)
+            self.last_loss = loss.detach()
+            self.window.add(batch, output)
+        if step_knowledge:
+            self.window.counts.update(step_knowledge.close())
         self.step += 1
         return self.ranks.max(self.signals.received)
 
-    def _read_step(self) -> tuple[list[Batch], float]:
-        """The rank's micro-batches, and the number of tokens to predict over all ranks.
+    def _open_knowledge(self, read: StepBatches) -> StepKnowledge | None:
+        """What the step takes from vector table and memory bank; its look-ups have begun."""
+        if self.knowledge is None:
+            return None
+        self.knowledge.refresh(self.engine, self.step)
+        epoch = self.step * self.config.trainer.global_batch_size // self.steps.order.epoch_samples
+        self.memory_lambda = self.knowledge.memory_lambda(self.step, epoch)
+        return self.knowledge.open_step(read, self.memory_lambda)
+
+    def _read_step(self) -> tuple[StepBatches, float, float]:
+        """The rank's micro-batches, and over all ranks the tokens to predict and the tokens of facts to complete.
 
         Raises:
             UserError: too much of the dataset is damaged, as some rank has found.
         """
         problem: UserError | None = None
-        read = StepBatches([], 0, [])
+        read = StepBatches.empty()
         try:
             read = next(self.loader)
         except UserError as error:
             problem = error
         new = [damage for damage in read.damages if damage.block not in self.damages]
-        own = sum(len(batch.labels) for batch in read.micro_batches), len(new), int(problem is not None)
-        masked_everywhere, new_everywhere, problems = self.ranks.sum(*own)
+        masked = sum(len(batch.labels) for batch in read.micro_batches)
+        asked = sum(len(batch.facts.labels) for batch in read.micro_batches if batch.facts is not None)
+        masked_everywhere, asked_everywhere, new_everywhere, problems = self.ranks.sum(
+            masked, asked, len(new), int(problem is not None)
+        )
         if problems:
             self.ranks.all_agree(lambda: _raise(problem))
         if new_everywhere:
             self._note_damage(new)
-        self.window.corrupted += read.substituted
-        return read.micro_batches, masked_everywhere
+        self.window.counts.update({"corrupted": read.substituted, "steps": 1} | read.counts)
+        return read, masked_everywhere, asked_everywhere
 
     def _note_damage(self, new: list[Damage]) -> None:
         """Writes damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
@@ -290,33 +300,18 @@ class Trainer:
         key = keyed_bits(self.config.trainer.seed, _DROPOUT, self.step, index, self.ranks.rank)
         torch.manual_seed(int(key) >> 1)
 
-    def _count(self, batch: Batch, loss: torch.Tensor, correct: torch.Tensor) -> None:
-        window, masked = self.window, len(batch.labels)
-        self.last_loss = loss
-        window.loss += loss.double() * masked  # type: ignore[assignment]  # stays on the device until a log point
-        window.correct += correct  # type: ignore[assignment]
-        window.masked += masked
-        window.tokens += len(batch.input_ids)
-        window.sequences += len(batch.cu_seqlens) - 1
-
     def _summary(self, since: float) -> dict[str, float]:
         """The metrics since the last log point, over all ranks."""
-        window, self.window = self.window, _Window()
-        own = float(window.loss), float(window.correct), window.masked, window.tokens, window.sequences
-        loss, correct, masked, tokens, sequences, corrupted = self.ranks.sum(*own, window.corrupted)
-        seconds = time.monotonic() - since
+        window, self.window = self.window, Window()
+        metrics = summary(window.totals(self.ranks), self.mlm_weight, time.monotonic() - since)
         norm = self.engine.get_global_grad_norm()
-        # Under ZeRO 0 in fp32 DeepSpeed keeps no norm.
-        grad_norm = {} if norm is None else {"grad_norm": float(norm)}
-        return grad_norm | {
-            "loss": loss / max(1.0, masked),
-            "accuracy": correct / max(1.0, masked),
-            "lr": self.lr,
-            "tokens_per_s": tokens / seconds,
-            "sequences_per_s": sequences / seconds,
-            "epoch": self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples,
-            "corrupted_samples": corrupted,
-        }
+        if norm is not None:  # under ZeRO 0 in fp32 DeepSpeed keeps none
+            metrics["grad_norm"] = float(norm)
+        if self.knowledge is not None and self.knowledge.bank is not None:
+            rows, filled = self.ranks.sum(self.knowledge.bank.rows, self.knowledge.bank.filled)
+            metrics |= {"memory_lambda": self.memory_lambda, "memory_filled": filled / max(1.0, rows)}
+        epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
+        return metrics | {"lr": self.lr, "epoch": epoch}
 
     def _save(self) -> None:
         if self.step == self.saved_step:
@@ -335,7 +330,8 @@ class Trainer:
             order=self._order_state(),
         )
         keep = self.config.trainer.keep_checkpoints
-        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks)
+        more = None if self.knowledge is None else self.knowledge.save
+        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks, more)
 
     def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
         stopped = stop and self.step < self.config.trainer.max_steps
