@@ -1,0 +1,162 @@
+"""What TRELM's objectives cost: step time of each, part by part, relative to plain MLM in the same run.
+
+python tools/bench/objectives.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
+    [--out docs/benchmarks/objectives.json] [--trainer.global_batch_size 32 ...]
+
+All models live in one process and take turns, step by step, so that whatever else the machine does meets all of them.
+Reading is timed apart: a run with loader.workers does it beside the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from trelm_ds.config import Config, SelectionConfig
+from trelm_ds.settings import add_settings, parse
+from trelm_ds.training.distributed import connect, disconnect
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM_UP = 2  # steps of each, not counted
+
+
+def variants(config: Config) -> dict[str, Config]:
+    """Objectives by what is added to plain MLM."""
+    off = replace(config.memory, enabled=False)
+    nothing = replace(config.cka, decoder="none")
+    chosen = SelectionConfig(importance="none")
+    mlm = replace(config, selection=SelectionConfig(strategy="none"), memory=off, cka=nothing)
+    injection = replace(config, selection=chosen, memory=off, cka=nothing)
+    bank = replace(injection, memory=config.memory)
+    dkplm = replace(
+        injection,
+        injection=replace(config.injection, probability=1.0),
+        cka=replace(config.cka, decoder="product", triple="same"),
+    )
+    return {
+        "mlm": mlm,
+        "mlm + injection": injection,
+        "mlm + injection + memory": bank,
+        "trelm": replace(bank, cka=config.cka),
+        "dkplm": dkplm,
+    }
+
+
+class Timed:
+    """A trainer whose steps and reading are timed apart."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._loader = trainer, trainer.loader
+        trainer.loader = self  # type: ignore[assignment]  # its steps are taken from here
+        self.steps: list[float] = []
+        self.reading: list[float] = []
+        self.tokens: list[int] = []
+
+    def __next__(self) -> Any:
+        begun = time.perf_counter()
+        read = next(self._loader)
+        self.reading.append(time.perf_counter() - begun)
+        self.tokens.append(sum(len(batch.input_ids) for batch in read.micro_batches))
+        return read
+
+    def step(self) -> None:
+        """One optimizer step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        self._trainer._train_step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.steps.append(time.perf_counter() - begun - self.reading[-1])
+
+
+def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of a step and of its reading, and tokens, by variant."""
+    ranks = connect()
+    try:
+        with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
+            timed = {}
+            for number, (name, variant) in enumerate(variants(config).items()):
+                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer.engine.train()
+                timed[name] = Timed(trainer)
+            for _ in range(WARM_UP + rounds):
+                for one in timed.values():
+                    one.step()
+    finally:
+        disconnect()
+    return {
+        name: {
+            "step_s": statistics.median(one.steps[WARM_UP:]),
+            "reading_s": statistics.median(one.reading[WARM_UP:]),
+            "tokens": statistics.mean(one.tokens[WARM_UP:]),
+        }
+        for name, one in timed.items()
+    }
+
+
+def report(config: Config, measured: dict[str, dict[str, float]], rounds: int) -> dict[str, Any]:
+    plain = measured["mlm"]
+    model = config.model
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU",
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "deepspeed")},
+        "date": datetime.date.today().isoformat(),
+        "model": f"{model.num_hidden_layers} layers x {model.hidden_size}",
+        "precision": config.trainer.precision,
+        "sequences_per_step": config.trainer.global_batch_size,
+        "rounds": rounds,
+        "objectives": {
+            name: {
+                "step_ms": round(1000 * one["step_s"], 2),
+                "relative_to_mlm": round(one["step_s"] / plain["step_s"], 3),
+                "tokens_relative_to_mlm": round(one["tokens"] / plain["tokens"], 3),
+                "reading_ms": round(1000 * one["reading_s"], 2),
+            }
+            for name, one in measured.items()
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = ["| objective | step, ms | relative to mlm | tokens, relative | reading, ms |", "|---" * 5 + "|"]
+    for name, one in result["objectives"].items():
+        figures = one["step_ms"], one["relative_to_mlm"], one["tokens_relative_to_mlm"], one["reading_ms"]
+        rows.append(f"| {name} | " + " | ".join(map(str, figures)) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
+    options.add_argument("--rounds", type=int, default=5, help="steps of each objective that count")
+    options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "objectives.json")
+    own, settings = options.parse_known_args()
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+    add_settings(parser)
+    always = ["--tracking.enabled", "false", "--loader.workers", "0"]
+    config = parse(parser, [*settings, *always])[0]
+    result = report(config, measure(config, own.data, own.rounds), own.rounds)
+    own.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

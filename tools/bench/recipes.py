@@ -1,0 +1,262 @@
+"""Recipes against each other: pre-trains each with several seeds at equal steps, probes it for facts; JSON and plot.
+
+python tools/bench/recipes.py --work WORK [--world sample|trex] [--seeds 0 1 2] [--jobs 2] [--only NAME ...]
+
+Everything runs through the `trelm` command. Stop it at any time: finished runs are kept, the others are continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "trelm_ds" / "recipes"
+SHARED = ROOT.parent / "shared" / "data"
+QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
+
+# name -> recipe file, overrides
+SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
+    "mlm": ("mlm", []),
+    "dkplm": ("dkplm", []),
+    "trelm": ("trelm", []),
+    "trelm, without injection": ("trelm_without_injection", []),
+    "trelm, without memory": ("trelm_without_memory", []),
+    "trelm, without assessing": ("trelm_without_assessing", []),
+    "trelm, product": ("trelm", ["--cka.decoder", "product"]),
+    "trelm, injection 1.0": ("trelm", ["--injection.probability", "1.0"]),
+    "trelm, product, injection 1.0": ("trelm", ["--cka.decoder", "product", "--injection.probability", "1.0"]),
+}
+TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm")}
+
+
+@dataclass
+class World:
+    """A dataset with its probes, and how recipes are run on it."""
+
+    dataset: Path
+    lama: Path
+    plan: dict[str, tuple[str, list[str]]]
+    overrides: list[str] = field(default_factory=list)
+
+
+def run(log: Path, *command: str) -> None:
+    """One command; its output goes to `log`, of which the end is shown where it fails."""
+    with log.open("a") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\nfailed; {log} ends with\n{log.read_text()[-2000:]}")
+
+
+def trelm(log: Path, *arguments: str) -> None:
+    run(log, sys.executable, "-m", "trelm_ds", *arguments)
+
+
+def sample_world(work: Path) -> World:
+    """The built-in world, prepared as the quickstart does."""
+    log, world, dataset = work / "prepare.log", work / "world", work / "dataset"
+    if not (world / "lama").is_dir():
+        run(log, sys.executable, str(ROOT / "tools" / "sample_world" / "generate.py"), "--out", str(world))
+    text = ["--source", str(world / "wiki"), "--wikidata5m", str(world / "wikidata5m"), "--out", str(dataset)]
+    trelm(log, "prepare", *text, *"--tokenizer train --vocab-size 6000 --unit sentence --max-length 64".split(), *MIN)
+    return World(dataset, world / "lama", SAMPLE_PLAN)
+
+
+MIN = ["--min-words", "4"]
+
+
+def trex(work: Path, start_steps: int) -> World:
+    """LAMA's T-REx evidence and graph; all recipes continue one model that plain MLM has trained."""
+    log, dataset, start = work / "prepare.log", work / "dataset", work / "start"
+    text = ["--source", str(SHARED / "corpus" / "trex_linked.jsonl.gz"), "--wikidata5m", str(SHARED / "wikidata5m")]
+    shape = "--tokenizer train --vocab-size 8000 --max-length 64".split()
+    trelm(log, "prepare", *text, *shape, "--out", str(dataset))
+    sizes = ["--config", str(RECIPES / "sizes" / "tiny.yaml")]
+    if not (start / "model").is_dir():
+        steps = ["--trainer.max_steps", str(start_steps), *QUIET]
+        mlm = ["--config", str(RECIPES / "mlm.yaml"), "--data", str(dataset), "--out", str(start / "run")]
+        trelm(log, "pretrain", *sizes, *mlm, *steps)
+        trelm(log, "export", str(start / "run"), str(start / "model"))
+    lama = work / "lama"
+    if not lama.is_dir():
+        _with_tiers(SHARED / "lama", lama, dataset)
+    return World(dataset, lama, TREX_PLAN, ["--model.init_from", str(start / "model"), "--optimizer.lr", "1e-3"])
+
+
+def _with_tiers(source: Path, target: Path, dataset: Path) -> None:
+    """LAMA's probes with a tier each: whether the corpus mentions the subject less often than an average entity."""
+    qids, counts = (np.load(dataset / "entities" / f"{name}.npy") for name in ("qids", "counts"))
+    times = dict(zip(qids.tolist(), counts.tolist(), strict=True))
+    staging = target.with_name(".lama.partial")
+    (staging / "TREx").mkdir(parents=True, exist_ok=True)
+    (staging / "relations.jsonl").write_bytes((source / "relations.jsonl").read_bytes())
+    for path in sorted((source / "TREx").glob("P*.jsonl.gz")):
+        with gzip.open(path, "rt") as lines, (staging / "TREx" / path.name.removesuffix(".gz")).open("w") as out:
+            for line in lines:
+                fact = json.loads(line)
+                rare = times.get(int(fact["sub_uri"][1:]), 0) < counts.mean()
+                out.write(json.dumps(fact | {"tier": "long_tail" if rare else "frequent"}) + "\n")
+    staging.rename(target)
+
+
+def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
+    """Trains, exports and probes one run, or what of it is missing; returns its folder."""
+    recipe, overrides = world.plan[name]
+    folder = runs / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    log, result = folder / "log.txt", folder / "lama.json"
+    if result.is_file():
+        return folder
+    configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
+    seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
+    place = ["--data", str(world.dataset), "--out", str(folder / "run")]
+    trelm(log, "pretrain", *configs, *place, *QUIET, *seeds, *world.overrides, *overrides)
+    trelm(log, "export", str(folder / "run"), str(folder / "model"))
+    where = ["--model", str(folder / "model"), "--data", str(world.lama), "--out", str(result)]
+    trelm(log, "evaluate", "lama", *where)
+    print(f"{name}, seed {seed}: done", flush=True)
+    return folder
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """P@1 in percent by tier and in all."""
+    result = json.loads((folder / "lama.json").read_text())
+    tiers = {tier: 100 * score["p_at_1"] for tier, score in result["tiers"].items()}
+    return tiers | {"all": 100 * result["p_at_1"]}
+
+
+def baselines(folder: Path) -> dict[str, float]:
+    """P@1 in percent of always giving the most frequent answer."""
+    result = json.loads((folder / "lama.json").read_text())
+    tiers = {tier: 100 * score["majority_baseline"] for tier, score in result["tiers"].items()}
+    return tiers | {"all": 100 * result["majority_baseline"]}
+
+
+def curve(folder: Path, batch: int) -> dict[str, list[float]]:
+    """MLM loss at every log point, by step and by seconds of training."""
+    points = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [point["step"] for point in points]
+    took = np.diff([0, *steps]) * batch / np.array([point["sequences_per_s"] for point in points])
+    seconds = np.cumsum(took).round(1).tolist()
+    return {"step": steps, "seconds": seconds, "mlm_loss": [round(point["mlm_loss"], 4) for point in points]}
+
+
+def report(found: dict[str, list[Path]], steps: int, seeds: list[int], batch: int) -> dict[str, Any]:
+    """Mean and spread over the seeds, every single figure, and the curves of the first seed."""
+    recipes = {}
+    for name, folders in found.items():
+        each = [scores(folder) for folder in folders]
+        recipes[name] = {
+            "mean": {tier: round(statistics.mean(one[tier] for one in each), 1) for tier in each[0]},
+            "lowest": {tier: round(min(one[tier] for one in each), 1) for tier in each[0]},
+            "highest": {tier: round(max(one[tier] for one in each), 1) for tier in each[0]},
+            "seeds": [{tier: round(value, 1) for tier, value in one.items()} for one in each],
+            "curve": curve(folders[0], batch),
+        }
+    majority = baselines(next(iter(found.values()))[0])
+    return {
+        "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        "date": datetime.date.today().isoformat(),
+        "steps": steps,
+        "seeds": seeds,
+        "majority": {tier: round(value, 1) for tier, value in majority.items()},
+        "recipes": recipes,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: P@1 in percent, mean and range over the seeds, by tier."""
+    tiers = list(result["majority"])
+    rows = ["| recipe | " + " | ".join(tiers) + " |", "|---" * (len(tiers) + 1) + "|"]
+    for name, recipe in result["recipes"].items():
+        cells = [
+            f"{recipe['mean'][tier]:.1f} ({recipe['lowest'][tier]:.1f}-{recipe['highest'][tier]:.1f})" for tier in tiers
+        ]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    rows.append("| most frequent answer | " + " | ".join(f"{result['majority'][tier]:.1f}" for tier in tiers) + " |")
+    return "\n".join(rows)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Bars of P@1 by tier with the range over the seeds; MLM loss by step and by time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    recipes, tiers = result["recipes"], list(result["majority"])
+    figure = Figure(figsize=(11, 2.2 + 0.9 * len(tiers) + 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.2 + 0.9 * len(tiers), 3.5])
+    axes = upper.subplots()
+    height = 0.8 / len(recipes)
+    for number, (name, recipe) in enumerate(recipes.items()):
+        means = [recipe["mean"][tier] for tier in tiers]
+        below = [recipe["mean"][tier] - recipe["lowest"][tier] for tier in tiers]
+        above = [recipe["highest"][tier] - recipe["mean"][tier] for tier in tiers]
+        places = [place + (number + 0.5) * height - 0.4 for place in range(len(tiers))]
+        axes.barh(places, means, height * 0.9, xerr=[below, above], label=name, error_kw={"elinewidth": 0.8})
+    for place, tier in enumerate(tiers):
+        axes.plot([result["majority"][tier]] * 2, [place - 0.4, place + 0.4], color="black", linestyle=":")
+    axes.set_yticks(range(len(tiers)), tiers)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"P@1, percent; range over seeds {result['seeds']}; dotted: most frequent answer")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for panel, key, label in zip(lower.subplots(1, 2, sharey=True), ("step", "seconds"), ("step", "s"), strict=True):
+        for name, recipe in recipes.items():
+            panel.plot(recipe["curve"][key], recipe["curve"]["mlm_loss"], label=name, linewidth=1)
+        panel.set_xlabel(label)
+        panel.set_ylabel("MLM loss")
+        panel.set_yscale("log")
+    figure.savefig(path, dpi=130)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--world", choices=("sample", "trex"), default="sample")
+    parser.add_argument("--work", type=Path, required=True, help="folder for dataset and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of every run (default: sample 2200, trex 600)")
+    parser.add_argument("--start-steps", type=int, default=1500, help="trex: of the model that all continue")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="+", help="names of the plan")
+    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/recipes_WORLD.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
+    work = options.work.resolve()
+    steps = options.steps or (2200 if options.world == "sample" else 600)
+    world = sample_world(work) if options.world == "sample" else trex(work, options.start_steps)
+    names = [name for name in world.plan if not options.only or name in options.only]
+    jobs = [(name, seed) for seed in options.seeds for name in names]
+    runs = work / f"runs-{steps}"
+    with ThreadPoolExecutor(options.jobs) as pool:
+        folders = list(pool.map(lambda job: finish(world, runs, *job, steps), jobs))
+    found: dict[str, list[Path]] = {name: [] for name in names}
+    for (name, _), folder in zip(jobs, folders, strict=True):
+        found[name].append(folder)
+    result = report(found, steps, options.seeds, batch=128)
+    out = options.out or ROOT / "docs" / "benchmarks" / f"recipes_{options.world}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, out.with_suffix(".png"))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
