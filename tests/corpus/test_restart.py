@@ -197,6 +197,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "while the last chunks are read": lambda work: entries(work / "documents") >= 12,
     "while the graph is built": lambda work: bool(list(work.glob(".graph.*"))) or (work / "graph").exists(),
     "after the titles": lambda work: (work / "titles").exists(),
+    "while names are encoded": lambda work: bool(list(work.glob(".names.*"))) or (work / "names").exists(),
     "while sequences are written": lambda work: entries(work / "sequences") >= 3,
     "while shards are assembled": lambda work: (work / "dataset").exists(),
     "before the dataset is put in place": lambda work: (work / "dataset" / "manifest.json").exists(),

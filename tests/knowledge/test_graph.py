@@ -48,8 +48,10 @@ def test_files_are_found_plain_or_gzipped(tmp_path: Path) -> None:
         (tmp_path / f"wikidata5m_{name}").touch()
     found = find_wikidata5m(tmp_path)
     assert [path.name for path in found.paths] == [
-        "wikidata5m_all_triplet.txt.gz", "wikidata5m_entity.txt", "wikidata5m_relation.txt"
+        "wikidata5m_all_triplet.txt.gz", "wikidata5m_entity.txt", "wikidata5m_relation.txt", "wikidata5m_text.txt"
     ]  # fmt: skip
+    (tmp_path / "wikidata5m_text.txt").unlink()
+    assert find_wikidata5m(tmp_path).text is None
 
 
 def test_an_empty_file_and_broken_text_are_refused(tmp_path: Path) -> None:

@@ -1,13 +1,22 @@
 """Offline preparation: dumps and linked text become token sequences with entity mentions."""
 
-from trelm_ds.corpus.pipeline import ENTITIES_FOLDER, GRAPH_FOLDER, TOKENIZER_FOLDER, WORDS_FOLDER
+from trelm_ds.corpus.pipeline import (
+    ENTITIES_FOLDER,
+    GRAPH_FOLDER,
+    NAMES_FOLDER,
+    TOKEN_COUNTS,
+    TOKENIZER_FOLDER,
+    WORDS_FOLDER,
+)
 from trelm_ds.corpus.prepare import PrepareOptions, prepare
 from trelm_ds.corpus.tokenizer import TokenizerInfo, check_vocabulary, describe, load_tokenizer, word_starts
 
 __all__ = [
     "ENTITIES_FOLDER",
     "GRAPH_FOLDER",
+    "NAMES_FOLDER",
     "TOKENIZER_FOLDER",
+    "TOKEN_COUNTS",
     "WORDS_FOLDER",
     "PrepareOptions",
     "TokenizerInfo",

@@ -16,8 +16,10 @@ _ORDER = (
     "mentions dropped: no token", "mentions dropped: cut between two sequences", "mentions kept",
     "mentions kept, with a triple", "entities mentioned", "entities mentioned at most 5 times",
     "entities mentioned, with a triple", "words", "graph: triples", "graph: triples repeated",
-    "graph: lines left out, malformed", "graph: entities", "graph: entities without a name", "graph: relations",
-    "graph: relations without a name", "names: lines left out, malformed",
+    "graph: lines left out, malformed", "graph: entities", "graph: entities without a name",
+    "graph: entities whose names cannot be written", "graph: entities with a description", "graph: relations",
+    "graph: relations without a name", "graph: relations whose names cannot be written",
+    "names: lines left out, malformed",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(_ORDER)}
 

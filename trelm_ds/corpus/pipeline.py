@@ -2,6 +2,8 @@
 
 text --extract--> documents --titles--> QIDs --encode--> sequences --assemble--> dataset
 (chunks, parallel)          (once)           (chunks, parallel)    (once)
+
+Once and beside them: the graph, the tokenizer, and with both of them the names of entities and relations.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from trelm_ds.corpus.encode import EncodeTask, encode, read_block
 from trelm_ds.corpus.extract import Extracted, ExtractTask, extract, read_documents, read_page_table, read_titles
 from trelm_ds.corpus.funnel import ordered, total
 from trelm_ds.corpus.link_stage import link_dictionary
+from trelm_ds.corpus.name_stage import name_arrays
 from trelm_ds.corpus.page_props import read_page_props
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
 from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
@@ -44,6 +47,8 @@ TOKENIZER_FOLDER = "tokenizer"
 GRAPH_FOLDER = "graph"
 ENTITIES_FOLDER = "entities"
 WORDS_FOLDER = "words"
+NAMES_FOLDER = "names"
+TOKEN_COUNTS = "token_counts.npy"
 _PARTS = "parts"
 _STARTS = "word_starts.npy"
 _RAREST_WORD = 2  # words seen once are left out of the table: half of all, and never a row of the memory bank
@@ -136,9 +141,10 @@ class Pipeline:
         graph = self._graph()
         titles = self._titles(documents, graph)
         tokenizer = self._tokenizer(documents)
+        names = self._encoded_names(graph, tokenizer)
         linker = self._linker(documents, titles, graph) if self.options.link_entities else None
         sequences = self._sequences(documents, titles, tokenizer, linker)
-        return self._assemble(sequences, graph, tokenizer, built)
+        return self._assemble(sequences, graph, names, tokenizer, built)
 
     def _hash_of(self, role: Role, *paths: Path) -> list[str]:
         return [self.request["sources"][source_name(role, path)] for path in paths]
@@ -271,6 +277,13 @@ class Pipeline:
             artifact = obtain(folder, key)
         return artifact
 
+    def _encoded_names(self, graph: Artifact, tokenizer: Artifact) -> Artifact:
+        hashes = self._hash_of("graph", *(file.path for file in self.files.names))
+        folder = tokenizer.folder / TOKENIZER_FOLDER
+        artifact = name_arrays(self.files, hashes, graph, tokenizer, folder, self._budget, self.work)
+        self.counts.update(artifact.notes["counts"])
+        return artifact
+
     def _sequences(
         self, documents: list[Artifact], titles: Artifact, tokenizer: Artifact, linker: Artifact | None
     ) -> list[Artifact]:
@@ -305,21 +318,28 @@ class Pipeline:
         self._hint_at_page_props()
         return made
 
-    def _assemble(self, sequences: list[Artifact], graph: Artifact, tokenizer: Artifact, built: Path) -> Manifest:
+    def _assemble(
+        self, sequences: list[Artifact], graph: Artifact, names: Artifact, tokenizer: Artifact, built: Path
+    ) -> Manifest:
         built.mkdir()
         files = tokenizer.folder / TOKENIZER_FOLDER
         info = describe(load_tokenizer(files))
         writer = ShardWriter(built, info.vocab_size, self.options.shard_mb * 1_000_000)
         entities: Counter[int] = Counter()
         counter = WordCounter()
+        token_counts = np.zeros(info.vocab_size, dtype=np.int64)
         for artifact in track(sequences, "assembling shards, chunks", total=len(sequences)):
-            writer.extend(read_block(artifact.folder))
+            block = read_block(artifact.folder)
+            writer.extend(block)
+            token_counts += np.bincount(block.tokens, minlength=info.vocab_size)
             entities.update(dict(np.load(artifact.folder / "entities.npy").tolist()))
             counter.add(WordTable.load(artifact.folder / "words"))
         shards = writer.close()
         if not shards:
             raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
+        np.save(built / TOKEN_COUNTS, token_counts)
         _copy(graph.folder, built / GRAPH_FOLDER)
+        _copy(names.folder, built / NAMES_FOLDER)
         _copy(files, built / TOKENIZER_FOLDER)
         for name in (ENTITIES_FOLDER, WORDS_FOLDER):
             (built / name).mkdir()

@@ -12,7 +12,7 @@ import numpy as np
 import sentencex
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.tokenizer import TokenizerInfo
+from trelm_ds.corpus.tokenizer import TokenizerInfo, take_text_as_it_is
 from trelm_ds.shards import Sequence
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def sequences_of(
             a sentence. A sentence that is too long is cut between words.
     """
     budget = max_length - 2
-    tokenizer.no_truncation()  # a tokenizer.json may come with either switched on
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is three words, not the mask
+    take_text_as_it_is(tokenizer)
     for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
         encodings = tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):

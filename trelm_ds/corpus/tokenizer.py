@@ -161,6 +161,13 @@ def load_core(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def take_text_as_it_is(core: Tokenizer) -> None:
+    """Nothing is cut or padded, and "[MASK]" in a text is three words, not the mask."""
+    core.no_truncation()  # a tokenizer.json may come with either switched on
+    core.no_padding()
+    core.encode_special_tokens = True
+
+
 def rules_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of all that decides how text becomes tokens: vocabulary, merges, normalizer, pre-tokenizer."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}

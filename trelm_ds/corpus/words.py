@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.ragged import offsets_of, spread
 
 _LEAST_MERGE = 1 << 18
 _ARRAYS = ("hashes", "frequencies", "offsets", "tokens")
@@ -70,7 +71,7 @@ class WordTable(NamedTuple):
         """Counts the words of packed tokens [T]."""
         hashes, rows, counts = np.unique(words.hashes, return_index=True, return_counts=True)
         length = words.length[rows]
-        return cls(hashes, counts, _offsets(length), tokens[_spread(words.first[rows], length)].astype(np.int32))
+        return cls(hashes, counts, offsets_of(length), tokens[spread(words.first[rows], length)].astype(np.int32))
 
     @classmethod
     def merge(cls, tables: list[WordTable], minimum: int = 1) -> WordTable:
@@ -84,8 +85,8 @@ class WordTable(NamedTuple):
         length = np.concatenate([np.diff(table.offsets) for table in tables])[rows[kept]]
         bases = np.cumsum([0, *(len(table.tokens) for table in tables[:-1])])
         first = np.concatenate([table.offsets[:-1] + base for table, base in zip(tables, bases, strict=True)])
-        tokens = np.concatenate([table.tokens for table in tables])[_spread(first[rows[kept]], length)]
-        return cls(hashes[kept], counts[kept], _offsets(length), tokens)
+        tokens = np.concatenate([table.tokens for table in tables])[spread(first[rows[kept]], length)]
+        return cls(hashes[kept], counts[kept], offsets_of(length), tokens)
 
     def save(self, folder: Path) -> None:
         """Writes one .npy file per array into `folder`."""
@@ -117,13 +118,3 @@ class WordCounter:
             self._total = WordTable.merge([self._total, *self._new], minimum)
             self._new, self._size = [], 0
         return self._total
-
-
-def _offsets(length: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-
-
-def _spread(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The indices first[i], first[i] + 1, ... of all i, `length[i]` each."""
-    ends = np.cumsum(length)
-    return np.repeat(first - (ends - length), length) + np.arange(int(length.sum()))

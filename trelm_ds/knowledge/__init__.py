@@ -1,7 +1,8 @@
-"""The knowledge graph (Wikidata5M as compressed sparse rows), the long tail, and which mentions get knowledge."""
+"""The knowledge graph (Wikidata5M as compressed sparse rows) and its names, the long tail, the mentions that count."""
 
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.long_tail import EntityFrequencies, long_tail_words
+from trelm_ds.knowledge.names import Names, encode_names
 from trelm_ds.knowledge.selection import (
     STRATEGIES,
     MentionSelector,
@@ -13,6 +14,7 @@ from trelm_ds.knowledge.selection import (
     semantic_importance,
 )
 from trelm_ds.knowledge.wikidata5m import GraphFile, Wikidata5M, find_wikidata5m, read_names, read_triples
+from trelm_ds.ragged import gather, lengths
 
 __all__ = [
     "STRATEGIES",
@@ -20,13 +22,17 @@ __all__ = [
     "GraphFile",
     "KnowledgeGraph",
     "MentionSelector",
+    "Names",
     "Selection",
     "Strategy",
     "Wikidata5M",
     "cosine_bar",
     "cosine_histogram",
+    "encode_names",
     "find_wikidata5m",
+    "gather",
     "histogram_values",
+    "lengths",
     "long_tail_words",
     "read_names",
     "read_triples",

@@ -1,4 +1,4 @@
-"""Wikidata5M in its published files and archives: triples, entity and relation names."""
+"""Wikidata5M in its published files and archives: triples, entity and relation names, descriptions."""
 
 from __future__ import annotations
 
@@ -36,22 +36,29 @@ class GraphFile(NamedTuple):
 
 
 class Wikidata5M(NamedTuple):
-    """The files: triples (one, or the three transductive splits), names of entities and of relations."""
+    """The files: triples (one, or the three transductive splits), names of entities and of relations, and, where it is
+    there, `QID<TAB>description`."""
 
     triples: list[GraphFile]
     entity: GraphFile
     relation: GraphFile
+    text: GraphFile | None = None
+
+    @property
+    def names(self) -> list[GraphFile]:
+        """The files with names and descriptions."""
+        return [file for file in (self.entity, self.relation, self.text) if file is not None]
 
     @property
     def paths(self) -> list[Path]:
         """Every file on disk, once."""
-        return sorted({file.path for file in (*self.triples, self.entity, self.relation)})
+        return sorted({file.path for file in (*self.triples, *self.names)})
 
 
 def find_wikidata5m(folder: Path) -> Wikidata5M:
-    """Finds `wikidata5m_{all_triplet,entity,relation}.txt`, plain, `.gz` or inside `wikidata5m_*.tar.gz` archives.
+    """Finds `wikidata5m_{all_triplet,entity,relation,text}.txt`, plain, `.gz` or inside `wikidata5m_*.tar.gz` archives.
 
-    Without `all_triplet`, the three files of the transductive split are taken together.
+    Without `all_triplet`, the three files of the transductive split are taken together; `text` may be missing.
 
     Raises:
         UserError: no such folder, a file is missing, or a damaged archive.
@@ -77,7 +84,8 @@ def find_wikidata5m(folder: Path) -> Wikidata5M:
         triples = [found[name] for name in _SPLITS]
     else:
         raise UserError(f"--wikidata5m: {folder} lacks wikidata5m_all_triplet.txt (or .gz, or the transductive split)")
-    return Wikidata5M(triples, found["wikidata5m_entity.txt"], found["wikidata5m_relation.txt"])
+    names = (found["wikidata5m_entity.txt"], found["wikidata5m_relation.txt"], found.get("wikidata5m_text.txt"))
+    return Wikidata5M(triples, *names)
 
 
 @contextlib.contextmanager
@@ -140,7 +148,7 @@ def read_names(
     """Yields (number of the id, its names, label first) from `ID<TAB>name<TAB>name...` lines.
 
     Args:
-        file: entity or relation names.
+        file: entity or relation names, or descriptions (one "name" each).
         letter: Q or P.
         max_malformed: share of the lines that may be malformed; they are left out with a warning.
         counts: gets their number.

@@ -13,7 +13,7 @@ from typing import Any
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
 
-SCHEMA = 2
+SCHEMA = 3
 NAME = "manifest.json"
 LENGTHS = "lengths.npy"
 DROPPED = "sequences dropped by repair"
