@@ -161,16 +161,16 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_from(3, tmp_path, torch.float32)
     with pytest.raises(UserError, match="holds no u-"):
         load(name="u")
-    with pytest.raises(UserError, match=r"table of 11 rows x 5, this run's has 12 x 5; go on with"):
+    with pytest.raises(UserError, match=r"table of 11 rows x 5, this run's has 12 rows x 5; go on with"):
         load(n_rows=12)
-    with pytest.raises(UserError, match=r"11 rows x 5, this run's has 11 x 6"):
+    with pytest.raises(UserError, match=r"11 rows x 5, this run's has 11 rows x 6"):
         load(width=6)
     middle = tmp_path / "t-00001-of-00003.safetensors"
     good = middle.read_bytes()
     middle.write_bytes(good[:50])
     with pytest.raises(UserError, match=r"t-00001-of-00003.safetensors: cannot be read"):
         load()
-    save_file({"rows": torch.zeros(3, WIDTH)}, middle, {"rows": "11", "width": str(WIDTH)})
+    save_file({"rows": torch.zeros(3, WIDTH)}, middle, {"table": f"11 rows x {WIDTH}"})
     with pytest.raises(UserError, match=r"t-00001-of-00003.safetensors"):
         load()
     middle.unlink()

@@ -104,6 +104,10 @@ class ShardedTable:
         return torch.arange(min(rank, self.n_rows), self.n_rows, world_size)
 
     @property
+    def _size(self) -> str:
+        return f"{self.n_rows} rows x {self.width}"
+
+    @property
     def owned(self) -> Tensor:
         """int64 [R_local], the rows of this rank's shard, ascending."""
         return self._rows_of(self.group.rank, self.group.world_size)
@@ -202,7 +206,8 @@ class ShardedTable:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{self.group.rank:05d}-of-{self.group.world_size:05d}.safetensors"
         try:
-            save_file({"rows": self.local}, path, {"rows": str(self.n_rows), "width": str(self.width)})
+            # One entry of metadata, since safetensors writes several in any order and the bytes would differ.
+            save_file({"rows": self.local}, path, {"table": self._size})
         except SafetensorError as error:  # what a full disk is to safetensors
             raise OSError(f"{path}: {error}") from error
 
@@ -227,10 +232,9 @@ class ShardedTable:
                 about, rows = shard.metadata() or {}, shard.get_tensor("rows")
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}); restore it") from None
-        saved = (about.get("rows"), about.get("width"))
-        if saved != (str(self.n_rows), str(self.width)) or rows.shape != (n_rows, self.width):
+        if about.get("table") != self._size or rows.shape != (n_rows, self.width):
             raise UserError(
-                f"{path}: of a table of {saved[0]} rows x {saved[1]}, this run's has {self.n_rows} x {self.width}; "
+                f"{path}: of a table of {about.get('table', 'unknown size')}, this run's has {self._size}; "
                 "go on with the dataset, selection and model that it was saved with"
             )
         return rows

@@ -140,15 +140,14 @@ def vectors_from_file(
     where = f"injection.file {path}"
     expected = f"{n_entities:,} entities + {n_relations:,} relations"
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        table = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}: not a .npy file of numbers ({reason}); write it with numpy.save") from None
-    if not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.dtype.itemsize not in (2, 4, 8):
-        kind = table.dtype if isinstance(table, np.ndarray) else ".npz"
-        raise UserError(f"{where}: is {kind}; write an array of float16, float32 or float64 with numpy.save")
+    if table.dtype.kind != "f" or table.dtype.itemsize not in (2, 4, 8):
+        raise UserError(f"{where}: is {table.dtype}; write an array of float16, float32 or float64 with numpy.save")
     if table.ndim != 2 or len(table) != n_entities + n_relations or not table.shape[1]:
         shape = list(table.shape)
         raise UserError(f"{where}: has shape {shape}; this dataset needs one row for each of {expected}, in that order")
