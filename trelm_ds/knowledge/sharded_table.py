@@ -1,0 +1,254 @@
+"""A table whose rows are spread over the ranks: looked up and sent to with all-to-all, re-sharded on loading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trelm_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class TableGroup:
+    """N ranks that share tables. `TableGroup()` is a world of one, which never communicates.
+
+    The groups are the tables' own: an all-to-all on a communicator that DeepSpeed uses too could meet one of its
+    collectives in another order on another rank.
+
+    Attributes:
+        rank, world_size: this process among the N.
+        control: gloo, for row numbers and counts, and for the values of tables on the CPU.
+        payload: NCCL, for the values of tables on a GPU; None where no table is on one.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    control: dist.ProcessGroup | None = None
+    payload: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of_all_ranks(cls, device: torch.device) -> TableGroup:
+        """New groups of the whole default process group; collective. `device` is where the tables may live."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        if world_size == 1:
+            return cls()
+        payload = dist.new_group(backend="nccl") if device.type == "cuda" else None
+        return cls(rank, world_size, dist.new_group(backend="gloo"), payload)
+
+    def group_for(self, device: torch.device) -> dist.ProcessGroup | None:
+        """The group for values on `device`."""
+        return self.control if device.type == "cpu" else self.payload
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a CPU tensor over the ranks, in place; collective."""
+        if self.world_size > 1:
+            dist.all_reduce(values, group=self.control)
+        return values
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which rows this rank names to which owner, and which of its own rows the others name; see `ShardedTable.route`.
+
+    Attributes:
+        order: int64 [n], the n rows named, sorted by owner, else in their order.
+        sent: rows named to each rank, N numbers.
+        rows: int64 [m], rows that the others named here: by rank, then in the order they were named.
+        received: of them by each rank, N numbers.
+    """
+
+    order: Tensor
+    sent: list[int]
+    rows: Tensor
+    received: list[int]
+
+
+class Lookup:
+    """A look-up on its way."""
+
+    def __init__(self, values: Tensor, order: Tensor, exchange: tuple[dist.Work, Tensor] | None) -> None:
+        self._values, self._order, self._exchange = values, order, exchange
+
+    def wait(self) -> Tensor:
+        """The rows [n, W] in the order asked, as they were when all had started; on the table's device."""
+        if self._exchange is not None:
+            work, _ = self._exchange  # holds what is being sent until it has been
+            work.wait()
+            self._values = torch.empty_like(self._values).index_copy_(0, self._order, self._values)
+            self._exchange = None
+        return self._values
+
+
+class ShardedTable:
+    """R rows of W numbers over N ranks: row r is with rank r mod N, at place r // N of its shard. Zeros at the start.
+
+    Attributes:
+        n_rows: R.
+        width: W.
+        local: [R_local, W], this rank's shard.
+    """
+
+    def __init__(self, n_rows: int, width: int, dtype: torch.dtype, device: torch.device, group: TableGroup) -> None:
+        self.n_rows, self.width, self.group = n_rows, width, group
+        self.local = torch.zeros(len(self._rows_of(group.rank, group.world_size)), width, dtype=dtype, device=device)
+
+    def _rows_of(self, rank: int, world_size: int) -> Tensor:
+        return torch.arange(min(rank, self.n_rows), self.n_rows, world_size)
+
+    @property
+    def _size(self) -> str:
+        return f"{self.n_rows} rows x {self.width}"
+
+    @property
+    def owned(self) -> Tensor:
+        """int64 [R_local], the rows of this rank's shard, ascending."""
+        return self._rows_of(self.group.rank, self.group.world_size)
+
+    @property
+    def bytes(self) -> int:
+        """Of this rank's shard."""
+        return self.local.numel() * self.local.element_size()
+
+    def place(self, rows: Tensor) -> Tensor:
+        """int64 [m], where in `local` the rows [m] of this rank are, on its device."""
+        return (rows // self.group.world_size).to(self.local.device)
+
+    def fill(self, values_of: Callable[[Tensor], Tensor], batch: int = 8192) -> None:
+        """Sets every row, each rank its own.
+
+        Every rank makes the same number of calls, at the end perhaps with no row, because what it calls may be
+        collective: reading the model's parameters is, under ZeRO-3.
+
+        Args:
+            values_of: from rows, int64 [n] on the CPU, to their values [n, W].
+            batch: the most rows of a call.
+        """
+        owned = self.owned
+        most = len(self._rows_of(0, self.group.world_size))
+        for first in range(0, most, batch):
+            rows = owned[first : first + batch]
+            values = values_of(rows)
+            assert values.shape == (len(rows), self.width), f"{values.shape} for {len(rows)} rows of {self.width}"
+            self.local[first : first + len(rows)] = values.to(self.local)
+
+    def route(self, rows: Tensor) -> Route:
+        """Tells the owners of `rows`, int64 [n] on the CPU, of them; collective, on the CPU. n may be 0.
+
+        A route serves for any number of look-ups in tables with the same R and the same ranks.
+        """
+        assert (rows.dtype, rows.device.type) == (torch.int64, "cpu")
+        assert not len(rows) or 0 <= int(rows.min()) <= int(rows.max()) < self.n_rows, "no such row"
+        size = self.group.world_size
+        if size == 1:
+            return Route(torch.arange(len(rows)), [len(rows)], rows, [len(rows)])
+        owners = rows % size
+        order = torch.argsort(owners, stable=True)
+        sent = torch.bincount(owners, minlength=size)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group.control)
+        named = torch.empty(int(received.sum()), dtype=torch.int64)
+        dist.all_to_all_single(named, rows[order], received.tolist(), sent.tolist(), group=self.group.control)
+        return Route(order, sent.tolist(), named, received.tolist())
+
+    def start_lookup(self, rows: Tensor | Route) -> Lookup:
+        """Starts to fetch rows; collective. They travel while the caller computes, until it waits.
+
+        Args:
+            rows: int64 [n] on the CPU; a row may be asked for more than once, and n may be 0. Or their route.
+        """
+        route = rows if isinstance(rows, Route) else self.route(rows)
+        found = self.local.index_select(0, self.place(route.rows))
+        if self.group.world_size == 1:
+            return Lookup(found, route.order, None)
+        values = found.new_empty(len(route.order), self.width)
+        work = self._all_to_all(values, found, route.sent, route.received)
+        return Lookup(values, route.order.to(values.device), (work, found))
+
+    def send(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Sends values to the owners of their rows; collective.
+
+        Args:
+            rows: int64 [n] on the CPU; n may be 0.
+            values: [n, W'], of any width and dtype.
+
+        Returns:
+            what all ranks sent to this one: rows int64 [m] on the CPU and values [m, W'] on the table's device, ordered
+            by rank, then as sent.
+        """
+        values = values.to(self.local.device)
+        route = self.route(rows)
+        if self.group.world_size == 1:
+            return rows, values
+        arrived = values.new_empty(len(route.rows), *values.shape[1:])
+        sorted_values = values.index_select(0, route.order.to(values.device))
+        self._all_to_all(arrived, sorted_values, route.received, route.sent).wait()
+        return route.rows, arrived
+
+    def _all_to_all(self, output: Tensor, values: Tensor, received: list[int], sent: list[int]) -> dist.Work:
+        group = self.group.group_for(values.device)
+        assert group is not None, f"no group for values on {values.device}"
+        return dist.all_to_all_single(output, values, received, sent, group=group, async_op=True)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes this rank's shard, `{name}-{rank}-of-{N}.safetensors`, in `folder`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}-{self.group.rank:05d}-of-{self.group.world_size:05d}.safetensors"
+        try:
+            # One entry of metadata, since safetensors writes several in any order and the bytes would differ.
+            save_file({"rows": self.local}, path, {"table": self._size})
+        except SafetensorError as error:  # what a full disk is to safetensors
+            raise OSError(f"{path}: {error}") from error
+
+    def load(self, folder: Path, name: str) -> None:
+        """Reads what any number of ranks saved, each rank its own rows, with one old shard in memory at a time.
+
+        Values are converted to the table's dtype.
+
+        Raises:
+            UserError: a shard is missing, cannot be read, or is of a table with other rows or another width.
+        """
+        size = self.group.world_size
+        for rank, path in enumerate(shards := _find_shards(folder, name)):
+            rows = self._rows_of(rank, len(shards))
+            mine = rows % size == self.group.rank
+            if mine.any():
+                self.local[self.place(rows[mine])] = self._read_shard(path, len(rows))[mine].to(self.local)
+
+    def _read_shard(self, path: Path, n_rows: int) -> Tensor:
+        try:
+            with safe_open(path, "pt") as shard:
+                about, rows = shard.metadata() or {}, shard.get_tensor("rows")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); restore it") from None
+        if about.get("table") != self._size or rows.shape != (n_rows, self.width):
+            raise UserError(
+                f"{path}: of a table of {about.get('table', 'unknown size')}, this run's has {self._size}; "
+                "go on with the dataset, selection and model that it was saved with"
+            )
+        return rows
+
+
+def _find_shards(folder: Path, name: str) -> list[Path]:
+    """The shards of a table by the rank that wrote them."""
+    matches = [re.fullmatch(rf"{re.escape(name)}-(\d+)-of-(\d+)\.safetensors", path.name) for path in folder.glob("*")]
+    found = sorted((int(match[2]), int(match[1]), match[0]) for match in matches if match)
+    if not found:
+        raise UserError(f"{folder}: holds no {name}-*-of-*.safetensors; restore them, or take another checkpoint")
+    sizes = sorted({size for size, _, _ in found})
+    if len(sizes) > 1:
+        raise UserError(f"{folder}: holds {name} as saved by {sizes} ranks; leave the files of one of them")
+    if missing := sorted(set(range(sizes[0])) - {rank for _, rank, _ in found}):
+        raise UserError(f"{folder}: {name} lacks shard {missing[0]} of {sizes[0]}, counted from 0; restore it")
+    return [folder / path for _, _, path in found]
