@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.knowledge import (
-    KnowledgeIndex,
     MemoryBank,
     MemoryUpdate,
-    Names,
     TableGroup,
     VectorTable,
-    gather,
     local_memories,
     mean_of_tokens,
     memory_lambda,
@@ -28,8 +24,11 @@ from trelm_ds.knowledge import (
     word_statistics,
 )
 from trelm_ds.model import Injected, Questions
+from trelm_ds.ragged import gather, offsets_of
+from trelm_ds.training.annotate import Annotator
 from trelm_ds.training.batch import Batch
 from trelm_ds.training.distributed import Ranks, import_deepspeed
+from trelm_ds.training.knowledge_index import KnowledgeIndex
 from trelm_ds.training.loader import StepBatches
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ class Knowledge:
     Args:
         config: of the run.
         index: which rows the two have.
-        names: of the graph's entities and relations.
         info: of the tokenizer.
         log_counts: [V], how often each token is expected among a step's negatives, as logarithms; None without logQ.
         size: D.
@@ -56,44 +54,30 @@ class Knowledge:
         self,
         config: Config,
         index: KnowledgeIndex,
-        names: Names,
         info: TokenizerInfo,
         log_counts: Tensor | None,
         size: int,
         ranks: Ranks,
     ) -> None:
-        self._config, self._index, self._names, self._info, self.size = config, index, names, info, size
+        self._config, self._index, self._info, self.size = config, index, info, size
         self._ranks = ranks
         self._log_counts = None if log_counts is None else log_counts.to(ranks.device)
         self.vectors: VectorTable | None = None
         self.bank: MemoryBank | None = None
+        group = TableGroup.of_all_ranks(ranks.device)
         if index.n_vectors:
-            device = self._device(config.injection.placement)
+            device = torch.device("cpu") if config.injection.placement == "cpu" else ranks.device
             dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-            self.vectors = VectorTable(index.n_vectors, size, dtype, device, self._group(device))
+            self.vectors = VectorTable(len(index.vector_entities), index.n_relations, size, dtype, device, group)
         if index.n_memory:
-            device = self._device(config.memory.placement)
-            self.bank = MemoryBank(index.n_memory, size, config.memory, device, self._group(device))
-
-    def _device(self, placement: str) -> torch.device:
-        return torch.device("cpu") if placement == "cpu" else self._ranks.device
-
-    def _group(self, device: torch.device) -> TableGroup:
-        """Groups of its own: these exchanges must not wait in line with DeepSpeed's."""
-        if self._ranks.world_size == 1:
-            return TableGroup(0, 1, None, None)
-        control = dist.new_group(backend="gloo")
-        payload = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
-        return TableGroup(self._ranks.rank, self._ranks.world_size, control, payload)
+            self.bank = MemoryBank(index.n_memory, size, config.memory, ranks.device, group)
 
     def start(self, engine: DeepSpeedEngine) -> None:
         """Fills both from the model as it is now."""
         word = word_embedding(engine)
         self._fill_vectors(engine, word)
         if self.bank is not None:
-            offsets, tokens = self._index.memory_tokens()
-            rows_to_vectors = mean_of_tokens(lambda ids: F.embedding(ids, word), offsets, tokens)
-            self.bank.initialise(rows_to_vectors)
+            self.bank.initialise(_means(word, *self._index.memory_tokens()))
 
     def refresh(self, engine: DeepSpeedEngine, step: int) -> None:
         """Computes the vectors anew where the schedule says so; before the step."""
@@ -106,26 +90,25 @@ class Knowledge:
         if self.vectors is None:
             return
         injection, index = self._config.injection, self._index
+        n_entities, n_relations = len(index.graph.entities), len(index.graph.relations)
         if injection.source == "file":
             assert injection.file is not None
-            rows = np.concatenate([index.vector_entities, index.n_graph_entities + np.arange(index.n_relations)])
-            expected = index.n_graph_entities, index.n_relations
-            vectors_of = vectors_from_file(Path(injection.file), rows, expected, self.size, self._config.trainer.seed)
+            rows = np.concatenate([index.vector_entities, n_entities + np.arange(index.n_relations)])
+            seed = self._config.trainer.seed
+            vectors_of = vectors_from_file(Path(injection.file), n_entities, n_relations, rows, self.size, seed)
         elif injection.source == "alias_mean":
-            offsets, tokens = self._alias_tokens()
-            vectors_of = mean_of_tokens(lambda ids: F.embedding(ids, word), offsets, tokens)
-        else:
-            vectors_of = NameEncoder(engine, self._names, self._index, self._info, injection.max_name_tokens)
-        self.vectors.refresh_from(vectors_of, _BATCH)
-        self.vectors.match(*word_statistics(word))
+            vectors_of = _means(word, *self._alias_tokens())
+        else:  # where nothing is injected, decoder product needs the relations all the same
+            vectors_of = NameEncoder(engine, index, self._info, injection.max_name_tokens)
+        self.vectors.fill(vectors_of, _BATCH)
+        self.vectors.match(*word_statistics(word), centre_relations=injection.source != "file")
 
     def _alias_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets and tokens of every row's names."""
-        names = self._names
+        """Offsets and tokens of the names of every row."""
+        names = self._index.names
         tokens, lengths = gather(names.alias_offsets, names.alias_tokens, self._index.vector_entities)
-        more = np.diff(names.relation_offsets)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([lengths, more]))])
-        return offsets, np.concatenate([tokens, names.relation_tokens])
+        lengths = np.concatenate([lengths, np.diff(names.relation_offsets)])
+        return offsets_of(lengths), np.concatenate([tokens, names.relation_tokens])
 
     def open_step(self, read: StepBatches, influence: float) -> StepKnowledge:
         """Starts the look-ups of a step.
@@ -144,11 +127,10 @@ class Knowledge:
 
     def save(self, checkpoint: Path) -> None:
         """Writes this rank's rows into a checkpoint."""
-        folder = checkpoint / FOLDER
-        folder.mkdir(exist_ok=True)
-        for table in (self.vectors, self.bank):
-            if table is not None:
-                table.save(folder)
+        if self.vectors is not None:
+            self.vectors.save(checkpoint / FOLDER, "vectors")
+        if self.bank is not None:
+            self.bank.save(checkpoint / FOLDER)
 
     def load(self, checkpoint: Path) -> None:
         """Takes this rank's rows from a checkpoint, of whatever number of ranks.
@@ -156,9 +138,10 @@ class Knowledge:
         Raises:
             UserError: a shard is missing or does not fit.
         """
-        for table in (self.vectors, self.bank):
-            if table is not None:
-                table.load(checkpoint / FOLDER)
+        if self.vectors is not None:
+            self.vectors.load(checkpoint / FOLDER, "vectors")
+        if self.bank is not None:
+            self.bank.load(checkpoint / FOLDER)
 
 
 class StepKnowledge:
@@ -176,11 +159,10 @@ class StepKnowledge:
         self._influence, self._device, self._log_counts = influence, device, log_counts
         self._size = knowledge.size
         self._negatives = read.negatives.to(device, non_blocking=True)
-        self._rows = read.memory_rows
         vectors, bank = knowledge.vectors, self._bank
         self._vector_lookup = vectors.start_lookup(read.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(read.memory_rows) if bank is not None else None
-        self._update = MemoryUpdate(len(read.memory_rows), bank.size, device) if bank is not None else None
+        self._update = MemoryUpdate(read.memory_rows, bank.size, device) if bank is not None else None
         self._vectors: Tensor | None = None
         self._memories: Tensor | None = None
         self._looked_up, self._hits = 0, 0
@@ -238,18 +220,23 @@ class StepKnowledge:
             self._log_counts,
         )
 
-    def observe(self, batch: Batch, states: Tensor) -> None:
-        """Notes what the memory bank learns from a micro-batch's last-layer states [T, D] (Eq. 4)."""
-        items = batch.items
-        if self._update is not None and items is not None:
-            local = local_memories(states, items.window)
-            self._update.add(items.memory, local, states[items.cls], items.new_context)
+    def observe(self, batch: Batch, window: Tensor | None, states: Tensor) -> None:
+        """Notes what the memory bank learns from a micro-batch (Eq. 4, 6).
+
+        Args:
+            batch: on the device.
+            window: of its items, on the CPU, where nothing waits for the device to learn its sizes.
+            states: [T, D], of the last layer.
+        """
+        if self._update is not None and batch.items is not None and window is not None:
+            items = batch.items
+            self._update.add(items.memory, local_memories(states, window), states[items.cls], items.new_context)
 
     def close(self) -> dict[str, int]:
         """Updates the bank (Eq. 5, 6); returns what was counted."""
         if self._bank is None or self._update is None:
             return {}
-        updated = self._bank.update(self._rows, *self._update.sums())
+        updated = self._update.apply(self._bank)
         return {"memory rows": updated, "looked up": self._looked_up, "hits": self._hits}
 
 
@@ -258,45 +245,53 @@ class NameEncoder:
 
     Args:
         engine: around the model; every rank must call as often, because ZeRO-3 gathers weights.
-        names: of the graph.
         index: which rows the table has.
         info: of the tokenizer.
         max_tokens: of name and description together.
     """
 
-    def __init__(
-        self, engine: DeepSpeedEngine, names: Names, index: KnowledgeIndex, info: TokenizerInfo, max_tokens: int
-    ) -> None:
-        self._engine, self._names, self._index, self._info = engine, names, index, info
+    def __init__(self, engine: DeepSpeedEngine, index: KnowledgeIndex, info: TokenizerInfo, max_tokens: int) -> None:
+        self._engine, self._info = engine, info
+        self._names, self._entities = index.names, index.vector_entities
         self._max_tokens = min(max_tokens, engine.module.config.max_position_embeddings - 2)
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> Tensor:
-        """Vectors of table rows int64 [n]: [n, D]; 0 for one without a name."""
-        documents = [self._tokens(row) for row in rows.tolist()]
-        framed = [np.concatenate([[self._info.cls], tokens, [self._info.sep]]) for tokens in documents]
-        framed = framed or [np.array([self._info.cls, self._info.sep])]  # this rank has none left, others have
-        lengths = np.array([len(tokens) for tokens in framed])
+        """Vectors of table rows int64 [n]: float32 [n, D]; 0 for one without a name."""
+        documents = [np.array([self._info.cls, *self._tokens(row), self._info.sep]) for row in rows.tolist()]
+        # This rank may have no row left where others have.
+        documents = documents or [np.array([self._info.cls, self._info.sep])]
+        lengths = np.array([len(tokens) for tokens in documents])
+        cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
         device = self._engine.device
-        ids = torch.from_numpy(np.concatenate(framed).astype(np.int64)).to(device)
-        cu_seqlens = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+        ids = torch.from_numpy(np.concatenate(documents).astype(np.int64)).to(device)
         nothing = ids.new_empty(0)
         training = self._engine.training
         self._engine.eval()
-        states = self._engine(ids, cu_seqlens, int(lengths.max()), nothing, nothing).states
+        states = self._engine(ids, cu_seqlens.to(device), int(lengths.max()), nothing, nothing).states
         self._engine.train(training)
         inside = torch.stack([cu_seqlens[:-1] + 1, cu_seqlens[1:] - 1], dim=1).long()
         return local_memories(states, inside)[: len(rows)]
 
-    def _tokens(self, row: int) -> np.ndarray:
-        names, entities = self._names, self._index.vector_entities
+    def _tokens(self, row: int) -> list[int]:
+        names, entities = self._names, self._entities
         if row >= len(entities):
-            relation = row - len(entities)
-            return names.relation_tokens[slice(*names.relation_offsets[relation : relation + 2])][: self._max_tokens]
-        entity = entities[row]
-        label = names.entity_tokens[slice(*names.entity_offsets[entity : entity + 2])]
-        text = names.text_tokens[slice(*names.text_offsets[entity : entity + 2])]
-        return np.concatenate([label, text])[: self._max_tokens]
+            begin, end = names.relation_offsets[row - len(entities) :][:2]
+            return names.relation_tokens[begin:end][: self._max_tokens].tolist()
+        begin, end = names.entity_offsets[entities[row] :][:2]
+        first, last = names.text_offsets[entities[row] :][:2]
+        return [*names.entity_tokens[begin:end].tolist(), *names.text_tokens[first:last].tolist()][: self._max_tokens]
+
+
+def _means(word: Tensor, offsets: np.ndarray, tokens: np.ndarray) -> Callable[[Tensor], Tensor]:
+    """From rows int64 [n] to the mean word embeddings [n, D] of their tokens."""
+
+    def means(rows: Tensor) -> Tensor:
+        mine, lengths = gather(offsets, tokens, rows.numpy())
+        bags = torch.from_numpy(offsets_of(lengths))
+        return mean_of_tokens(lambda ids: word[ids.to(word.device)], bags, torch.from_numpy(mine.astype(np.int64)))
+
+    return means
 
 
 def word_embedding(engine: DeepSpeedEngine) -> Tensor:
@@ -307,3 +302,21 @@ def word_embedding(engine: DeepSpeedEngine) -> Tensor:
     deepspeed = import_deepspeed()
     with deepspeed.zero.GatheredParameters([weight]):  # ZeRO-3 has its shards on all ranks
         return weight.detach().float().clone()
+
+
+def open_knowledge(config: Config, annotator: Annotator | None, size: int, ranks: Ranks) -> Knowledge | None:
+    """The tables of a run with knowledge; collective.
+
+    Args:
+        config: of the run.
+        annotator: of its loader; None for a run without knowledge.
+        size: D.
+        ranks: of the run.
+    """
+    if annotator is None:
+        return None
+    log_counts = None
+    if config.cka.log_q and config.cka.negatives:
+        expected = config.cka.negatives * annotator.negative_probabilities()
+        log_counts = torch.from_numpy(np.log(np.maximum(expected, np.finfo(np.float32).tiny)))
+    return Knowledge(config, annotator.index, annotator.info, log_counts, size, ranks)

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
 from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, open_storage
 from trelm_ds.training import checkpoint
-from trelm_ds.training.batch import Batch, Masker
+from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
@@ -232,7 +232,8 @@ class Trainer:
         self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
         mlm_factor = self.mlm_weight * self.ranks.world_size / max(1.0, masked_everywhere)
         cka_factor = (1 - self.mlm_weight) * self.ranks.world_size / max(1.0, asked_everywhere)
-        for index, batch in enumerate(self._on_device(read.micro_batches)):
+        for index, stored in enumerate(read.micro_batches):
+            batch = stored.to(self.ranks.device)
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
             self.engine.set_gradient_accumulation_boundary(index == len(read.micro_batches) - 1)
@@ -243,7 +244,7 @@ class Trainer:
             self.engine.backward(loss, scale_wrt_gas=False)
             self.engine.step()
             if step_knowledge:
-                step_knowledge.observe(batch, output.states)
+                step_knowledge.observe(batch, stored.items and stored.items.window, output.states)
             self.last_loss = loss.detach()
             self.window.add(batch, output)
         if step_knowledge:
@@ -292,9 +293,6 @@ class Trainer:
             note_quarantine(self.run, self.step, list(self.damages.values()))
         self.ranks.all_agree(lambda: self.steps.substitution.check(list(self.damages.values())))
 
-    def _on_device(self, batches: list[Batch]) -> Iterator[Batch]:
-        return (batch.to(self.ranks.device) for batch in batches)
-
     def _seed_dropout(self, index: int) -> None:
         """Dropout is a function of (seed, step, micro-batch, rank), so a resumed run needs no stored state."""
         key = keyed_bits(self.config.trainer.seed, _DROPOUT, self.step, index, self.ranks.rank)
@@ -307,8 +305,8 @@ class Trainer:
         norm = self.engine.get_global_grad_norm()
         if norm is not None:  # under ZeRO 0 in fp32 DeepSpeed keeps none
             metrics["grad_norm"] = float(norm)
-        if self.knowledge is not None and self.knowledge.bank is not None:
-            rows, filled = self.ranks.sum(self.knowledge.bank.rows, self.knowledge.bank.filled)
+        if self.knowledge is not None and (bank := self.knowledge.bank) is not None:
+            rows, filled = self.ranks.sum(len(bank.contexts.local), bank.filled_rows)
             metrics |= {"memory_lambda": self.memory_lambda, "memory_filled": filled / max(1.0, rows)}
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
         return metrics | {"lr": self.lr, "epoch": epoch}
