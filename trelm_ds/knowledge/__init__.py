@@ -1,5 +1,6 @@
 """The knowledge graph (Wikidata5M as compressed sparse rows) and its names, the long tail, the mentions that count."""
 
+from trelm_ds.knowledge.facts import TripleDraw, Triples
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.long_tail import EntityFrequencies, long_tail_words
 from trelm_ds.knowledge.names import Names, encode_names
@@ -25,6 +26,8 @@ __all__ = [
     "Names",
     "Selection",
     "Strategy",
+    "TripleDraw",
+    "Triples",
     "Wikidata5M",
     "cosine_bar",
     "cosine_histogram",
