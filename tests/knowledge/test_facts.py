@@ -146,9 +146,7 @@ def test_all_edges_of_an_entity_come_up_equally_often() -> None:
     rows = np.flatnonzero(GRAPH.degrees(GRAPH.entities) > 0)
     for row in (rows[np.argmax(GRAPH.degrees(GRAPH.entities[rows]))], rows[-1]):
         degree = int(GRAPH.degrees(GRAPH.entities[[row]])[0])
-        candidates = TripleDraw(GRAPH, NAMES, LONGEST).candidates(
-            np.full(20_000, row), keyed_bits(np.arange(20_000))
-        )
+        candidates = TripleDraw(GRAPH, NAMES, LONGEST).candidates(np.full(20_000, row), keyed_bits(np.arange(20_000)))
         first = Counter(zip(*(array[:, 0].tolist() for array in candidates), strict=True))
         assert len(first) == degree
         assert max(first.values()) < 1.3 * min(first.values()) + 100
