@@ -78,7 +78,7 @@ class InjectionConfig:
     """vectors of entities and relations: names and descriptions through the encoder, mean of their names' word
     embeddings, or a file; none leaves the mention's own word embeddings in h_e"""
     file: str | None = None
-    """for source file: .npy [entities + relations, any width], in the order of DATASET/graph/{entities,relations}.npy"""
+    """for source file: .npy [entities + relations, any width], ordered as DATASET/graph/{entities,relations}.npy"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
     refresh_every: int = 1000

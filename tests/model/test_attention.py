@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ LENGTHS = [5, 1, 9]
 def loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int]) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v, document by document."""
     rows = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         q, k, v = (part[first:last].transpose(0, 1) for part in (query, key, value))
         rows.append((torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v).transpose(0, 1))
     return torch.cat(rows)

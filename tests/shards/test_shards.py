@@ -172,3 +172,19 @@ def test_a_changed_manifest_is_refused(tmp_path: Path, change, message: str) -> 
 def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no dataset"):
         Manifest.load(tmp_path)
+
+
+def test_mentions_are_those_of_each_sample_in_its_place(tmp_path: Path) -> None:
+    sequences = random_sequences(100, 1000)
+    write(tmp_path / "ds", sequences, 1000)
+    reader = ShardReader(tmp_path / "ds")
+    ids = np.random.default_rng(3).integers(0, 100, 40)  # unordered, with repetitions
+    mentions, blocks, places = reader.mentions(ids)
+    assert (mentions.dtype, blocks.dtype, places.dtype) == (np.int32, np.int64, np.int64)
+    expected = [(index, *row) for index, sample in enumerate(ids) for row in sequences[sample].mentions.tolist()]
+    assert mentions.tolist() == [list(row) for row in expected]
+    for (index, *span), block, place in zip(mentions.tolist(), blocks, places, strict=True):
+        assert block == ids[index] // 7
+        assert reader.load(int(block)).mentions[place].tolist() == [ids[index] % 7, *span]
+    for none in (np.zeros(0, dtype=np.int64), ids[[not len(sequences[sample].mentions) for sample in ids]]):
+        assert [array.shape for array in reader.mentions(none)] == [(0, 4), (0,), (0,)]

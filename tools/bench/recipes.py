@@ -27,6 +27,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "trelm_ds" / "recipes"
 SHARED = ROOT.parent / "shared" / "data"
+SAMPLE_SHAPE = [
+    "--tokenizer",
+    "train",
+    "--vocab-size",
+    "6000",
+    "--unit",
+    "sentence",
+    "--max-length",
+    "64",
+    "--min-words",
+    "4",
+]
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
 # name -> recipe file, overrides
@@ -72,18 +84,15 @@ def sample_world(work: Path) -> World:
     if not (world / "lama").is_dir():
         run(log, sys.executable, str(ROOT / "tools" / "sample_world" / "generate.py"), "--out", str(world))
     text = ["--source", str(world / "wiki"), "--wikidata5m", str(world / "wikidata5m"), "--out", str(dataset)]
-    trelm(log, "prepare", *text, *"--tokenizer train --vocab-size 6000 --unit sentence --max-length 64".split(), *MIN)
+    trelm(log, "prepare", *text, *SAMPLE_SHAPE)
     return World(dataset, world / "lama", SAMPLE_PLAN)
-
-
-MIN = ["--min-words", "4"]
 
 
 def trex(work: Path, start_steps: int) -> World:
     """LAMA's T-REx evidence and graph; all recipes continue one model that plain MLM has trained."""
     log, dataset, start = work / "prepare.log", work / "dataset", work / "start"
     text = ["--source", str(SHARED / "corpus" / "trex_linked.jsonl.gz"), "--wikidata5m", str(SHARED / "wikidata5m")]
-    shape = "--tokenizer train --vocab-size 8000 --max-length 64".split()
+    shape = ["--tokenizer", "train", "--vocab-size", "8000", "--max-length", "64"]
     trelm(log, "prepare", *text, *shape, "--out", str(dataset))
     sizes = ["--config", str(RECIPES / "sizes" / "tiny.yaml")]
     if not (start / "model").is_dir():

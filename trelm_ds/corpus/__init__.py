@@ -9,7 +9,15 @@ from trelm_ds.corpus.pipeline import (
     WORDS_FOLDER,
 )
 from trelm_ds.corpus.prepare import PrepareOptions, prepare
-from trelm_ds.corpus.tokenizer import TokenizerInfo, check_vocabulary, describe, load_tokenizer, word_starts
+from trelm_ds.corpus.tokenizer import (
+    TokenizerInfo,
+    check_vocabulary,
+    describe,
+    inverse_marker,
+    load_tokenizer,
+    word_starts,
+)
+from trelm_ds.corpus.words import WordTable, words_of
 
 __all__ = [
     "ENTITIES_FOLDER",
@@ -20,9 +28,12 @@ __all__ = [
     "WORDS_FOLDER",
     "PrepareOptions",
     "TokenizerInfo",
+    "WordTable",
     "check_vocabulary",
     "describe",
+    "inverse_marker",
     "load_tokenizer",
     "prepare",
     "word_starts",
+    "words_of",
 ]

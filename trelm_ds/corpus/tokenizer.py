@@ -196,3 +196,8 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         starts[number] = not continues
     starts[list(describe(tokenizer).special_ids)] = True
     return starts
+
+
+def inverse_marker(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """int64 [n]: the tokens that say that a relation is read from its tail to its head."""
+    return np.array(tokenizer.encode(" inverse of", add_special_tokens=False), dtype=np.int64)

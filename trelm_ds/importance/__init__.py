@@ -2,7 +2,7 @@
 
 from trelm_ds.importance.job import Part, ScoreOptions, ScoreResult, score_dataset
 from trelm_ds.importance.scorer import MentionScorer
-from trelm_ds.importance.store import Scores, load_frequencies, open_selector
+from trelm_ds.importance.store import Scores, load_frequencies, open_scores, open_selector
 from trelm_ds.importance.strategies import compare_strategies, format_strategies, plot_strategies
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "compare_strategies",
     "format_strategies",
     "load_frequencies",
+    "open_scores",
     "open_selector",
     "plot_strategies",
     "score_dataset",

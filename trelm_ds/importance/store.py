@@ -225,6 +225,14 @@ class Scores:
         shard, first, last = self._places[number]
         return np.asarray(self._arrays[shard][first:last])
 
+    def at(self, blocks: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """float16 [M]: cosines of mentions by block, int [M], and by place among their block's mentions, int [M]."""
+        cosines = np.empty(len(blocks), dtype=np.float16)
+        for number in np.unique(blocks).tolist():
+            mine = np.flatnonzero(blocks == number)
+            cosines[mine] = self.block(number)[places[mine]]
+        return cosines
+
     def bar(self, selection: Selection, frequencies: EntityFrequencies) -> float:
         """The largest cosine of an important mention: `selection.quantile` of the scored long-tail ones with a triple.
 
@@ -264,6 +272,20 @@ class Scores:
         for number, block in enumerate(track(blocks, "finding the bar of importance", total=len(self._places))):
             total += cosine_histogram(self.block(number)[frequencies.of(block.mentions[:, 3], candidates)])
         return total
+
+
+def open_scores(dataset: Path, manifest: Manifest, importance: Literal["auto", "required", "none"]) -> Scores | None:
+    """The scores that `selection.importance` asks for; None to go by frequency alone.
+
+    Raises:
+        UserError: required but not there, or there but unfit.
+    """
+    if importance == "none" or (importance == "auto" and not (dataset / FOLDER / SUMMARY).is_file()):
+        return None
+    try:
+        return Scores(dataset, manifest)
+    except UserError as error:
+        raise UserError(f"selection.importance: {importance}, but {error}") from None
 
 
 def open_selector(dataset: Path, selection: Selection, scores: Scores | None) -> MentionSelector:

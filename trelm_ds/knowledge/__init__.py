@@ -1,11 +1,12 @@
-"""The knowledge graph (Wikidata5M as compressed sparse rows) and its names, the long tail, which mentions get knowledge,
-and the tables that they get it from: vectors of entities and relations, and the memory bank."""
+"""The knowledge graph (Wikidata5M as compressed sparse rows) and its names, the long tail, which mentions get
+knowledge, and the tables that they get it from: vectors of entities and relations, and the memory bank."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trelm_ds.knowledge.facts import TripleDraw, Triples
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.long_tail import EntityFrequencies, long_tail_words
 from trelm_ds.knowledge.names import Names, encode_names
@@ -74,6 +75,8 @@ __all__ = [
     "ShardedTable",
     "Strategy",
     "TableGroup",
+    "TripleDraw",
+    "Triples",
     "VectorTable",
     "Wikidata5M",
     "cosine_bar",

@@ -66,6 +66,11 @@ class MentionSelector:
         self._frequencies = frequencies
         self._eligible = frequencies.has_triple & _by_frequency(selection, frequencies)
 
+    @property
+    def entities(self) -> np.ndarray:
+        """int32 [n]: numbers of the QIDs, ascending, of all entities whose mentions may be chosen."""
+        return self._frequencies.qids[self._eligible]
+
     def __call__(self, mentions: np.ndarray, cosines: np.ndarray | None = None) -> np.ndarray:
         """Chooses among the mentions of any number of sequences.
 

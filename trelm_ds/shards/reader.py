@@ -13,6 +13,7 @@ import numpy as np
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import sha256_of
+from trelm_ds.ragged import spread
 from trelm_ds.shards.format import Block, Sequence
 from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest
 from trelm_ds.shards.storage import LocalFolder, Storage
@@ -111,6 +112,33 @@ class ShardReader:
             content = self.load(block)
             found.append(content.tokens[content.starts[index] : content.starts[index + 1]])
         return found
+
+    def mentions(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The mentions of the samples, int64 [n], sample by sample and in order.
+
+        Returns:
+            mentions int32 [M, 4]: index into `sample_ids`, first token, last token + 1, number of the entity's QID; the
+            block int64 [M] that each is in; and its place int64 [M] among that block's mentions.
+
+        Raises:
+            DamagedBlockError: a block cannot be read.
+        """
+        blocks = self.blocks_of(sample_ids)
+        within = (sample_ids - self._first[blocks]).astype(np.int32)
+        by_block = np.argsort(blocks, kind="stable")
+        places = [np.zeros(0, dtype=np.int64)]
+        found = [np.zeros((0, 4), dtype=np.int32)]
+        for samples in np.split(by_block, np.flatnonzero(np.diff(blocks[by_block])) + 1) if len(blocks) else []:
+            content = self.load(int(blocks[samples[0]])).mentions
+            owner = np.ascontiguousarray(content[:, 0])
+            first, last = (np.searchsorted(owner, within[samples], side=side) for side in ("left", "right"))
+            places.append(spread(first, last - first))
+            found.append(content[places[-1]])
+            found[-1][:, 0] = np.repeat(samples, last - first)
+        mentions = np.concatenate(found)
+        order = np.argsort(mentions[:, 0], kind="stable")
+        mentions = mentions[order]
+        return mentions, blocks[mentions[:, 0]], np.concatenate(places)[order]
 
     def load(self, block: int) -> _Loaded:
         """A decoded block.

@@ -304,12 +304,15 @@ def word_embedding(engine: DeepSpeedEngine) -> Tensor:
         return weight.detach().float().clone()
 
 
-def open_knowledge(config: Config, annotator: Annotator | None, size: int, ranks: Ranks) -> Knowledge | None:
+def open_knowledge(
+    config: Config, annotator: Annotator | None, info: TokenizerInfo, size: int, ranks: Ranks
+) -> Knowledge | None:
     """The tables of a run with knowledge; collective.
 
     Args:
         config: of the run.
         annotator: of its loader; None for a run without knowledge.
+        info: of the tokenizer.
         size: D.
         ranks: of the run.
     """
@@ -319,4 +322,4 @@ def open_knowledge(config: Config, annotator: Annotator | None, size: int, ranks
     if config.cka.log_q and config.cka.negatives:
         expected = config.cka.negatives * annotator.negative_probabilities()
         log_counts = torch.from_numpy(np.log(np.maximum(expected, np.finfo(np.float32).tiny)))
-    return Knowledge(config, annotator.index, annotator.info, log_counts, size, ranks)
+    return Knowledge(config, annotator.index, info, log_counts, size, ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, NamedTuple
@@ -12,10 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trelm_ds.errors import UserError
+from trelm_ds.ragged import offsets_of
 from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
+from trelm_ds.training.annotate import Annotation, Annotator, number_rows
 from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.packing import pack
 from trelm_ds.training.signals import ASKING
+from trelm_ds.training.spans import Sequences
 
 _PREFETCH = 2  # steps that each worker holds ready
 
@@ -56,8 +60,9 @@ class StepDataset(Dataset[StepBatches | UserError]):
         masker: chooses the tokens to predict.
         substitution: for samples in damaged blocks.
         global_batch_size: G.
-        micro_batch_tokens: tokens per micro-batch at most.
+        micro_batch_tokens: tokens per micro-batch at most; with queries about the sequences on average.
         rank, world_size: of the data-parallel group.
+        annotator: finds knowledge; None for a run without.
 
     Raises:
         UserError: the dataset's longest sequence does not fit into a micro-batch.
@@ -73,46 +78,69 @@ class StepDataset(Dataset[StepBatches | UserError]):
         micro_batch_tokens: int,
         rank: int,
         world_size: int,
+        annotator: Annotator | None = None,
     ) -> None:
-        if micro_batch_tokens < reader.manifest.max_length:
+        share = 0.0 if annotator is None else annotator.query_share
+        budget = int(micro_batch_tokens / (1 + share))
+        if budget < reader.manifest.max_length:
+            queries = f" without {share:g} times as many for queries (cka.max_token_share)" if share else ""
             raise UserError(
-                f"trainer.micro_batch_tokens: {micro_batch_tokens} is less than the dataset's longest sequence of "
-                f"{reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
+                f"trainer.micro_batch_tokens: {micro_batch_tokens}{queries} is less than the dataset's longest "
+                f"sequence of {reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
             )
         self.reader, self.order, self.substitution = reader, order, substitution
-        self._masker = masker
-        self._global, self._budget, self._rank, self._world = global_batch_size, micro_batch_tokens, rank, world_size
+        self.annotator, self._masker = annotator, masker
+        self._global, self._budget, self._rank, self._world = global_batch_size, budget, rank, world_size
 
     def __getitem__(self, step: int) -> StepBatches | UserError:
         """The rank's part of step `step`. A `UserError` is returned: raised in a worker it would lose its one line."""
         try:
             epochs, ids = self.order.samples(step * self._global, self._global)
             mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
-            substituted, batches = 0, []
+            substituted, batches, counts = 0, [], Counter[str]()
             for rows in mine:
-                batch, replaced = self._build(epochs[rows], ids[rows])
+                batch, replaced, found = self._build(epochs[rows], ids[rows])
                 batches.append(batch)
                 substituted += replaced
+                counts.update(found)
         except UserError as error:
             return error
-        return StepBatches(batches, substituted, self.substitution.damages)
+        batches, memory_rows, vector_rows = number_rows(batches)
+        negatives = np.zeros(0, dtype=np.int64) if self.annotator is None else self.annotator.negatives(step)
+        return StepBatches(
+            batches,
+            substituted,
+            self.substitution.damages,
+            memory_rows,
+            vector_rows,
+            torch.from_numpy(negatives),
+            dict(counts),
+        )
 
-    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, int]:
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, int, dict[str, int]]:
         readable = self.substitution.readable(epochs, sample_ids)
         sequences = self.reader.tokens(readable)
         lengths = np.array([len(tokens) for tokens in sequences])
         tokens = np.concatenate(sequences).astype(np.int64)
         # A substitute is masked by the key of the sample whose place it takes.
         masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        if self.annotator is None:
+            cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
+            made = Annotation(torch.from_numpy(masked), cu_seqlens, int(lengths.max()), None, None, {})
+        else:
+            mentions = self.reader.mentions(readable)
+            made = self.annotator(Sequences(tokens, masked, chosen, lengths, epochs, sample_ids, *mentions))
         batch = Batch(
-            torch.from_numpy(masked),
-            torch.from_numpy(cu_seqlens),
-            int(lengths.max()),
+            made.input_ids,
+            made.cu_seqlens,
+            made.max_seqlen,
             torch.from_numpy(chosen),
             torch.from_numpy(tokens[chosen]),
+            len(sample_ids),
+            made.items,
+            made.facts,
         )
-        return batch, int((readable != sample_ids).sum())
+        return batch, int((readable != sample_ids).sum()), made.counts
 
 
 class StepLoader:

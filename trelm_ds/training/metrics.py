@@ -33,9 +33,10 @@ class Window:
     def totals(self, ranks: Ranks) -> dict[str, float]:
         """Every sum and count over all ranks; collective. A name that no rank has counted is 0 and not there."""
         own = {name: float(value) for name, value in self._sums.items()} | dict(self.counts)
-        totals: Counter[str] = Counter()
+        totals: dict[str, float] = {}
         for counted in ranks.gather(own):
-            totals.update(counted)
+            for name, value in counted.items():
+                totals[name] = totals.get(name, 0.0) + value
         return totals
 
 

@@ -49,8 +49,7 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
 
 def knows(config: Config) -> bool:
     """Whether the run has knowledge at all: chosen mentions, or a memory of words."""
-    memory = config.memory
-    return config.selection.strategy != "none" or (memory.enabled and memory.words)
+    return config.selection.strategy != "none" or (config.memory.enabled and config.memory.words)
 
 
 def asks(config: Config) -> bool:
@@ -72,7 +71,8 @@ def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> 
         "trainer.precision": trainer.precision,
     }
     if steps.annotator is not None:
-        common["importance"] = steps.annotator.scores_digest
+        scores = steps.annotator.index.scores
+        common["importance"] = None if scores is None else scores.digest
     for name, value in flatten(config).items():
         if name.startswith(("masking.", "optimizer.", *knowledge)) and not name.endswith(".placement"):
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trelm_ds.config import Config, to_yaml
-from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, load_tokenizer, word_starts
+from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, inverse_marker, load_tokenizer, word_starts
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock, write_atomically
 from trelm_ds.keyed_random import keyed_bits
@@ -23,6 +23,7 @@ from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
 from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, open_storage
 from trelm_ds.training import checkpoint
+from trelm_ds.training.annotate import Annotator
 from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
@@ -77,9 +78,10 @@ class Trainer:
         # Nodes may see different files, so all ranks hear of what any of them misses.
         self.steps, model = ranks.all_agree(lambda: self._open(data))
         self.identity = identity(config, model, self.steps)
+        info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
         resumed = self._find_checkpoint()
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
-        self.knowledge = open_knowledge(config, self.steps.annotator, model.config.hidden_size, ranks)
+        self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
         # theta of Eq. 3; without assessing there is nothing to share the loss with.
         self.mlm_weight = config.cka.mlm_weight if asks(config) else 1.0
         self.step = 0
@@ -119,18 +121,21 @@ class Trainer:
         info = describe(tokenizer)
         if info != TokenizerInfo(**reader.manifest.tokenizer):
             raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
+        starts, annotator = word_starts(tokenizer), None
+        if knows(self.config):
+            annotator = Annotator(storage.folder, self.config, info, starts, inverse_marker(tokenizer))
         steps = StepDataset(
             reader,
             SampleOrder(
                 reader.block_sizes, settings.seed, settings.window_blocks, batch_size if settings.tail == "drop" else 1
             ),
-            Masker(self.config.masking, info, word_starts(tokenizer), settings.seed),
+            Masker(self.config.masking, info, starts, settings.seed),
             Substitution(reader, settings.seed, settings.max_corrupted),
             batch_size,
             self.config.trainer.micro_batch_tokens,
             self.ranks.rank,
             self.ranks.world_size,
-            open_annotator(self.config, storage.folder, reader, info) if knows(self.config) else None,
+            annotator,
         )
         return steps, build_model(self.config, info, reader.manifest.max_length)
 

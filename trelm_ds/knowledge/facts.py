@@ -1,0 +1,121 @@
+"""Triples of mentions: the one that is injected (paper 3.2) and the one that is asked for (Eq. 2)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.knowledge.graph import KnowledgeGraph
+from trelm_ds.knowledge.names import Names
+from trelm_ds.ragged import lengths
+
+CANDIDATES = 8  # K edges that are looked at for a mention
+_LAST = np.uint64(1 << 63)
+
+
+class Triples(NamedTuple):
+    """Triples as seen from mentions, arrays of one shape; what stands where there is none means nothing.
+
+    Attributes:
+        other: int64, row of the graph's entities: the other end.
+        relation: int64, row of the graph's relations.
+        inverse: bool, whether the mention is the tail.
+        has: bool, whether there is a triple.
+    """
+
+    other: np.ndarray
+    relation: np.ndarray
+    inverse: np.ndarray
+    has: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Triples:
+        """The triples `rows`, int [n] or bool [M]."""
+        return Triples(*(array[rows] for array in self))
+
+    @property
+    def sign(self) -> np.ndarray:
+        """float32: h_e = v_other + sign * v_relation; -1 where the mention is the head, 1 where it is the tail."""
+        return np.where(self.inverse, np.float32(1), np.float32(-1))
+
+
+class TripleDraw:
+    """Draws triples of mentions: a pure function of its arguments.
+
+    Edges of an entity are numbered 0 ... d - 1, those where it is the head first. A mention looks at `CANDIDATES` of
+    them in keyed random order: at all, permuted, where d is no more; else drawn with replacement.
+
+    Args:
+        graph: of the dataset.
+        names: of its entities and relations. Nothing without a name is injected or asked for; no name holds [UNK].
+        max_answer_tokens: entities with longer names are not asked for.
+    """
+
+    def __init__(self, graph: KnowledgeGraph, names: Names, max_answer_tokens: int) -> None:
+        # Plain arrays over the same memory maps: indexing the maps themselves takes several times as long.
+        self._out = tuple(map(np.asarray, (graph.out_offsets, graph.out_relations, graph.out_entities)))
+        self._in = tuple(map(np.asarray, (graph.in_offsets, graph.in_relations, graph.in_entities)))
+        length = lengths(names.entity_offsets)
+        self._named = length > 0
+        self._named_relation = lengths(names.relation_offsets) > 0
+        self._askable = self._named & (length <= max_answer_tokens)
+
+    def candidates(self, rows: np.ndarray, keys: np.ndarray) -> Triples:
+        """The triples that mentions look at, in their order.
+
+        Args:
+            rows: int64 [M], of the graph's entities.
+            keys: uint64 [M], bits of each mention's key.
+
+        Returns:
+            [M, K]; `has` is False behind the last edge of an entity with fewer than K.
+        """
+        n_out, n_in = (offsets[rows + 1] - offsets[rows] for offsets in (self._out[0], self._in[0]))
+        degree = (n_out + n_in)[:, None]
+        places = np.arange(CANDIDATES)
+        bits = keyed_bits(places, after=keys[:, None])
+        permuted = np.argsort(np.where(places < degree, bits >> np.uint64(1), _LAST), axis=1, kind="stable")
+        drawn = (bits % np.maximum(degree, 1).astype(np.uint64)).astype(np.int64)
+        edge = np.where(degree <= CANDIDATES, permuted, drawn)
+        has = np.broadcast_to(places < degree, edge.shape)
+        inverse = has & (edge >= n_out[:, None])
+        other, relation = np.zeros((2, *edge.shape), dtype=np.int64)
+        for (offsets, relations, others), chosen, place in (
+            (self._out, has & ~inverse, edge),
+            (self._in, inverse, edge - n_out[:, None]),
+        ):
+            row = (offsets[rows][:, None] + place)[chosen]
+            other[chosen], relation[chosen] = others[row], relations[row]
+        return Triples(other, relation, inverse, has)
+
+    def injected(self, candidates: Triples) -> Triples:
+        """The first candidate of each mention whose relation and other entity have a name, [M]."""
+        return _first(candidates, self._named[candidates.other] & self._named_relation[candidates.relation])
+
+    def asked(self, candidates: Triples, injected: Triples, which: Literal["other", "same"]) -> Triples:
+        """The triple of each mention that the model is to complete.
+
+        Args:
+            candidates: [M, K].
+            injected: [M], of this pass; `has` is False where nothing is injected.
+            which: "other": the first that can be asked for and whose other entity is not the injected one. An embedding
+                v_other -+ v_relation holds the answer, whichever relation is asked. "same": the first that can be asked
+                for; that is the injected one where its other entity can be asked for.
+
+        Returns:
+            [M].
+        """
+        usable = self._askable[candidates.other] & self._named_relation[candidates.relation]
+        if which == "other":
+            usable &= ~injected.has[:, None] | (candidates.other != injected.other[:, None])
+        return _first(candidates, usable)
+
+
+def _first(candidates: Triples, usable: np.ndarray) -> Triples:
+    usable = usable & candidates.has
+    place = np.argmax(usable, axis=1)[:, None]
+    other, relation, inverse, has = (
+        np.take_along_axis(array, place, axis=1)[:, 0] for array in (*candidates[:3], usable)
+    )
+    return Triples(other, relation, inverse, has)

@@ -1,0 +1,40 @@
+"""Tokens that compete with the answers of facts (Eq. 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trelm_ds.keyed_random import keyed_uniform
+
+_NEGATIVES = 36  # sets this draw's key apart
+_POWER = 0.75
+
+
+class Negatives:
+    """Draws tokens by Q = frequency^0.75: the same on every rank.
+
+    Args:
+        token_counts: int64 [V], occurrences of each token in the corpus.
+        special: ids that are never drawn.
+        count: tokens of a step.
+        seed: of the draws.
+    """
+
+    def __init__(self, token_counts: np.ndarray, special: tuple[int, ...], count: int, seed: int) -> None:
+        weights = np.asarray(token_counts, dtype=np.float64) ** _POWER
+        weights[list(special)] = 0
+        if not weights.any():  # an empty corpus
+            weights[:] = 1
+        self._exact = weights / weights.sum()
+        self._below = np.cumsum(self._exact)
+        self._count, self._seed = count, seed
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float32 [V]: Q."""
+        return self._exact.astype(np.float32)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """int64 [count]: the tokens of a step; one may come up several times."""
+        draw = keyed_uniform(self._seed, _NEGATIVES, step, np.arange(self._count)) * self._below[-1]
+        return np.searchsorted(self._below, draw, side="right")
