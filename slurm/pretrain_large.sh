@@ -22,7 +22,8 @@ set -euo pipefail
 TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}       # the repository; Slurm runs a copy of this file elsewhere
 TRELM_DATA=${TRELM_DATA:-data/pretrain}                   # dataset made by `trelm prepare`: folder or fsspec URL
 TRELM_OUT=${TRELM_OUT:-runs/pretrain_large}               # run folder; the same folder again means: resume
-TRELM_CONFIG=${TRELM_CONFIG:-trelm_ds/recipes/mlm_large.yaml}
+# One or more files, split at blanks; later ones win.
+TRELM_CONFIG=${TRELM_CONFIG:-trelm_ds/recipes/sizes/large.yaml trelm_ds/recipes/trelm.yaml}
 TRELM_VENV=${TRELM_VENV:-.venv}                           # virtual environment, or any prefix with bin/python
 TRELM_MODULES=${TRELM_MODULES:-}                          # modules to load first, such as "cuda/12.8"
 TRELM_PROCS_PER_NODE=${TRELM_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}   # set it on nodes without GPUs
@@ -37,7 +38,13 @@ fail() { echo "pretrain_large: $1" >&2; exit 2; }
 cd "$TRELM_HOME"
 python=$TRELM_VENV/bin/python
 [[ -x $python ]] || fail "no virtual environment at $TRELM_VENV ($python is missing): create it or set TRELM_VENV"
-[[ -f $TRELM_CONFIG ]] || fail "no configuration at $TRELM_CONFIG: set TRELM_CONFIG"
+read -ra configs <<<"$TRELM_CONFIG"
+((${#configs[@]})) || fail "no configuration: set TRELM_CONFIG"
+settings=()
+for config in "${configs[@]}"; do
+    [[ -f $config ]] || fail "no configuration at $config: set TRELM_CONFIG"
+    settings+=(--config "$config")
+done
 [[ $TRELM_DATA == *://* || -d $TRELM_DATA ]] || fail "no dataset at $TRELM_DATA: make one with 'trelm prepare' or set TRELM_DATA"
 [[ $TRELM_DATA == *://* || -f $TRELM_DATA/manifest.json ]] || fail "no manifest.json in $TRELM_DATA: not a dataset, or not finished"
 [[ $TRELM_PROCS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
@@ -75,7 +82,7 @@ torchrun=(
     --signals-to-handle="SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT" --shutdown-timeout=160
 )
 read -ra more <<<"$TRELM_ARGS"
-pretrain=(-m trelm_ds pretrain --config "$TRELM_CONFIG" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
+pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
 echo "pretrain_large: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST," \
     "$SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
 echo "pretrain_large: $python ${pretrain[*]}"

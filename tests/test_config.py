@@ -11,7 +11,8 @@ from trelm_ds.config import Config, flatten, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.settings import add_settings, parse
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "trelm_ds" / "recipes").glob("*.yaml"))
+RECIPES = Path(__file__).resolve().parents[1] / "trelm_ds" / "recipes"
+SIZES, OBJECTIVES = sorted((RECIPES / "sizes").glob("*.yaml")), sorted(RECIPES.glob("*.yaml"))
 
 
 def read(*argv: str) -> Config:
@@ -34,9 +35,61 @@ def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:
     assert flatten(config)["optimizer.betas"] == (0.8, 0.9)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_valid(recipe: Path) -> None:
-    assert read("--config", str(recipe)) != Config()
+def test_later_files_win_setting_by_setting(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in ("a.yaml", "b.yaml", "c.yaml"))
+    a.write_text("trainer: {max_steps: 5000, log_every: 7}\nmodel: {hidden_size: 96}\noptimizer: {betas: [0.8, 0.9]}\n")
+    b.write_text("trainer:\n  log_every: 8\noptimizer:\n  lr: 0.5\n")
+    c.write_text("trainer: {micro_batch_tokens: 999}\n")
+    config = read("--config", str(a), f"--config={b}", "--config", str(c))
+    trainer = config.trainer
+    assert (trainer.max_steps, trainer.log_every, trainer.micro_batch_tokens) == (5000, 8, 999)
+    assert (config.model.hidden_size, config.optimizer.betas, config.optimizer.lr) == (96, (0.8, 0.9), 0.5)
+    assert read("--config", str(b), "--config", str(a)).trainer.log_every == 7
+    for argv in ((a, 0, b), (0, a, b), (a, b, 0)):
+        given = [["--trainer.log_every", "9"] if one == 0 else ["--config", str(one)] for one in argv]
+        assert read(*(arg for args in given for arg in args)).trainer.log_every == 9
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("trainer: {max_steps: 0}", "optimizer: {lr: 1.0}", "a.yaml:1: trainer.max_steps: must be greater than 0"),
+        ("trainer: {max_steps: 9}", "\ntrainer: {max_steps: 0}", "b.yaml:2: trainer.max_steps: must be greater than 0"),
+        ("trainer: {max_steps: many}", "trainer: {log_every: 3}", "a.yaml:1: trainer.max_steps: expected int"),
+        ("trainer: {log_every: 3}", "trainer: {max_steps: many}", "b.yaml:1: trainer.max_steps: expected int"),
+        ("trainer: {log_every: 3}", "trainer: {max_stepz: 4}", "b.yaml:1: unknown setting 'trainer.max_stepz'"),
+        ("trainer: {log_every: 3}", "trainer: [", "b.yaml:1: not valid YAML"),
+        (
+            "model: {hidden_size: 100}",
+            "trainer: {log_every: 3}",
+            "--model.num_attention_heads: must divide hidden_size",
+        ),
+    ],
+)
+def test_a_mistake_is_named_by_the_file_it_stands_in(tmp_path: Path, first: str, second: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(first)
+    (tmp_path / "b.yaml").write_text(second)
+    with pytest.raises(UserError) as error:
+        read("--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", [*SIZES, *OBJECTIVES], ids=lambda path: path.stem)
+def test_every_recipe_is_valid_on_its_own(recipe: Path) -> None:
+    # trelm.yaml says what the defaults are.
+    assert (read("--config", str(recipe)) == Config()) == (recipe.stem == "trelm")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("size", SIZES, ids=lambda path: path.stem)
+def test_every_size_goes_with_every_objective(size: Path, objective: Path) -> None:
+    default, *changed = (flatten(read(*argv)) for argv in ((), ("--config", str(size)), ("--config", str(objective))))
+    expected = dict(default)
+    for tree in changed:
+        expected |= {name: value for name, value in tree.items() if value != default[name]}
+    assert flatten(read("--config", str(size), "--config", str(objective))) == expected
+    assert flatten(read("--config", str(objective), "--config", str(size))) == expected  # they share no setting
 
 
 @pytest.mark.parametrize(
@@ -81,6 +134,8 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
         (["--masking.random_share", "0.5"], "mask_share + random_share must be at most 1"),
         (["--config", "nowhere.yaml"], "--config: nowhere.yaml does not exist"),
+        (["--config"], "--config: needs a file"),
+        (["--config", "--trainer.max_steps", "5"], "--config: needs a file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named_by_option(argv: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads a run's settings: YAML file plus dotted overrides -> `Config`; errors name file, line and setting."""
+"""Reads a run's settings: YAML files plus dotted overrides -> `Config`; errors name file, line and setting."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def add_settings(parser: ArgumentParser) -> None:
-    """Adds `--config FILE` and one dotted option for every setting of `Config`."""
-    parser.add_argument("--config", action="config", help="YAML file with settings; dotted options override it")
+    """Adds `--config FILE`, any number of times, and one dotted option for every setting of `Config`."""
+    text = "YAML file with settings; may be given several times, later files win and dotted options win over all files"
+    parser.add_argument("--config", action="config", help=text)
     parser.add_class_arguments(Config, None)
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
-    """Parses `argv` with a parser that has the settings.
+    """Parses `argv` with a parser that has the settings. Sections of several files are merged, setting by setting.
 
     Returns:
         the checked configuration, and the namespace with the parser's other arguments.
@@ -32,15 +33,11 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
     Raises:
         UserError: unknown or mistyped setting, value out of range; names `file:line: setting` or `--setting`.
     """
-    if sum(arg == "--config" or arg.startswith("--config=") for arg in argv) > 1:
-        raise UserError("--config: given twice; put the settings into one file")
-    # jsonargparse lets the later one win; a file must not undo the overrides that stand before it.
-    at = next((index for index, arg in enumerate(argv) if arg.split("=")[0] == "--config"), 0)
-    width = 2 if argv[at : at + 1] == ["--config"] else 1
-    argv = [*argv[at : at + width], *argv[:at], *argv[at + width :]]
-    places = Places(_config_path(argv), {arg.split("=")[0][2:] for arg in argv if arg.startswith("--")})
+    files, others = _split(argv)
+    places = Places([Path(file) for file in files], {arg.split("=")[0][2:] for arg in others if arg.startswith("--")})
     try:
-        namespace = parser.parse_args(argv)
+        # jsonargparse lets the later one win; a file must not undo the overrides that stand before it.
+        namespace = parser.parse_args([*(f"--config={file}" for file in files), *others])
     except ArgumentError as error:
         raise UserError(_one_line(str(error), places)) from None
     config = _build(parser, namespace)
@@ -58,13 +55,20 @@ def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
     return Config(**{item.name: getattr(built, item.name) for item in dataclasses.fields(Config)})
 
 
-def _config_path(argv: list[str]) -> Path | None:
-    for index, arg in enumerate(argv):
-        if arg == "--config" and index + 1 < len(argv):
-            return Path(argv[index + 1])
-        if arg.startswith("--config="):
-            return Path(arg.partition("=")[2])
-    return None
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The files of all `--config`, and the arguments without them."""
+    files, others = list[str](), list[str]()
+    rest = iter(argv)
+    for arg in rest:
+        name, _, value = arg.partition("=")
+        if name != "--config":
+            others.append(arg)
+            continue
+        file = value if "=" in arg else next(rest, "")
+        if not file or file.startswith("--"):
+            raise UserError("--config: needs a file")
+        files.append(file)
+    return files, others
 
 
 def _one_line(message: str, places: Places) -> str:
@@ -83,52 +87,61 @@ class Places:
     """Where each setting came from, so that an error can name file and line.
 
     Args:
-        path: the YAML file, or None.
+        paths: the YAML files; where several hold a setting, the last one's counts.
         overrides: dotted names given on the command line.
+
+    Raises:
+        UserError: a file that cannot be read, is no YAML, or holds unknown or repeated settings.
     """
 
-    def __init__(self, path: Path | None, overrides: set[str]) -> None:
-        self.path, self._overrides = path, overrides
-        self._lines: dict[str, int] = {}
-        if path is not None:
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except FileNotFoundError:
-            raise UserError(f"--config: {path} does not exist") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--config: cannot read {path}: {error}") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-        if not isinstance(root, yaml.MappingNode):
-            found = "nothing" if root is None else "something else"
-            raise UserError(f"{path}:1: expected settings such as 'trainer:', found {found}")
-        self._walk(root, Config, "")
-
-    def _walk(self, node: yaml.MappingNode, kind: type, prefix: str) -> None:
-        """Notes the line of every key; the first unknown one is an error with the nearest known name."""
-        known = {item.name: item for item in dataclasses.fields(kind)}
-        for key, value in node.value:
-            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.value not in known:
-                near = difflib.get_close_matches(str(key.value), known, n=1)
-                hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
-                raise UserError(f"{self.path}:{line}: unknown setting '{name}'; {hint}")
-            if name in self._lines:
-                raise UserError(f"{self.path}:{line}: '{name}' stands twice, first on line {self._lines[name]}")
-            self._lines[name] = line
-            section = known[key.value].default_factory
-            if isinstance(section, type) and dataclasses.is_dataclass(section):
-                if not isinstance(value, yaml.MappingNode):
-                    raise UserError(f"{self.path}:{line}: '{name}' is a section; give its settings indented below it")
-                self._walk(value, section, f"{name}.")
+    def __init__(self, paths: list[Path], overrides: set[str]) -> None:
+        self._overrides = overrides
+        self._places: dict[str, tuple[Path, int]] = {}
+        for path in paths:
+            self._places |= {name: (path, line) for name, line in _lines_of(path).items()}
 
     def of(self, name: str) -> str:
         """`file:line: name`, or `--name` for a command-line override or a default."""
-        if name not in self._overrides and name in self._lines:
-            return f"{self.path}:{self._lines[name]}: {name}"
+        if name not in self._overrides and name in self._places:
+            path, line = self._places[name]
+            return f"{path}:{line}: {name}"
         return f"--{name}"
+
+
+def _lines_of(path: Path) -> dict[str, int]:
+    """The line of every setting and section in a YAML file."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"--config: {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(root, yaml.MappingNode):
+        found = "nothing" if root is None else "something else"
+        raise UserError(f"{path}:1: expected settings such as 'trainer:', found {found}")
+    lines: dict[str, int] = {}
+    _walk(root, Config, "", path, lines)
+    return lines
+
+
+def _walk(node: yaml.MappingNode, kind: type, prefix: str, path: Path, lines: dict[str, int]) -> None:
+    """Notes the line of every key; the first unknown one is an error with the nearest known name."""
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    for key, value in node.value:
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.value not in known:
+            near = difflib.get_close_matches(str(key.value), known, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            raise UserError(f"{path}:{line}: unknown setting '{name}'; {hint}")
+        if name in lines:
+            raise UserError(f"{path}:{line}: '{name}' stands twice, first on line {lines[name]}")
+        lines[name] = line
+        section = known[key.value].default_factory
+        if isinstance(section, type) and dataclasses.is_dataclass(section):
+            if not isinstance(value, yaml.MappingNode):
+                raise UserError(f"{path}:{line}: '{name}' is a section; give its settings indented below it")
+            _walk(value, section, f"{name}.", path, lines)

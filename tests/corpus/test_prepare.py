@@ -116,6 +116,13 @@ def test_word_starts_of_both_families(shared_data: Path, tmp_path: Path) -> None
     assert [bool(starts[token]) for token in ids[1:]] == [
         token.startswith("Ġ") or not token[0].isalnum() for token in roberta.convert_ids_to_tokens(ids)[1:]
     ]
+    text = "café’s “naïve” idea – well… “हिन्दी” 日本—x™ Łódź"
+    tokens = np.array(roberta.tokenize(text), dtype=object)
+    begun = starts[roberta.convert_tokens_to_ids(tokens.tolist())]
+    words = ["".join(part) for part in np.split(tokens, np.flatnonzero(begun))]
+    assert [roberta.backend_tokenizer.decoder.decode([word]).strip() for word in words] == [
+        "café", "’s", "“naïve", "”", "idea", "–", "well", "…", "“हिन्दी", "”", "日本", "—x", "™", "Łódź"
+    ]  # fmt: skip
     train_tokenizer(lambda: iter(["unbelievable believable belief"] * 3), 60, tmp_path / "t")
     wordpiece = load_tokenizer(tmp_path / "t")
     assert describe(wordpiece).vocab_size <= 60

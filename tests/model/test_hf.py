@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForPreTraining,
+    BertModel,
+    BertTokenizer,
+    PreTrainedModel,
+)
 
 from tests.model.tiny_models import make_documents, make_hf, pack
 from trelm_ds.errors import UserError
@@ -47,6 +54,18 @@ def test_export_is_read_by_transformers(pair: Pair, tmp_path: Path, tokenizer: P
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["config.json", "model.safetensors", "vocab.txt"]
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_exported_tokenizer_cuts_at_the_models_length(pair: Pair, tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n", encoding="utf-8")
+    BertTokenizer(str(vocabulary)).save_pretrained(tmp_path / "tokenizer")
+    ours = pair[1]
+    save_pretrained(ours, ours.config, tmp_path / "out", tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer("word " * 100, truncation=True, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, ours.config.max_position_embeddings)
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "out")(input_ids=ids)  # RoBERTa counts two positions more
 
 
 def test_save_then_load_is_bit_identical(pair: Pair, tmp_path: Path) -> None:

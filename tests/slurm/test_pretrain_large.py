@@ -18,6 +18,7 @@ from tests.slurm.local_cluster import REPO, Cluster, local_slurm, processes_of, 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = Path("slurm/pretrain_large.sh")
+OBJECTIVE = "trelm_ds/recipes/mlm.yaml"
 CPU_NODE = ("--gres=none", "--cpus-per-task=1")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the local cluster hands out made-up GPU numbers")
 
@@ -81,6 +82,8 @@ def test_slurm_accepts_the_request(cluster: Cluster, nodes: int, fits: bool) -> 
         ("TRELM_DATA", "slurm", "no manifest.json in slurm"),
         ("TRELM_VENV", "nowhere", "no virtual environment at nowhere"),
         ("TRELM_CONFIG", "nowhere.yaml", "no configuration at nowhere.yaml"),
+        ("TRELM_CONFIG", "trelm_ds/recipes/sizes/large.yaml nowhere.yaml", "no configuration at nowhere.yaml"),
+        ("TRELM_CONFIG", " ", "no configuration: set TRELM_CONFIG"),
         ("TRELM_HOME", "/usr", "no trelm_ds in /usr"),
         ("TRELM_PROCS_PER_NODE", "eight", "TRELM_PROCS_PER_NODE must be a positive number"),
         ("TRELM_MODULES", "cuda", "there is no 'module' command here"),
@@ -118,7 +121,7 @@ def test_two_processes_train_to_the_end(
     cluster: Cluster, tmp_path: Path, tiny_dataset: Path, nodes: int, options: tuple[str, ...], site: dict[str, str]
 ) -> None:
     config, out = write_config(tmp_path / "run.yaml", max_steps=6), tmp_path / "run"
-    site = site | {"TRELM_DATA": str(tiny_dataset), "TRELM_OUT": str(out), "TRELM_CONFIG": str(config)}
+    site = site | {"TRELM_DATA": str(tiny_dataset), "TRELM_OUT": str(out), "TRELM_CONFIG": f"{OBJECTIVE} {config}"}
     site["TRELM_ARGS"] = "--trainer.max_steps 4"  # overrides the file
     job = cluster.wait(cluster.submit("-N", str(nodes), *options, "-o", tmp_path / "log", SCRIPT, **site))
     log = (tmp_path / "log").read_text()
@@ -133,7 +136,7 @@ def test_signal_commits_a_checkpoint_and_the_next_job_continues(
 ) -> None:
     """What happens at the time limit: `--signal=B:USR1@180` signals the batch shell just like `scancel -b`."""
     config, out = write_config(tmp_path / "run.yaml", max_steps=1_000_000), tmp_path / "run"
-    site = {"TRELM_DATA": str(tiny_dataset), "TRELM_OUT": str(out), "TRELM_CONFIG": str(config)}
+    site = {"TRELM_DATA": str(tiny_dataset), "TRELM_OUT": str(out), "TRELM_CONFIG": f"{OBJECTIVE} {config}"}
     options = ("-N", "2", *CPU_NODE, "-o", tmp_path / "log", SCRIPT, "--trainer.checkpoint_every", "20")
     reached = 0
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 _WORD_MARKS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what begins a word, by the step that puts it there
+_NO_CHARACTER = "\ufffd"
 _SPECIALS = ("pad", "unk", "cls", "sep", "mask")
 _LETTERS = 1000  # of the corpus's alphabet, most frequent first; the rest becomes [UNK], as in BERT
 # What tells a file set apart when the folder has no tokenizer_config.json.
@@ -178,11 +180,14 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """bool [V]: whether a token begins a word. WordPiece marks continuations with ##, byte-level BPE beginnings with Ġ,
     SentencePiece with ▁.
 
-    Special tokens and, where beginnings are marked, punctuation begin a word of their own.
+    Special tokens and, where beginnings are marked, punctuation and symbols begin a word of their own. A token that
+    begins with a part of a character (byte-level BPE cuts between bytes) continues one, unless it cannot be a letter's.
 
     Raises:
         UserError: another kind of tokenizer.
     """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     starts = np.ones(len(tokenizer), dtype=bool)
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     steps = json.dumps([core["pre_tokenizer"], core["normalizer"]])
@@ -191,9 +196,13 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     if mark is None and (core["model"]["type"] != "WordPiece" or not prefix):
         kinds = ", ".join(_WORD_MARKS)
         raise UserError(f"--tokenizer: neither WordPiece nor one with {kinds}, so that words cannot be told apart")
+    bytes_of = {letter: bytes([number]) for number, letter in bytes_to_unicode().items()} if mark == "Ġ" else {}
     for token, number in tokenizer.get_vocab().items():
-        continues = token.startswith(prefix) if mark is None else not token.startswith(mark) and token[:1].isalnum()
-        starts[number] = not continues
+        if mark is None:
+            starts[number] = not token.startswith(prefix)
+        else:
+            text = b"".join(bytes_of.get(letter, letter.encode()) for letter in token)
+            starts[number] = token.startswith(mark) or _outside_words(text)
     starts[list(describe(tokenizer).special_ids)] = True
     return starts
 
@@ -201,3 +210,14 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 def inverse_marker(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """int64 [n]: the tokens that say that a relation is read from its tail to its head."""
     return np.array(tokenizer.encode(" inverse of", add_special_tokens=False), dtype=np.int64)
+
+
+def _outside_words(start: bytes) -> bool:
+    """Whether UTF-8 text that begins so begins with no letter, mark or digit."""
+    first = start.decode(errors="replace")[:1]
+    if first == _NO_CHARACTER:
+        try:  # a character without its last byte: all that it can be
+            first = "".join((start + bytes([last])).decode() for last in range(0x80, 0xC0))
+        except UnicodeDecodeError:
+            return False
+    return all(unicodedata.category(letter)[0] not in "LMN" for letter in first)

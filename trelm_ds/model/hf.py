@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder
+from trelm_ds.files import fsync_folder, read_json
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.masked_lm import MaskedLanguageModel
@@ -285,7 +285,7 @@ def save_pretrained(
         model: a `MaskedLanguageModel`, or its state dict.
         config: its sizes.
         folder: where to; may hold an earlier export of ours, which is replaced.
-        tokenizer_dir: folder whose tokenizer files are copied; None writes none.
+        tokenizer_dir: folder whose tokenizer files are copied, to cut text at the model's length; None writes none.
 
     Raises:
         UserError: `folder` holds something else, or `tokenizer_dir` holds no tokenizer.
@@ -303,7 +303,7 @@ def save_pretrained(
         (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_file(dict(to_hf_state(state, config)), temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer_dir is not None:
-            _copy_tokenizer(Path(tokenizer_dir), temporary)
+            _copy_tokenizer(Path(tokenizer_dir), temporary, config.max_position_embeddings)
         for path in (*temporary.iterdir(), temporary):
             fsync_folder(path)
         _replace(temporary, folder)
@@ -330,12 +330,17 @@ def _check_target(folder: Path) -> None:
         raise UserError(f"{folder}: holds {what}; give an empty folder, or one that does not exist yet")
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path, longest: int) -> None:
+    """Copies a tokenizer and writes into its configuration, if it has one, how many tokens the model can read."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "vocab.txt", "vocab.json") for path in found):
         raise UserError(f"{source}: holds no tokenizer (tokenizer.json, vocab.txt or vocab.json with merges.txt)")
     for path in found:
         shutil.copyfile(path, target / path.name)
+    settings = target / "tokenizer_config.json"
+    if settings.is_file():
+        content = read_json(settings) | {"model_max_length": longest}
+        settings.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _replace(temporary: Path, folder: Path) -> None:
