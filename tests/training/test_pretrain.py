@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
-from trelm_ds.config import Config, LoaderConfig, ModelConfig, OptimizerConfig, TrackingConfig, TrainerConfig
+from trelm_ds.config import (
+    CkaConfig,
+    Config,
+    LoaderConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SelectionConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
 from trelm_ds.errors import UserError
 from trelm_ds.model import load_pretrained
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
@@ -29,7 +39,11 @@ PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10],
 
 
 def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
+    """Plain masked language modelling; knowledge has tests of its own (test_knowledge)."""
     return Config(
+        selection=SelectionConfig(strategy="none"),
+        memory=MemoryConfig(enabled=False),
+        cka=CkaConfig(decoder="none"),
         model=ModelConfig(
             hidden_size=32,
             num_hidden_layers=2,

@@ -288,7 +288,8 @@ class Trainer:
             self.ranks.all_agree(lambda: _raise(problem))
         if new_everywhere:
             self._note_damage(new)
-        self.window.counts.update({"corrupted": read.substituted, "steps": 1} | read.counts)
+        steps = int(self.ranks.rank == 0)  # summed over ranks later
+        self.window.counts.update({"corrupted": read.substituted, "steps": steps} | read.counts)
         return read, masked_everywhere, asked_everywhere
 
     def _note_damage(self, new: list[Damage]) -> None:

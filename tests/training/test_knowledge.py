@@ -1,0 +1,235 @@
+"""TRELM's objective in real runs: ranks, ZeRO stages, resume, export; and Eq. 7 from what a step has looked up."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.distributed import run_distributed_test
+from tests.training import test_pretrain as plain
+from tests.training.test_pretrain import continued, fails, losses, one_rank, train, train_then_continue, without_dropout
+from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, SelectionConfig
+from trelm_ds.model import hf_names, load_config
+from trelm_ds.training import export
+from trelm_ds.training.checkpoint import committed, read_verified
+from trelm_ds.training.distributed import Ranks
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.tracking import read_metrics
+from trelm_ds.training.trainer import Trainer
+
+__all__ = ["one_rank"]
+
+
+def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
+    """Every part of TRELM at once on the tiny dataset, four steps: lambda decays at step 2 and is 0 in the last."""
+    return replace(
+        plain.config(stage, precision, **trainer),
+        selection=SelectionConfig(strategy="all"),
+        injection=InjectionConfig(refresh_every=3),
+        memory=MemoryConfig(word_quantiles=(0.0, 0.5), decay_every_steps=2, release_fraction=0.25, window=3),
+        cka=CkaConfig(max_token_share=1.0, negatives=20),
+    )
+
+
+def with_cka(settings: Config, **cka: Any) -> Config:
+    return replace(settings, cka=replace(settings.cka, **cka))
+
+
+def with_injection(settings: Config, **injection: Any) -> Config:
+    return replace(settings, injection=replace(settings.injection, **injection))
+
+
+VARIANTS = {
+    "query": lambda settings: settings,
+    "product": lambda settings: with_cka(settings, decoder="product", log_q=True),
+    "same": lambda settings: with_injection(with_cka(settings, triple="same", negatives=0), probability=1.0),
+    "alias_mean": lambda settings: with_injection(settings, source="alias_mean"),
+    "own embeddings": lambda settings: with_injection(settings, source="none"),
+    "words only": lambda settings: replace(settings, selection=SelectionConfig(strategy="none")),
+    "no memory": lambda settings: replace(settings, memory=MemoryConfig(enabled=False)),
+    "on the CPU": lambda settings: replace(settings, memory=replace(settings.memory, placement="cpu", dtype="bf16")),
+}
+
+
+def comparable(run: Path) -> list[dict[str, float]]:
+    """The log points without what depends on time, or on how sequences are dealt to ranks."""
+    apart = ("tokens_per_s", "sequences_per_s", "memory_hit_rate")
+    return [{name: value for name, value in point.items() if name not in apart} for point in read_metrics(run)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "stage", "precision", "tokens"),
+    [
+        ("query", 0, "fp32", 160),
+        ("query", 1, "fp32", 80),
+        ("query", 2, "fp32", 160),
+        ("query", 3, "fp32", 80),
+        ("query", 1, "bf16", 80),
+        ("product", 1, "fp32", 80),
+        ("product", 3, "bf16", 160),
+        ("alias_mean", 3, "fp32", 160),
+    ],
+)
+def test_two_ranks_train_continue_and_export(
+    variant: str, stage: int, precision: str, tokens: int, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = VARIANTS[variant](without_dropout(config(stage, precision, micro_batch_tokens=tokens)))
+    logits = run_distributed_test(train_then_continue, 2, settings, tiny_dataset, run)
+    assert comparable(tmp_path / "continued") == comparable(run)  # bit-identical, bank and vectors too
+    if precision == "fp32":  # one rank without ZeRO computes the same: losses, accuracies, rows touched
+        alone = replace(settings, trainer=replace(settings.trainer, ds_config="ds_configs/zero0.json"))
+        train(alone, tiny_dataset, tmp_path / "alone", one_rank)
+        for ours, theirs in zip(comparable(run), comparable(tmp_path / "alone"), strict=True):
+            ours.pop("grad_norm", None)
+            theirs.pop("grad_norm", None)
+            assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-7)
+    assert logits[0].shape == logits[1].shape
+    equals_export(run, tmp_path / "model", logits[0], precision)
+
+
+def equals_export(run: Path, folder: Path, logits: np.ndarray, precision: str) -> None:
+    """The exported model needs neither bank nor vectors, and computes what the engine does with lambda 0."""
+    from transformers import AutoModelForMaskedLM
+
+    export(run, folder)
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert set(weights.keys()) == set(hf_names(load_config(folder)).values())
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    ids, bounds, _ = plain.PROBE
+    with torch.no_grad():
+        scores = [model(ids[None, first:last]).logits[0] for first, last in itertools.pairwise(bounds)]
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(torch.cat(scores).numpy(), logits, atol=tolerance, rtol=tolerance * 0.9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_continues_exactly(variant: str, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", VARIANTS[variant](config())
+    continued(settings, tiny_dataset, run, one_rank)
+    assert comparable(tmp_path / "continued") == comparable(run)
+    points = read_metrics(run)
+    has_facts, has_memory = settings.selection.strategy != "none", settings.memory.enabled
+    assert all(("cka_loss" in point) == has_facts for point in points)
+    assert [point.get("memory_lambda") for point in points] == ([0.5, 0.5, 0.25, 0.0] if has_memory else [None] * 4)
+    if has_memory:
+        assert points[0]["memory_hit_rate"] == 0
+        assert 0 < points[1]["memory_hit_rate"] < 1
+        assert "memory_hit_rate" not in points[3]  # nothing is looked up any more
+        assert points[0]["memory_filled"] < points[2]["memory_filled"] == points[3]["memory_filled"]
+    if has_facts:
+        assert all(0 < point["injected_per_sequence"] < 2 for point in points) or settings.injection.source == "none"
+        weight = settings.cka.mlm_weight
+        for point in points:
+            assert point["loss"] == pytest.approx(weight * point["mlm_loss"] + (1 - weight) * point["cka_loss"])
+
+
+def test_the_parts_change_what_is_learned(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """No setting of knowledge does nothing: each gives other losses than all the others."""
+    seen = {}
+    variants = VARIANTS | {
+        "memory of means": lambda s: replace(s, memory=replace(s.memory, global_update="ema", gamma=0.5)),
+        "narrow": lambda s: replace(s, memory=replace(s.memory, window=0)),
+        "other lambda": lambda s: replace(s, memory=replace(s.memory, initial_lambda=0.9)),
+        "mostly mlm": lambda s: with_cka(s, mlm_weight=0.9),
+        "log q": lambda s: with_cka(s, log_q=True),
+        "fewer queries": lambda s: with_cka(s, max_token_share=0.2),
+        "short names": lambda s: with_injection(s, max_name_tokens=1),
+        "never refreshed": lambda s: with_injection(s, refresh_every=0),
+    }
+    for name, vary in variants.items():
+        train(vary(without_dropout(config(checkpoint_every=4))), tiny_dataset, tmp_path / name, one_rank)
+        seen[name] = tuple(point["mlm_loss"] for point in read_metrics(tmp_path / name))
+    alike = [(a, b) for a in seen for b in seen if a < b and seen[a] == seen[b]]
+    assert not alike
+
+
+def test_the_model_learns_the_facts(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = config(max_steps=150, log_every=50, checkpoint_every=150)
+    train(settings, tiny_dataset, tmp_path / "run", one_rank)
+    points = read_metrics(tmp_path / "run")
+    assert points[-1]["cka_loss"] < 0.8 * points[0]["cka_loss"]
+    assert points[-1]["mlm_loss"] < 0.9 * points[0]["mlm_loss"]
+    assert points[-1]["cka_accuracy"] > points[0]["cka_accuracy"]
+
+
+def test_a_file_of_vectors(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    entities, relations = (np.load(tiny_dataset / "graph" / f"{name}.npy") for name in ("entities", "relations"))
+    rows = len(entities) + len(relations)
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(rows, 20)).astype(np.float32))
+    settings = with_injection(config(), source="file", file=str(tmp_path / "vectors.npy"))
+    train(settings, tiny_dataset, tmp_path / "run", one_rank)
+    np.save(tmp_path / "vectors.npy", np.zeros((rows - 1, 20), dtype=np.float32))
+    message = fails(settings, tiny_dataset, tmp_path / "again", one_rank)
+    assert "injection.file" in message
+    assert f"{len(entities)} entities + {len(relations)} relations" in message
+
+
+def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config(), tiny_dataset, run, one_rank)
+    info = read_verified(committed(run)[0])
+    assert any(name.startswith("knowledge/memory-") for name in info.files)
+    assert any(name.startswith("knowledge/vectors-") for name in info.files)
+    for change, named in (
+        (with_cka(config(), negatives=19), "cka.negatives (20, now 19)"),
+        (with_injection(config(), probability=0.4), "injection.probability (0.5, now 0.4)"),
+        (replace(config(), memory=replace(config().memory, gamma=0.2)), "memory.gamma (0.1, now 0.2)"),
+        (replace(config(), selection=SelectionConfig(strategy="long_tail")), "selection.strategy (all, now long_tail)"),
+    ):
+        assert f"made with another {named}" in fails(change, tiny_dataset, run, one_rank)
+    elsewhere = replace(config(max_steps=5), memory=replace(config().memory, placement="cpu"))
+    train(elsewhere, tiny_dataset, run, one_rank)  # where the bank lives is nobody's business
+    assert losses(run)[:4] == [point["loss"] for point in read_metrics(run)][:4]
+
+
+def test_scores_that_are_required_must_be_there(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = replace(config(), selection=SelectionConfig(strategy="all", importance="required"))
+    message = fails(settings, tiny_dataset, tmp_path / "run", one_rank)
+    assert "trelm importance" in message
+
+
+def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """I_p = (1 - lambda) h_e + lambda/2 (local + global), item by item, from the tables themselves."""
+    with StopSignals() as signals:
+        trainer = Trainer(config(), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+    knowledge, read = trainer.knowledge, next(trainer.loader)
+    assert knowledge is not None
+    bank, vectors = knowledge.bank, knowledge.vectors
+    assert bank is not None
+    assert vectors is not None
+    draw = torch.Generator().manual_seed(0)
+    bank.table.local.copy_(torch.randn(bank.table.local.shape, generator=draw))
+    rate = 0.3
+    step = knowledge.open_step(read, rate)
+    checked = {"entity": 0, "word": 0}
+    for batch in read.micro_batches:
+        injected, _ = step.inputs(batch)
+        items = batch.items
+        assert injected is not None
+        assert items is not None
+        assert torch.equal(injected.rows, items.token_rows)
+        for item in range(len(items.memory)):
+            local, global_ = bank.table.local[read.memory_rows[items.memory[item]]].split(32)
+            expected, keep = rate / 2 * (local + global_), 0.0
+            if items.entity[item] >= 0:
+                entity = vectors.local[read.vector_rows[items.entity[item]]]
+                relation = vectors.local[read.vector_rows[items.relation[item]]]
+                h_e = entity - relation if items.sign[item] < 0 else entity + relation
+                expected = expected + (1 - rate) * h_e
+                checked["entity"] += 1
+            else:
+                keep = 1 - rate  # h_e is the word embedding of each token
+                checked["word"] += 1
+            torch.testing.assert_close(injected.vectors[item], expected)
+            assert injected.keep[item].item() == pytest.approx(keep)
+    assert min(checked.values()) > 3
+    trainer.loader.close()
