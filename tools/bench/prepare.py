@@ -38,7 +38,7 @@ from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names, read
 
 COPIES = (1, 4, 16)
 CHUNK_MB = 2.0
-STAGES = ("_documents", "_linker", "_sequences", "_assemble")
+STAGES = ("_documents", "_encoded_names", "_linker", "_sequences", "_assemble")
 # English Wikipedia's pages-articles and Wikidata5M, from their publishers' pages; rounded.
 ENWIKI = {"xml_mb": 95_000, "triples": 20_614_279, "entity_lines": 4_815_483, "characters": 20e9, "tokens": 4.5e9}
 CORES = 64
@@ -99,6 +99,7 @@ def measure_text(options: argparse.Namespace, work: Path) -> dict[str, list[floa
         seconds, manifest = stage_seconds(options.linked, options, work, max_length=128)
         note("linked JSONL: documents/s, read and checked", manifest.counts["documents"] / seconds["documents"])
         note("linked JSONL: tokens/s, tokenised", manifest.n_tokens / seconds["sequences"])
+        note("entity lines/s, names encoded", entity_lines / seconds["encoded_names"])
         note("tokens/s, assembled into shards", manifest.n_tokens / seconds["assemble"])
     return rates
 
@@ -162,7 +163,8 @@ def project(rates: dict[str, float]) -> dict[str, float]:
     }
     alone = {
         "triples": ENWIKI["triples"] / rates["triples/s, read, sorted, CSR"],
-        "names": 2 * ENWIKI["entity_lines"] / rates["entity lines/s, names read"],
+        "names read": ENWIKI["entity_lines"] / rates["entity lines/s, names read"],
+        "names encoded": ENWIKI["entity_lines"] / rates["entity lines/s, names encoded"],
         "assembling": ENWIKI["tokens"] / rates["tokens/s, assembled into shards"],
     }
     dictionary = ENWIKI["entity_lines"] / rates["entity lines/s, linker's dictionary"]
