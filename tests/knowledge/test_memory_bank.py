@@ -19,6 +19,7 @@ from tests.distributed import run_distributed_test
 from trelm_ds.config import MemoryConfig
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge import MemoryBank, MemoryUpdate, TableGroup, local_memories, memory_lambda, memory_window
+from trelm_ds.knowledge.memory_bank import sum_by_row
 
 CPU = torch.device("cpu")
 D = 7
@@ -68,6 +69,18 @@ def test_an_empty_window_is_0_and_states_outside_do_not_matter() -> None:
 def test_sums_of_bf16_states_are_fp32() -> None:
     states = torch.ones(1000, D, dtype=torch.bfloat16)  # a sum in bf16 ends at 256
     assert local_memories(states, torch.tensor([[0, 1000]]))[0].tolist() == [1.0] * D
+
+
+def test_sums_by_row_add_in_order() -> None:
+    draw = torch.Generator().manual_seed(0)
+    values, rows = torch.randn(3000, 2, generator=draw), torch.randint(-1, 3, (3000,), generator=draw)
+    sums, counts = sum_by_row(values, rows, 4)
+    expected = torch.zeros(4, 2)
+    for value, row in zip(values, rows, strict=True):
+        if row >= 0:
+            expected[row] += value
+    assert torch.equal(sums, expected)  # the same rounding, so the same order
+    assert counts.tolist() == [int((rows == row).sum()) for row in range(4)]
 
 
 # Eq. 8
@@ -261,6 +274,7 @@ def test_global_memory_counts_each_context_once_and_forgets_the_start_value() ->
     apply(bank, [sequence])
     assert bank.table.local[1, D:].tolist() == [10.0] * D
     assert bank.contexts.local[:, 0].tolist() == [0, 1]
+    assert bank.start_lookup(torch.tensor([1, 0, 1])).wait().seen.tolist() == [True, False, True]
     apply(bank, [occurrences_of(1, 2.0), occurrences_of(1, 6.0)])
     assert bank.table.local[1, D:].tolist() == pytest.approx([30.0] * D)
     assert bank.contexts.local[:, 0].tolist() == [0, 3]

@@ -47,8 +47,8 @@ class VectorTable(ShardedTable):
         Args:
             word_mean, word_scale: `word_statistics` of the word embeddings, [D] and a number.
             centre_relations: take the relations' mean from them: for vectors that come from relations' names, whose
-                mean is that of all text. With it v_tail - v_relation would lie apart from the words, and
-                v_head + v_relation on the other side.
+                mean is that of all text. Left in, it would take v_tail - v_relation away from the words, and
+                v_head + v_relation to the other side.
         """
         entities, relations = self._parts()
         mean, scale = self._statistics(entities, self.n_entities)
@@ -66,7 +66,10 @@ class VectorTable(ShardedTable):
         return self.local[:own], self.local[own:]
 
     def _statistics(self, part: Tensor, n_rows: int) -> tuple[Tensor, float]:
-        """Mean [D] and scale of the n_rows of which `part` is this rank's; scale 0 where they are all alike."""
+        """Mean [D] and scale of the n_rows of which `part` is this rank's.
+
+        In double precision: rows that are all alike have a scale of exactly 0, since their sum is exact.
+        """
         total = torch.zeros(self.width, dtype=torch.float64)
         for rows in part.split(_BATCH):
             total += rows.double().sum(0).cpu()
@@ -75,8 +78,7 @@ class VectorTable(ShardedTable):
         for rows in part.split(_BATCH):
             spread += (rows.double() - mean.to(rows.device)).square().sum().cpu()
         variance = float(self.group.sum(spread)) / max(n_rows * self.width, 1)
-        alike = variance <= 1e-20 * float(mean.square().mean())  # what rounding of the mean leaves is no scale
-        return mean, 0.0 if alike else variance**0.5
+        return mean, variance**0.5
 
 
 def _affine(part: Tensor, centre: Tensor, factor: float, shift: Tensor) -> None:
