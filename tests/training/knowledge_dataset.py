@@ -64,7 +64,7 @@ def prepare_knowledge(folder: Path, tokenizer: str = "train") -> Path:
     """The dataset of that corpus, at most 64 tokens a sequence."""
     write_knowledge_corpus(folder / "text")
     options = PrepareOptions(
-        folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m", tokenizer, folder / "dataset", 64, 300
+        folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m", tokenizer, folder / "dataset", 64, 110
     )
     prepare(options)
     return folder / "dataset"

@@ -153,7 +153,7 @@ class Annotator:
             injected = injected._replace(has=applied)
         asked = self._triples.asked(candidates, injected, self.config.cka.triple)
         entity, relation = self._vector_rows(injected)
-        spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign)
+        spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign * injected.has)
         which = np.flatnonzero(asked.has)
         return spans, Asked(which, spans.first[which], spans.last[which], asked.of(which))
 

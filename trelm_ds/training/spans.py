@@ -45,7 +45,7 @@ class Spans(NamedTuple):
         memory: int64 [n], its row of the memory bank.
         applied: bool [n], whether Eq. 7 is followed.
         entity, relation: int64 [n], rows of the vector table.
-        sign: float32 [n], of the relation.
+        sign: float32 [n], of the relation; 0 without one.
     """
 
     owner: np.ndarray
