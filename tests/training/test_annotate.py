@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import torch
 
 from tests.training.knowledge_dataset import (
     UNKNOWN_ENTITY,
+    about_tokens,
     open_annotator,
     open_masker,
     open_steps,
@@ -23,8 +26,11 @@ from tests.training.knowledge_dataset import (
 from trelm_ds.config import Config
 from trelm_ds.corpus import TOKENIZER_FOLDER, load_tokenizer
 from trelm_ds.errors import UserError
+from trelm_ds.importance import load_frequencies
+from trelm_ds.importance.store import Identity, save_shard, save_summary, sparse
 from trelm_ds.keyed_random import keyed_bits, keyed_uniform
-from trelm_ds.shards import ShardReader
+from trelm_ds.knowledge import cosine_histogram
+from trelm_ds.shards import Manifest, ShardReader
 from trelm_ds.training import annotate as module
 from trelm_ds.training.annotate import Annotation
 from trelm_ds.training.batch import Batch
@@ -36,11 +42,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "always injected": {"injection__probability": 1.0, "cka__max_token_share": 100.0},
     "never injected": {"injection__probability": 0.0, "cka__max_token_share": 100.0},
     "same triple": {"injection__probability": 1.0, "cka__triple": "same", "cka__max_token_share": 100.0},
-    "few mentions, short answers": {"selection__max_per_sequence": 2, "cka__max_answer_tokens": 3},
+    "few mentions, short answers": {
+        "selection__max_per_sequence": 2,
+        "cka__max_answer_tokens": 3,
+        "cka__max_token_share": 9.0,
+    },
     "own embeddings": {"injection__source": "none", "cka__max_token_share": 1.0},
     "no memory": {"memory__enabled": False, "cka__max_token_share": 100.0},
     "no memory, own embeddings": {"memory__enabled": False, "injection__source": "none", "cka__max_token_share": 9.0},
-    "no words": {"memory__words": False},
+    "no words": {"memory__words": False, "cka__max_token_share": 0.9},
     "words alone": {"selection__strategy": "none"},
     "product": {"cka__decoder": "product"},
     "dkplm": {
@@ -104,7 +114,7 @@ class Literal:
     def __init__(self, dataset: Path, config: Config) -> None:
         self.config, self.annotator = config, open_annotator(dataset, config)
         self.index, self.reader, self.masker = self.annotator.index, ShardReader(dataset), open_masker(dataset, config)
-        self.info, self.tokenizer = self.masker.info, load_tokenizer(dataset / TOKENIZER_FOLDER)
+        self.info, _, self.marker = about_tokens(dataset)
         offsets, tokens = self.index.memory_tokens()
         entities = len(self.index.memory_entities)
         self.words = {tuple(row(offsets, tokens, n)): n for n in range(entities, self.index.n_memory)}
@@ -194,7 +204,7 @@ class Literal:
         if self.config.cka.decoder == "product":
             relation_row = len(self.index.vector_entities) + relation
             return Fact(None, (first, last), relation_row, bool(inverse), tuple(answer), (), None)
-        marker = self.tokenizer(" inverse of", add_special_tokens=False)["input_ids"] if inverse else []
+        marker = self.marker.tolist() if inverse else []
         label = row(names.relation_offsets, names.relation_tokens, relation)
         shown = [info.cls, *self.tokens[first:last], *marker, *label]
         query = (*shown, *[info.mask] * len(answer), info.sep)
@@ -423,7 +433,7 @@ def test_queries_cost_the_share_of_tokens_that_they_may(wordpiece: Path) -> None
         asked = tokens = 0
         for epoch in range(20):
             # Sequences with so many mentions that they could ask for more than that.
-            ids = np.arange(403, reader.manifest.n_sequences, 6)
+            ids = np.arange(405, reader.manifest.n_sequences, 6)
             counted = annotator(read(reader, masker, np.full(len(ids), epoch), ids))
             asked += counted.counts["query tokens"]
             tokens += len(counted.input_ids) - counted.counts["query tokens"]
@@ -480,6 +490,7 @@ def test_the_index_holds_what_the_settings_need(dataset: Path) -> None:
     offsets, tokens = index.memory_tokens()
     assert len(offsets) == index.n_memory + 1
     tokenizer = load_tokenizer(dataset / TOKENIZER_FOLDER)
+    assert tokenizer.encode(" inverse of", add_special_tokens=False) == about_tokens(dataset)[2].tolist()
     assert tokenizer.decode(row(offsets, tokens, 44)).strip().lower() == "city04"
     assert sum(index.describe().values()) == index.n_memory + index.n_vectors
     sizes = {
@@ -497,10 +508,54 @@ def test_the_index_holds_what_the_settings_need(dataset: Path) -> None:
     assert open_annotator(dataset, relations_alone).index.n_vectors == 3
 
 
-def test_importance_is_used_where_it_is_asked_for(wordpiece: Path) -> None:
+def score(dataset: Path, seed: int = 0) -> None:
+    """Drawn scores of every mention, one in ten not scored."""
+    manifest, draw = Manifest.load(dataset), np.random.default_rng(seed)
+    reader = ShardReader(dataset)
+    mentions = [reader.load(block).mentions for block in range(len(reader.block_sizes))]
+    cosines = [draw.random(len(found)).astype(np.float16) for found in mentions]
+    for scores in cosines:
+        scores[draw.random(len(scores)) < 0.1] = np.nan
+    identity = Identity(manifest.fingerprint, "", {}, "all", load_frequencies(dataset).mean)
+    assert len(manifest.shards) == 1
+    every = np.concatenate(cosines)
+    about = {
+        "identity": dataclasses.asdict(identity),
+        "counts": {},
+        "block_mentions": [len(found) for found in mentions],
+        "histogram": sparse(cosine_histogram(every)),
+    }
+    (dataset / "importance").mkdir()
+    save_shard(dataset / "importance", manifest.shards[0].name, every, about)
+    assert save_summary(dataset / "importance", manifest, identity)
+
+
+def test_importance_is_used_where_it_is_asked_for(wordpiece: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"selection.importance: required, but .* no complete scores; run `trelm impor"):
         open_annotator(wordpiece, settings(selection__importance="required"))
-    assert open_annotator(wordpiece, settings(selection__importance="auto")).scores_digest is None
+    plain = open_annotator(wordpiece, settings(selection__importance="auto"))
+    assert plain.index.scores is None
+    dataset = tmp_path / "dataset"
+    shutil.copytree(wordpiece, dataset)
+    score(dataset)
+    masker, reader = open_masker(dataset, settings()), ShardReader(dataset)
+    assert open_annotator(dataset, settings(selection__importance="none")).index.scores is None
+    for importance in ("auto", "required"):
+        annotator = pickle.loads(pickle.dumps(open_annotator(dataset, settings(selection__importance=importance))))
+        scores, selector = annotator.index.scores, annotator.index.selector
+        assert selector.bar is not None
+        ids = np.random.default_rng(1).permutation(reader.manifest.n_sequences)[:200]
+        expected = []
+        for number, sample in enumerate(ids.tolist()):
+            block = int(reader.blocks_of(np.array(sample)))
+            mentions = reader.load(block).mentions
+            chosen = mentions[selector(mentions, scores.block(block))]
+            own = chosen[chosen[:, 0] == sample - int(reader.block_sizes[:block].sum())]
+            expected += [(number, first) for first in own[:, 1].tolist()]
+        spans, _ = annotator._chosen(read(reader, masker, np.zeros_like(ids), ids))
+        starts = np.cumsum(reader.lengths[ids]) - reader.lengths[ids]
+        assert list(zip(spans.owner.tolist(), (spans.first - starts[spans.owner]).tolist(), strict=True)) == expected
+        assert 50 < len(expected) < len(plain._chosen(read(reader, masker, np.zeros_like(ids), ids))[0].first)
 
 
 def test_it_travels_without_its_arrays(wordpiece: Path) -> None:
