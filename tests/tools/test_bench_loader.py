@@ -30,7 +30,7 @@ def test_it_measures_every_contender_and_writes_the_tables(tiny_corpus: Path, tm
     assert {"device", "versions", "date", "source", "repeats"} <= result.keys()
     assert result["datasets"]["long"]["mean_tokens"] > 3 * result["datasets"]["short"]["mean_tokens"]
     for about in result["datasets"].values():
-        assert len(about["tokens_per_s"]) == 6
+        assert len(about["tokens_per_s"]) == 7
         assert all(values["min"] > 0 for values in about["tokens_per_s"].values())
         assert len(about["resume_ms"]) == 2
     page = (tmp_path / "loader.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from trelm_ds.config import Config
 from trelm_ds.corpus import (
     TOKENIZER_FOLDER,
     PrepareOptions,
+    TokenizerInfo,
     describe,
     inverse_marker,
     load_tokenizer,
@@ -64,7 +66,7 @@ def prepare_knowledge(folder: Path, tokenizer: str = "train") -> Path:
     """The dataset of that corpus, at most 64 tokens a sequence."""
     write_knowledge_corpus(folder / "text")
     options = PrepareOptions(
-        folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m", tokenizer, folder / "dataset", 64, 300
+        folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m", tokenizer, folder / "dataset", 64, 110
     )
     prepare(options)
     return folder / "dataset"
@@ -84,14 +86,20 @@ def settings(**changes: object) -> Config:
     return config
 
 
-def open_annotator(dataset: Path, config: Config) -> Annotator:
+@lru_cache
+def about_tokens(dataset: Path) -> tuple[TokenizerInfo, np.ndarray, np.ndarray]:
+    """Special tokens, which tokens begin a word, and the marker of inverse relations."""
     tokenizer = load_tokenizer(dataset / TOKENIZER_FOLDER)
-    return Annotator(dataset, config, describe(tokenizer), word_starts(tokenizer), inverse_marker(tokenizer))
+    return describe(tokenizer), word_starts(tokenizer), inverse_marker(tokenizer)
+
+
+def open_annotator(dataset: Path, config: Config) -> Annotator:
+    return Annotator(dataset, config, *about_tokens(dataset))
 
 
 def open_masker(dataset: Path, config: Config) -> Masker:
-    tokenizer = load_tokenizer(dataset / TOKENIZER_FOLDER)
-    return Masker(config.masking, describe(tokenizer), word_starts(tokenizer), config.loader.seed)
+    info, starts, _ = about_tokens(dataset)
+    return Masker(config.masking, info, starts, config.loader.seed)
 
 
 def open_steps(

@@ -36,13 +36,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trelm_ds.config import MaskingConfig  # noqa: E402
-from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, load_tokenizer, word_starts  # noqa: E402
+from trelm_ds.config import Config, MaskingConfig  # noqa: E402
+from trelm_ds.corpus import (  # noqa: E402
+    TOKENIZER_FOLDER,
+    TokenizerInfo,
+    inverse_marker,
+    load_tokenizer,
+    word_starts,
+)
 from trelm_ds.shards import BLOCK_SEQUENCES, SampleOrder, ShardReader, Substitution  # noqa: E402
+from trelm_ds.training.annotate import Annotator  # noqa: E402
 from trelm_ds.training.batch import Masker  # noqa: E402
 from trelm_ds.training.loader import StepBatches, StepDataset  # noqa: E402
 
 BATCH, BUDGET, WINDOW = 256, 16384, 16
+KNOWLEDGE = "loader, with masks and knowledge"
 START, END = "<!-- loader-table -->", "<!-- /loader-table -->"
 
 
@@ -102,20 +110,23 @@ def no_masks(tokens: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return tokens, np.zeros(0, dtype=np.int64)
 
 
-def open_loader(dataset: Path, masker: Any = no_masks, ranks: int = 1) -> StepDataset:
+def open_loader(
+    dataset: Path, masker: Any = no_masks, ranks: int = 1, annotator: Annotator | None = None
+) -> StepDataset:
     """The loader of the first of `ranks` ranks."""
     reader = ShardReader(dataset, WINDOW + BATCH * ranks // BLOCK_SEQUENCES + 8)
     order = SampleOrder(reader.block_sizes, 0, WINDOW)
-    return StepDataset(reader, order, masker, Substitution(reader, 0, 0.0), BATCH * ranks, BUDGET, 0, ranks)
+    substitution = Substitution(reader, 0, 0.0)
+    return StepDataset(reader, order, masker, substitution, BATCH * ranks, BUDGET, 0, ranks, annotator)
 
 
 def read_steps(loader: StepDataset, steps: int) -> int:
-    """Reads; returns the number of tokens."""
+    """Reads; returns the number of tokens, queries about the text not counted."""
     tokens = 0
     for step in range(steps):
         item = loader[step]
         assert isinstance(item, StepBatches)
-        tokens += sum(len(batch.input_ids) for batch in item.micro_batches)
+        tokens += sum(int(batch.cu_seqlens[batch.sequences]) for batch in item.micro_batches)
     return tokens
 
 
@@ -165,12 +176,15 @@ def contenders(dataset: Path, tokens: int, work: Path) -> Iterator[tuple[str, Ca
     mean = manifest.n_tokens / manifest.n_sequences
     steps = max(1, min(int(tokens / mean), manifest.n_sequences) // BATCH)
     tokenizer = load_tokenizer(dataset / TOKENIZER_FOLDER)
-    masker = Masker(MaskingConfig(), TokenizerInfo(**manifest.tokenizer), word_starts(tokenizer), 0)
+    info, starts = TokenizerInfo(**manifest.tokenizer), word_starts(tokenizer)
+    masker = Masker(MaskingConfig(), info, starts, 0)
+    annotator = Annotator(dataset, Config(), info, starts, inverse_marker(tokenizer))
     urls = write_plain_tars(first, steps, work / f"plain-{dataset.name}")
     texts = texts_of(first, steps, tokenizer)
     # A loader opened anew has no block decoded yet.
     yield "loader", lambda: read_steps(open_loader(dataset), steps)
     yield "loader, with masks", lambda: read_steps(open_loader(dataset, masker), steps)
+    yield KNOWLEDGE, lambda: read_steps(open_loader(dataset, masker, annotator=annotator), steps)
     yield "loader, one of 8 ranks", lambda: read_steps(open_loader(dataset, ranks=8), max(4, steps // 8))
     yield "loader, one of 64 ranks", lambda: read_steps(open_loader(dataset, ranks=64), max(4, steps // 64))
     yield "webdataset, a sample per member", lambda: read_plain_tars(urls)
@@ -189,9 +203,11 @@ def measure(dataset: Path, tokens: int, repeats: int, work: Path) -> dict[str, A
                 rates[name].append(delivered / (time.process_time() - started))
     ratios = {
         f"{name} / {other}": [a / b for a, b in zip(rates[name], rates[other], strict=True)]
-        for name in ("loader", "loader, with masks")
+        for name in ("loader", "loader, with masks", KNOWLEDGE)
         for other in ("webdataset, a sample per member", "fast tokenizer on text")
     }
+    cost = [a / b for a, b in zip(rates[KNOWLEDGE], rates["loader, with masks"], strict=True)]
+    ratios[f"{KNOWLEDGE} / loader, with masks"] = cost
     manifest = open_loader(dataset).reader.manifest
     return {
         "sequences": manifest.n_sequences,

@@ -90,11 +90,6 @@ class Annotator:
         """Tokens of the queries as a share of the sequences' tokens, on average at most."""
         return self.config.cka.max_token_share if self._has_facts and self.config.cka.decoder == "query" else 0.0
 
-    @property
-    def scores_digest(self) -> str | None:
-        """Hash of the scores of importance that mentions are chosen by, for a run's identity; None without scores."""
-        return None if self.index.scores is None else self.index.scores.digest
-
     def negative_probabilities(self) -> np.ndarray:
         """float32 [V]: Q of Eq. 2, by which the negatives are drawn."""
         return self._negatives.probabilities
@@ -153,7 +148,7 @@ class Annotator:
             injected = injected._replace(has=applied)
         asked = self._triples.asked(candidates, injected, self.config.cka.triple)
         entity, relation = self._vector_rows(injected)
-        spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign)
+        spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign * injected.has)
         which = np.flatnonzero(asked.has)
         return spans, Asked(which, spans.first[which], spans.last[which], asked.of(which))
 

@@ -45,7 +45,7 @@ class Spans(NamedTuple):
         memory: int64 [n], its row of the memory bank.
         applied: bool [n], whether Eq. 7 is followed.
         entity, relation: int64 [n], rows of the vector table.
-        sign: float32 [n], of the relation.
+        sign: float32 [n], of the relation; 0 without one.
     """
 
     owner: np.ndarray
@@ -88,6 +88,11 @@ class WordFinder:
 
     def __init__(self, hashes: np.ndarray, starts: np.ndarray, ordinary: np.ndarray, base: int) -> None:
         self._hashes, self._starts, self._ordinary, self._base = hashes, starts, ordinary, base
+        # Leading bits that a hash among them has: this sorts out most words before the slow search.
+        bits = (8 * len(hashes)).bit_length()
+        self._shift = np.uint64(64 - bits)
+        self._leading = np.zeros(1 << bits, dtype=bool)
+        self._leading[hashes >> self._shift] = True
 
     def __call__(self, read: Sequences, mentions: Spans) -> Spans:
         """The words that share no token with one of the mentions, which are in order and do not overlap."""
@@ -98,16 +103,18 @@ class WordFinder:
         begins = self._starts[read.tokens]
         begins[1:] |= ~ordinary[:-1]  # as in preparation, or hashes would differ
         words = words_of(read.tokens, begins, ordinary)
-        row = np.minimum(np.searchsorted(self._hashes, words.hashes), len(self._hashes) - 1)
-        found = np.flatnonzero(self._hashes[row] == words.hashes)
+        found = np.flatnonzero(self._leading[words.hashes >> self._shift])
+        hashes = words.hashes[found]
+        row = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         first = words.first[found]
         last = first + words.length[found]
         following = np.searchsorted(mentions.last, first, side="right")  # the first mention that ends behind it
         free = np.append(mentions.first, len(read.tokens))[following] >= last
-        found, first, last = found[free], first[free], last[free]
+        wanted = np.flatnonzero(free & (self._hashes[row] == hashes))
+        first, last = first[wanted], last[wanted]
         starts = np.cumsum(read.lengths) - read.lengths
         owner = np.searchsorted(starts, first, side="right") - 1
-        return Spans.plain(owner, first - starts[owner], first, last, self._base + row[found])
+        return Spans.plain(owner, first - starts[owner], first, last, self._base + row[wanted])
 
 
 def items_of(read: Sequences, spans: Spans, window: int) -> Items:
