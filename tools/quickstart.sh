@@ -17,19 +17,26 @@ run trelm prepare --source $out/world/wiki --wikidata5m $out/world/wikidata5m \
     --tokenizer train --vocab-size 6000 --unit sentence --max-length 64 --min-words 4 --out $out/dataset
 run trelm verify $out/dataset
 
-say "3. Pre-training: two ranks, DeepSpeed ZeRO 1, MLflow"
-run torchrun --standalone --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/mlm_tiny.yaml \
-    --data $out/dataset --out $out/run
+say "3. Pre-training twice, plain MLM and TRELM: two ranks, DeepSpeed ZeRO 1, MLflow"
+for recipe in mlm trelm; do
+    run torchrun --standalone --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/sizes/tiny.yaml \
+        --config trelm_ds/recipes/$recipe.yaml --data $out/dataset --out $out/$recipe
+done
 
-say "4. A plain Hugging Face folder, probed for facts"
-run trelm export $out/run $out/model
-run trelm evaluate lama --model $out/model --data $out/world/lama --out $out/lama.json
+say "4. Plain Hugging Face folders, probed for facts"
+for recipe in mlm trelm; do
+    run trelm export $out/$recipe $out/$recipe-model
+    run trelm evaluate lama --model $out/$recipe-model --data $out/world/lama --out $out/$recipe-lama.json
+done
+
+say "5. Side by side: facts stated often, once, or only in the knowledge graph"
+run python tools/quickstart_report.py --folder $out
 
 cat <<END
 
 Done.
-  loss curve       $out/run/loss.png
-  probe table      $out/lama.json, $out/lama.png
-  exported model   $out/model   (AutoModelForMaskedLM.from_pretrained)
+  loss curves      $out/trelm/loss.png, $out/mlm/loss.png
+  probe tables     $out/trelm-lama.json, $out/mlm-lama.json (and .png)
+  exported model   $out/trelm-model   (AutoModelForMaskedLM.from_pretrained)
   MLflow           .venv/bin/mlflow ui --backend-store-uri sqlite:///$out/mlflow.db
 END

@@ -1,6 +1,8 @@
-"""Turns what `make quickstart` left behind into docs/benchmarks/quickstart.json and the table of README.md.
+"""The table that `make quickstart` ends with: P@1 of plain MLM and of TRELM, by tier.
 
-python tools/quickstart_report.py [--folder quickstart]
+python tools/quickstart_report.py [--folder quickstart] [--write]
+
+--write also puts it into docs/benchmarks/quickstart.json and README.md.
 """
 
 from __future__ import annotations
@@ -10,54 +12,73 @@ import datetime
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- quickstart-table -->", "<!-- /quickstart-table -->"
+RECIPES = ("mlm", "trelm")
 
 
-def report(folder: Path) -> dict:
+def report(folder: Path) -> dict[str, Any]:
     """What was probed and trained, and where."""
-    lama = json.loads((folder / "lama.json").read_text())
-    points = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    recipes = {}
+    for name in RECIPES:
+        lama = json.loads((folder / f"{name}-lama.json").read_text())
+        points = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        recipes[name] = {
+            "steps": points[-1]["step"],
+            "mlm_loss": points[-1]["mlm_loss"],
+            "sequences_per_s": sorted(point["sequences_per_s"] for point in points)[len(points) // 2],
+            "tiers": lama["tiers"]
+            | {"all": {name: lama[name] for name in ("p_at_1", "majority_baseline")} | {"n_facts": _facts(lama)}},
+        }
     return {
         "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         "date": datetime.date.today().isoformat(),
-        "steps": points[-1]["step"],
-        "loss": points[-1]["loss"],
-        "tokens_per_s": sorted(point["tokens_per_s"] for point in points)[len(points) // 2],
-        "p_at_1": lama["p_at_1"],
-        "majority_baseline": lama["majority_baseline"],
-        "tiers": lama["tiers"],
+        "recipes": recipes,
     }
 
 
-def table(result: dict) -> str:
-    """The Markdown table by tier with a line that says where the figures come from."""
-    rows = ["| facts | P@1 (%) | most frequent answer (%) | facts probed |", "|---|---|---|---|"]
-    for tier, score in [*result["tiers"].items(), ("all", result)]:
-        facts = score.get("n_facts", sum(tier["n_facts"] for tier in result["tiers"].values()))
-        rows.append(f"| {tier} | {100 * score['p_at_1']:.1f} | {100 * score['majority_baseline']:.1f} | {facts} |")
+def _facts(lama: dict[str, Any]) -> int:
+    return sum(tier["n_facts"] for tier in lama["tiers"].values())
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown by tier, with a line that says where the figures come from."""
+    header = "".join(f" {name}, P@1 (%) |" for name in RECIPES)
+    rows = [f"| facts |{header} most frequent answer (%) | facts probed |", "|---" * (len(RECIPES) + 3) + "|"]
+    recipes = [result["recipes"][name] for name in RECIPES]
+    for tier, score in recipes[0]["tiers"].items():
+        each = "".join(f" {100 * recipe['tiers'][tier]['p_at_1']:.1f} |" for recipe in recipes)
+        rows.append(f"| {tier} |{each} {100 * score['majority_baseline']:.1f} | {score['n_facts']} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    steps = recipes[0]["steps"]
     rows.append(
-        f"\nMean over relations; one seed, {result['steps']} steps; {result['device']}; {versions}; {result['date']}."
+        f"\nMean over relations; one seed, {steps} steps each; {result['device']}; {versions}; {result['date']}."
     )
     return "\n".join(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "quickstart", help="what make quickstart wrote")
-    result = report(parser.parse_args().folder)
-    target = ROOT / "docs" / "benchmarks" / "quickstart.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    readme.write_text(f"{before}{START}\n{table(result)}\n{END}{rest.partition(END)[2]}")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/quickstart.json and README.md")
+    options = parser.parse_args()
+    try:
+        result = report(options.folder)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; run `make quickstart` first", file=sys.stderr)
+        raise SystemExit(2) from None
     print(table(result))
+    if options.write:
+        (ROOT / "docs" / "benchmarks" / "quickstart.json").write_text(json.dumps(result, indent=1) + "\n")
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text().partition(START)
+        readme.write_text(f"{before}{START}\n{table(result)}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

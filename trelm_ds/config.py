@@ -129,6 +129,8 @@ class CkaConfig:
     """query: a short document with masks beside the sentence; product: DKPLM's decoder on the mention's states"""
     triple: Literal["other", "same"] = "other"
     """other never asks for what is injected; same is the paper's literal reading, where the input holds the answer"""
+    facts_per_mention: int = 1
+    """facts that are asked about a mention in one pass at most; 8 is the most there can be"""
     negatives: int = 200
     """tokens drawn by frequency^0.75 for each step that compete with the true one; 0: the whole vocabulary"""
     log_q: bool = False
@@ -348,6 +350,8 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
     if (injection.source == "file") != (injection.file is not None):
         yield "injection.file", "goes with injection.source file, and only with that"
+    if not 1 <= config.cka.facts_per_mention <= 8:
+        yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
     if memory.beta < 1:
         yield "memory.beta", f"must be at least 1, or lambda grows, got {memory.beta}"
     if memory.decay_every_steps is not None and memory.decay_every_steps < 1:

@@ -87,6 +87,12 @@ def as_edges(triples: Triples) -> list[Edge | None]:
     ]
 
 
+def as_first_edges(triples: Triples) -> list[Edge | None]:
+    """The first triple of each row of [M, K] that is there."""
+    each = (as_edges(Triples(*(array[row] for array in triples))) for row in range(len(triples.has)))
+    return [next((edge for edge in edges if edge), None) for edges in each]
+
+
 def mentions(count: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, keys, and whether each may inject in this pass."""
     rows = np.random.default_rng(4).integers(0, len(GRAPH.entities), count)
@@ -106,7 +112,7 @@ def draw_all(which: Which) -> tuple[Triples, Triples, Triples]:
 def test_the_draws_are_those_of_a_loop(which: Which) -> None:
     candidates, injected, asked = draw_all(which)
     rows, keys, injects = mentions()
-    drawn = list(zip(as_edges(injected), as_edges(asked), strict=True))
+    drawn = list(zip(as_edges(injected), as_first_edges(asked), strict=True))
     for number, (row, key, may) in enumerate(zip(rows.tolist(), keys.tolist(), injects.tolist(), strict=True)):
         assert drawn[number] == literal_draw(row, key, may, which)
         looked = [edge for edge in as_edges(Triples(*(array[number] for array in candidates))) if edge]
@@ -119,11 +125,33 @@ def test_the_draws_are_those_of_a_loop(which: Which) -> None:
 
 def test_the_answer_is_never_the_injected_entity() -> None:
     _, injected, asked = draw_all("other")
-    both = injected.has & asked.has
+    both = injected.has[:, None] & asked.has
     assert both.sum() > 500
-    assert (injected.other != asked.other)[both].all()
+    assert (injected.other[:, None] != asked.other)[both].all()
     _, injected, asked = draw_all("same")
-    assert (injected.other == asked.other)[injected.has & asked.has].mean() > 0.5
+    assert (injected.other[:, None] == asked.other)[injected.has[:, None] & asked.has].mean() > 0.5
+
+
+@pytest.mark.parametrize("which", ["other", "same"])
+@pytest.mark.parametrize("most", [2, 8])
+def test_several_facts_of_a_mention_are_all_different(which: Which, most: int) -> None:
+    candidates, injected, first = draw_all(which)
+    asked = TripleDraw(GRAPH, NAMES, LONGEST).asked(candidates, injected, which, most)
+    for number in range(len(asked.has)):
+        looked, edges, one = (
+            [edge for edge in as_edges(Triples(*(array[number] for array in of))) if edge]
+            for of in (candidates, asked, first)
+        )
+        hidden = injected.other[number] if injected.has[number] and which == "other" else -1
+        usable = [
+            edge
+            for edge in dict.fromkeys(looked)
+            if edge[0] != hidden
+            and 0 < len(name(NAMES.entity_offsets, NAMES.entity_tokens, edge[0])) <= LONGEST
+            and name(NAMES.relation_offsets, NAMES.relation_tokens, edge[1])
+        ]
+        assert edges == usable[:most]
+        assert one == usable[:1]
 
 
 def test_a_fact_with_nothing_else_to_inject_is_asked_in_plain_passes_only() -> None:
@@ -137,9 +165,9 @@ def test_a_fact_with_nothing_else_to_inject_is_asked_in_plain_passes_only() -> N
     assert injected.sign.tolist() == [-1, 1]
     assert injected.sign.dtype == np.float32
     plain = injected._replace(has=np.zeros(2, dtype=bool))
-    assert as_edges(draw.asked(candidates, injected, "other")) == [None, None]
-    assert as_edges(draw.asked(candidates, plain, "other")) == as_edges(injected)
-    assert as_edges(draw.asked(candidates, injected, "same")) == as_edges(injected)
+    assert as_first_edges(draw.asked(candidates, injected, "other")) == [None, None]
+    assert as_first_edges(draw.asked(candidates, plain, "other")) == as_edges(injected)
+    assert as_first_edges(draw.asked(candidates, injected, "same")) == as_edges(injected)
 
 
 def test_all_edges_of_an_entity_come_up_equally_often() -> None:
@@ -156,4 +184,5 @@ def test_no_mentions_give_no_triples() -> None:
     draw = TripleDraw(GRAPH, NAMES, LONGEST)
     candidates = draw.candidates(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64))
     injected = draw.injected(candidates)
-    assert [array.shape for array in (*injected, *draw.asked(candidates, injected, "other"))] == [(0,)] * 8
+    assert [array.shape for array in injected] == [(0,)] * 4
+    assert [array.shape for array in draw.asked(candidates, injected, "other", 3)] == [(0, CANDIDATES)] * 4

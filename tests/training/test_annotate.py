@@ -39,6 +39,7 @@ from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 VARIANTS: dict[str, dict[str, Any]] = {
     "trelm": {"cka__max_token_share": 0.6},
     "ask all": {"cka__max_token_share": 100.0},
+    "several facts": {"cka__max_token_share": 1.5, "cka__facts_per_mention": 3},
     "always injected": {"injection__probability": 1.0, "cka__max_token_share": 100.0},
     "never injected": {"injection__probability": 0.0, "cka__max_token_share": 100.0},
     "same triple": {"injection__probability": 1.0, "cka__triple": "same", "cka__max_token_share": 100.0},
@@ -148,8 +149,8 @@ class Literal:
                 facts.append(fact._replace(injected=injected or None))
         return items, facts
 
-    def uniform(self, what: int, number: int) -> float:
-        return float(keyed_uniform(5, what, *self.key, number))
+    def uniform(self, what: int, *number: int) -> float:
+        return float(keyed_uniform(5, what, *self.key, *number))
 
     def may_apply(self, what: int, number: int, first: int, last: int) -> bool:
         wanted = self.uniform(what, number) < self.config.injection.probability
@@ -189,14 +190,18 @@ class Literal:
             place = len(self.found) - 1
         if config.cka.decoder == "none":
             return []
-        for edge in named:
+        questions: list[tuple[float, Fact, int | None]] = []
+        asked = 0
+        for candidate, edge in enumerate(edges):
             answer = row(names.entity_offsets, names.entity_tokens, edge[0])
             leaks = injected is not None and config.cka.triple == "other" and edge[0] == injected[0]
-            if len(answer) <= config.cka.max_answer_tokens and not leaks:
+            sayable = edge in named and len(answer) <= config.cka.max_answer_tokens
+            if sayable and not leaks and edge not in edges[:candidate] and asked < config.cka.facts_per_mention:
+                asked += 1
                 fact = self.fact(first, last, edge, answer, applied)
-                fits = fact.query is None or len(fact.query) <= 64
-                return [(self.uniform(module._KEEP, number), fact, place)] if fits else []
-        return []
+                if fact.query is None or len(fact.query) <= 64:
+                    questions.append((self.uniform(module._KEEP, number, candidate), fact, place))
+        return questions
 
     def fact(self, first: int, last: int, edge: tuple[int, ...], answer: list[int], applied: bool) -> Fact:
         names, info = self.index.names, self.info

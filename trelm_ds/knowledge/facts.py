@@ -93,8 +93,8 @@ class TripleDraw:
         """The first candidate of each mention whose relation and other entity have a name, [M]."""
         return _first(candidates, self._named[candidates.other] & self._named_relation[candidates.relation])
 
-    def asked(self, candidates: Triples, injected: Triples, which: Literal["other", "same"]) -> Triples:
-        """The triple of each mention that the model is to complete.
+    def asked(self, candidates: Triples, injected: Triples, which: Literal["other", "same"], most: int = 1) -> Triples:
+        """The triples of each mention that the model is to complete.
 
         Args:
             candidates: [M, K].
@@ -102,14 +102,24 @@ class TripleDraw:
             which: "other": the first that can be asked for and whose other entity is not the injected one. An embedding
                 v_other -+ v_relation holds the answer, whichever relation is asked. "same": the first that can be asked
                 for; that is the injected one where its other entity can be asked for.
+            most: triples of a mention at most.
 
         Returns:
-            [M].
+            the candidates [M, K], `has` where one is asked for.
         """
-        usable = self._askable[candidates.other] & self._named_relation[candidates.relation]
+        usable = candidates.has & self._askable[candidates.other] & self._named_relation[candidates.relation]
         if which == "other":
             usable &= ~injected.has[:, None] | (candidates.other != injected.other[:, None])
-        return _first(candidates, usable)
+        if most > 1:
+            usable &= ~_drawn_before(candidates)
+        return candidates._replace(has=usable & (np.cumsum(usable, axis=1) <= most))
+
+
+def _drawn_before(candidates: Triples) -> np.ndarray:
+    """bool [M, K]: whether the same triple stands in front: those of a large entity are drawn with replacement."""
+    edge = np.stack([candidates.other, candidates.relation, candidates.inverse])
+    same = (edge[:, :, :, None] == edge[:, :, None, :]).all(axis=0)  # [M, place, place]
+    return np.asarray(np.tril(same, -1).any(axis=2))
 
 
 def _first(candidates: Triples, usable: np.ndarray) -> Triples:

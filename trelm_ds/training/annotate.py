@@ -146,11 +146,11 @@ class Annotator:
         else:
             applied &= injected.has
             injected = injected._replace(has=applied)
-        asked = self._triples.asked(candidates, injected, self.config.cka.triple)
+        asked = self._triples.asked(candidates, injected, self.config.cka.triple, self.config.cka.facts_per_mention)
         entity, relation = self._vector_rows(injected)
         spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign * injected.has)
-        which = np.flatnonzero(asked.has)
-        return spans, Asked(which, spans.first[which], spans.last[which], asked.of(which))
+        which, place = np.nonzero(asked.has)
+        return spans, Asked(which, place, spans.first[which], spans.last[which], asked.of(asked.has))
 
     def _chosen(self, read: Sequences) -> tuple[Spans, np.ndarray]:
         """The chosen mentions, and the numbers of their QIDs int32 [C]."""
@@ -182,7 +182,7 @@ class Annotator:
         spans = mentions.of(asked.mention)
         total = np.bincount(spans.owner, weights=length, minlength=len(read.lengths))  # of a sequence
         allowed = self.config.cka.max_token_share * read.lengths[spans.owner] / total[spans.owner]
-        return asked.of(keyed_uniform(after=self._draw(_KEEP, read, spans)) < allowed)
+        return asked.of(keyed_uniform(asked.place, after=self._draw(_KEEP, read, spans)) < allowed)
 
     def _items(self, read: Sequences, mentions: Spans, words: Spans, asked: Asked, queries: Queries) -> Items:
         """The items, whose embeddings in the queries follow Eq. 7 as well."""

@@ -18,18 +18,20 @@ class Asked(NamedTuple):
 
     Attributes:
         mention: int64 [F], index of the mention among the chosen ones.
+        place: int64 [F], what tells it from others about its mention: the key of its draws.
         first, last: int64 [F], its rows of T, first and last + 1.
         triples: [F], seen from the mention.
     """
 
     mention: np.ndarray
+    place: np.ndarray
     first: np.ndarray
     last: np.ndarray
     triples: Triples
 
     def of(self, rows: np.ndarray) -> Asked:
         """The facts `rows`, int [n] or bool [F]."""
-        return Asked(self.mention[rows], self.first[rows], self.last[rows], self.triples.of(rows))
+        return Asked(self.mention[rows], self.place[rows], self.first[rows], self.last[rows], self.triples.of(rows))
 
 
 class Queries(NamedTuple):
