@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from trelm_ds.config import MemoryConfig
-from trelm_ds.knowledge import MemoryBank, TableGroup
+from trelm_ds.knowledge.tables import MemoryBank, TableGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
-from trelm_ds.knowledge import (
+from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
     TableGroup,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.distributed import run_distributed_test
 from trelm_ds.errors import UserError
-from trelm_ds.knowledge import ShardedTable, TableGroup
+from trelm_ds.knowledge.tables import ShardedTable, TableGroup
 
 CPU = torch.device("cpu")
 WIDTH = 5

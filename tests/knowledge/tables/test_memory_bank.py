@@ -18,8 +18,8 @@ from torch import Tensor
 from tests.distributed import run_distributed_test
 from trelm_ds.config import MemoryConfig
 from trelm_ds.errors import UserError
-from trelm_ds.knowledge import MemoryBank, MemoryUpdate, TableGroup, local_memories, memory_lambda, memory_window
-from trelm_ds.knowledge.memory_bank import sum_by_row
+from trelm_ds.knowledge.tables import MemoryBank, MemoryUpdate, TableGroup, local_memories, memory_lambda, memory_window
+from trelm_ds.knowledge.tables.memory_bank import sum_by_row
 
 CPU = torch.device("cpu")
 D = 7

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trelm_ds.config import MemoryConfig
-from trelm_ds.knowledge.sharded_table import Lookup, ShardedTable, TableGroup
+from trelm_ds.knowledge.tables.sharded_table import Lookup, ShardedTable, TableGroup
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

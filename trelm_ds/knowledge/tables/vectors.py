@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trelm_ds.errors import UserError
-from trelm_ds.knowledge.sharded_table import ShardedTable, TableGroup
+from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
 
 _BATCH = 65536  # rows whose double-precision copy is in memory
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.distributed import run_distributed_test
 from trelm_ds.errors import UserError
-from trelm_ds.knowledge import TableGroup, VectorTable, mean_of_tokens, vectors_from_file, word_statistics
+from trelm_ds.knowledge.tables import TableGroup, VectorTable, mean_of_tokens, vectors_from_file, word_statistics
 
 CPU = torch.device("cpu")
 ENTITIES, RELATIONS, D = 23, 4, 6
