@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,33 @@ from trelm_ds.training.loader import StepDataset
 from trelm_ds.training.spans import Sequences
 
 UNKNOWN_ENTITY = 999  # mentioned in the text, not in the graph
+VARIANTS: dict[str, dict[str, Any]] = {
+    "trelm": {"cka__max_token_share": 0.6},
+    "ask all": {"cka__max_token_share": 100.0},
+    "several facts": {"cka__max_token_share": 1.5, "cka__facts_per_mention": 3},
+    "always injected": {"injection__probability": 1.0, "cka__max_token_share": 100.0},
+    "never injected": {"injection__probability": 0.0, "cka__max_token_share": 100.0},
+    "same triple": {"injection__probability": 1.0, "cka__triple": "same", "cka__max_token_share": 100.0},
+    "few mentions, short answers": {
+        "selection__max_per_sequence": 2,
+        "cka__max_answer_tokens": 3,
+        "cka__max_token_share": 9.0,
+    },
+    "own embeddings": {"injection__source": "none", "cka__max_token_share": 1.0},
+    "no memory": {"memory__enabled": False, "cka__max_token_share": 100.0},
+    "no memory, own embeddings": {"memory__enabled": False, "injection__source": "none", "cka__max_token_share": 9.0},
+    "no words": {"memory__words": False, "cka__max_token_share": 0.9},
+    "words alone": {"selection__strategy": "none"},
+    "product": {"cka__decoder": "product"},
+    "dkplm": {
+        "cka__decoder": "product",
+        "cka__triple": "same",
+        "injection__probability": 1.0,
+        "memory__enabled": False,
+    },
+    "no assessing": {"cka__decoder": "none"},
+    "nothing": {"selection__strategy": "none", "memory__enabled": False},
+}
 
 
 def write_knowledge_corpus(folder: Path, documents: int = 400) -> None:

@@ -18,6 +18,7 @@ from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
 from trelm_ds.training.annotate import Annotation, Annotator, number_rows
 from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.packing import pack
+from trelm_ds.training.parcel import Parcel
 from trelm_ds.training.signals import ASKING
 from trelm_ds.training.spans import Sequences
 
@@ -143,6 +144,17 @@ class StepDataset(Dataset[StepBatches | UserError]):
         return batch, int((readable != sample_ids).sum()), made.counts
 
 
+class _InParcels(Dataset[Parcel | UserError]):
+    """The steps of a dataset, fit for travelling."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Parcel | UserError:
+        item = self._dataset[step]
+        return item if isinstance(item, UserError) else Parcel.of(item)
+
+
 class StepLoader:
     """Iterates over steps, each built once, in order, ahead of its use.
 
@@ -159,9 +171,14 @@ class StepLoader:
         pinned = torch.cuda.is_available()
         more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "spawn"} if workers else {}
         self._loader = DataLoader(
-            dataset, batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=pinned, **more
+            _InParcels(dataset),
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=workers,
+            pin_memory=pinned,
+            **more,
         )
-        self._iterator: Iterator[StepBatches | UserError] | None = None
+        self._iterator: Iterator[Parcel | UserError] | None = None
 
     def __next__(self) -> StepBatches:
         """The next step's part.
@@ -172,9 +189,10 @@ class StepLoader:
         item = next(self._running())
         if isinstance(item, UserError):
             raise item
-        return item
+        step: StepBatches = item.unpacked()
+        return step
 
-    def _running(self) -> Iterator[StepBatches | UserError]:
+    def _running(self) -> Iterator[Parcel | UserError]:
         if self._iterator is None:
             # A launcher signals all processes of the job. Only the training process acts on that: workers start with
             # these signals blocked and end with it, when it closes the loader or dies.
