@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,13 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tracked,) = client.search_runs([client.get_experiment_by_name("trelm").experiment_id])
     assert tracked.info.status == "FINISHED"
-    assert tracked.data.params["trainer.global_batch_size"] == "16"
+    params = tracked.data.params
+    assert (params["trainer.global_batch_size"], params["world_size"], params["zero_stage"]) == ("16", "2", "1")
+    assert params["dataset.fingerprint"] == json.loads((data / "manifest.json").read_text())["fingerprint"]
+    assert params["versions.deepspeed"] == version("deepspeed")
+    assert int(params["rows.memory entities"]) > 0
+    for name in ("mlm_loss", "cka_loss", "cka_accuracy", "memory_lambda", "memory_rows", "injected_per_sequence"):
+        assert client.get_metric_history(tracked.info.run_id, name), name
     points = client.get_metric_history(tracked.info.run_id, "loss")
     assert [point.step for point in points] == [2, 4, 6, 8]
     assert {item.path for item in client.list_artifacts(tracked.info.run_id)} == {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.distributed import run_distributed_test
 from trelm_ds.config import (
@@ -194,6 +195,8 @@ def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_
     start.model.num_hidden_layers = 7
     with pytest.warns(UserWarning, match="model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
         train(start, tiny_dataset, tmp_path / "second", one_rank)
+    written = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
+    assert written["model"]["num_hidden_layers"] == 2  # what was used
     export(tmp_path / "second", tmp_path / "again")
     ours, theirs = (load_pretrained(tmp_path / name).state_dict() for name in ("model", "again"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -178,12 +178,17 @@ def _flush(folder: Path) -> None:
     fsync_folder(folder)
 
 
-def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:
+def versions() -> dict[str, str]:
+    """Of this program and the libraries that train."""
     import deepspeed
 
+    return {"trelm_ds": __version__, "torch": str(torch.__version__), "deepspeed": deepspeed.__version__}
+
+
+def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:
     paths = sorted(path for path in work.rglob("*") if path.is_file())
     info.files = {str(path.relative_to(work)): [path.stat().st_size, sha256_of(path)] for path in paths}
-    info.versions = {"trelm_ds": __version__, "torch": str(torch.__version__), "deepspeed": deepspeed.__version__}
+    info.versions = versions()
     write_atomically(work / MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
     if final.exists():  # damaged, or of a continuation from an earlier step: this one replaces it
         (final / MANIFEST).unlink(missing_ok=True)

@@ -47,6 +47,14 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
     return model
 
 
+def with_sizes(config: Config, used: EncoderConfig) -> Config:
+    """The configuration with the encoder's sizes as they are, which a folder to start from decides."""
+    sizes = {
+        item.name: getattr(used, item.name) for item in dataclasses.fields(ModelConfig) if hasattr(used, item.name)
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+
+
 def knows(config: Config) -> bool:
     """Whether the run has knowledge at all: chosen mentions, or a memory of words."""
     return config.selection.strategy != "none" or (config.memory.enabled and config.memory.words)

@@ -77,11 +77,16 @@ class MlflowRun:
 
     What MLflow cannot take while training goes on (its server is down) costs a warning, never the run.
 
+    Args:
+        config: of the run, logged as parameters.
+        run: its folder.
+        about: further parameters: what the configuration does not say.
+
     Raises:
         UserError: the store cannot be opened at the start.
     """
 
-    def __init__(self, config: Config, run: Path) -> None:
+    def __init__(self, config: Config, run: Path, about: dict[str, Any]) -> None:
         # Defaults retry for minutes; training waits meanwhile.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -94,7 +99,7 @@ class MlflowRun:
         self.uri = tracking_uri(config, run)
         try:
             self._client = MlflowClient(self.uri)
-            self.run_id = self._continue(run) or self._start(config, run)
+            self.run_id = self._continue(run) or self._start(config, run, about)
         except Exception as error:  # whatever the store raises
             shown = without_password(self.uri)
             reason = _first_line(error).replace(self.uri, shown)
@@ -111,7 +116,7 @@ class MlflowRun:
             return None
         return run_id
 
-    def _start(self, config: Config, run: Path) -> str:
+    def _start(self, config: Config, run: Path, about: dict[str, Any]) -> str:
         from mlflow.entities import Param
 
         name = config.tracking.experiment
@@ -124,7 +129,7 @@ class MlflowRun:
             experiment_id = experiment.experiment_id
         started = self._client.create_run(experiment_id, run_name=config.tracking.run_name or run.name)
         run_id = started.info.run_id
-        parameters = [Param(key, str(value)) for key, value in flatten(public(config)).items()]
+        parameters = [Param(key, str(value)) for key, value in (flatten(public(config)) | about).items()]
         self._client.log_batch(run_id, params=parameters)
         write_atomically(run / _RUN_ID, json.dumps({"run_id": run_id, "experiment": name}) + "\n")
         return run_id

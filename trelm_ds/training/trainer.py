@@ -32,7 +32,7 @@ from trelm_ds.training.knowledge import Knowledge, StepKnowledge, open_knowledge
 from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.metrics import Window, summary
 from trelm_ds.training.plot import plot_loss
-from trelm_ds.training.setup import asks, build_model, choose_checkpoint, identity, knows
+from trelm_ds.training.setup import asks, build_model, choose_checkpoint, identity, knows, with_sizes
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
 
@@ -77,6 +77,7 @@ class Trainer:
         self.ds_config = resolve_ds_config(config, ranks.world_size)
         # Nodes may see different files, so all ranks hear of what any of them misses.
         self.steps, model = ranks.all_agree(lambda: self._open(data))
+        self.config = config = with_sizes(config, model.config)
         self.identity = identity(config, model, self.steps)
         info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
         resumed = self._find_checkpoint()
@@ -185,7 +186,9 @@ class Trainer:
     def _loop(self) -> int:
         first_rank = self.ranks.rank == 0
         metrics = self._open_run() if first_rank else None
-        tracker = MlflowRun(self.config, self.run) if first_rank and self.config.tracking.enabled else None
+        tracker = (
+            MlflowRun(self.config, self.run, self._about()) if first_rank and self.config.tracking.enabled else None
+        )
         if tracker:
             for name in ("config.yaml", "ds_config.json"):
                 tracker.log_file(self.run / name)
@@ -227,6 +230,19 @@ class Trainer:
         if self.step:
             print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
         return MetricsFile(self.run, self.step)
+
+    def _about(self) -> dict[str, Any]:
+        """What the configuration does not say of the run."""
+        index = None if self.steps.annotator is None else self.steps.annotator.index
+        sizes = {} if index is None else index.describe()
+        return {
+            "dataset.place": self.steps.reader.storage.place,
+            "dataset.fingerprint": self.identity["dataset"],
+            "world_size": self.ranks.world_size,
+            "zero_stage": self._zero_stage,
+            **{f"versions.{name}": version for name, version in checkpoint.versions().items()},
+            **{f"rows.{name}": rows for name, rows in sizes.items()},
+        }
 
     def _train_step(self) -> int:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
