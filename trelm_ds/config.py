@@ -129,6 +129,8 @@ class CkaConfig:
     """query: a short document with masks beside the sentence; product: DKPLM's decoder on the mention's states"""
     triple: Literal["other", "same"] = "other"
     """other never asks for what is injected; same is the paper's literal reading, where the input holds the answer"""
+    mentions: Literal["chosen", "all"] = "chosen"
+    """whom to ask about: the mentions that selection chooses, or every mention with a triple"""
     facts_per_mention: int = 1
     """facts that are asked about a mention in one pass at most; 8 is the most there can be"""
     negatives: int = 200

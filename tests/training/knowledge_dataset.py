@@ -31,6 +31,12 @@ UNKNOWN_ENTITY = 999  # mentioned in the text, not in the graph
 VARIANTS: dict[str, dict[str, Any]] = {
     "trelm": {"cka__max_token_share": 0.6},
     "ask all": {"cka__max_token_share": 100.0},
+    "about all": {
+        "cka__max_token_share": 2.0,
+        "cka__mentions": "all",
+        "selection__strategy": "long_tail",
+        "selection__entity_threshold": 90,
+    },
     "several facts": {"cka__max_token_share": 1.5, "cka__facts_per_mention": 3},
     "always injected": {"injection__probability": 1.0, "cka__max_token_share": 100.0},
     "never injected": {"injection__probability": 0.0, "cka__max_token_share": 100.0},

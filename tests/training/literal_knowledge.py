@@ -69,10 +69,13 @@ class Literal:
         questions: list[tuple[float, Fact, int | None]] = []
         mentions = np.column_stack([np.zeros(len(sequence.mentions)), sequence.mentions]).astype(np.int32)
         taken: set[int] = set()
-        for number in np.flatnonzero(self.index.selector(mentions)).tolist():
-            first, last, qid = sequence.mentions[number].tolist()
-            taken |= set(range(first, last))
-            questions += self.mention(number, first, last, qid)
+        chosen = set(np.flatnonzero(self.index.selector(mentions)).tolist())
+        known = set(self.index.graph.entities.tolist()) if self.config.cka.mentions == "all" else set()
+        for number, (first, last, qid) in enumerate(sequence.mentions.tolist()):
+            if number in chosen:
+                taken |= set(range(first, last))
+            if number in chosen or qid in known:
+                questions += self.mention(number, first, last, qid, number in chosen)
         self.add_words(taken)
         order = sorted(range(len(self.found)), key=lambda place: self.found[place][0])
         seen: set[int] = set()
@@ -101,7 +104,9 @@ class Literal:
         window = max(1, first - around), min(last + around, len(self.tokens) - 1)
         return Item(memory, window, False, applied, *triple, tuple(range(first, last)) if applied else ())
 
-    def mention(self, number: int, first: int, last: int, qid: int) -> list[tuple[float, Fact, int | None]]:
+    def mention(
+        self, number: int, first: int, last: int, qid: int, chosen: bool
+    ) -> list[tuple[float, Fact, int | None]]:
         config, index, names = self.config, self.index, self.index.names
         graph_row = index.graph.entities.tolist().index(qid)
         key = keyed_bits(5, module._TRIPLE, *self.key, np.array([number]))
@@ -113,7 +118,7 @@ class Literal:
             if row(names.entity_offsets, names.entity_tokens, edge[0])
             and row(names.relation_offsets, names.relation_tokens, edge[1])
         ]
-        applied, injected = self.may_apply(module._APPLY, number, first, last), None
+        applied, injected = chosen and self.may_apply(module._APPLY, number, first, last), None
         if config.injection.source == "none":
             applied = applied and config.memory.enabled
         else:
@@ -124,7 +129,7 @@ class Literal:
             vectors = index.vector_entities.tolist()
             triple = vectors.index(injected[0]), len(vectors) + injected[1], 1.0 if injected[2] else -1.0
         place = None
-        if config.memory.enabled or applied:
+        if chosen and (config.memory.enabled or applied):
             memory = index.memory_entities.tolist().index(qid) if config.memory.enabled else -1
             self.found.append((first, self.item(memory, first, last, applied, triple)))
             place = len(self.found) - 1

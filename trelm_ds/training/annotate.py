@@ -100,15 +100,15 @@ class Annotator:
 
     def __call__(self, read: Sequences) -> Annotation:
         """The sequences with the queries about them behind, and what is known of both."""
-        mentions, asked = self._mentions(read)
+        mentions, chosen, asked = self._mentions(read)
         asked = self._kept(read, mentions, asked)
-        words = self._words(read, mentions)
+        words = self._words(read, mentions.of(chosen))
         words = words._replace(applied=self._applied(_APPLY_WORD, read, words))
         nothing = asked.of(np.zeros(0, dtype=np.int64))
         queries = self._questions.write(asked if self.config.cka.decoder == "query" else nothing, read.tokens)
         lengths = np.concatenate([read.lengths, queries.lengths])
         counts = {
-            "mentions": len(mentions.first),
+            "mentions": int(chosen.sum()),
             "injected": int(mentions.applied.sum()),
             "words": len(words.first),
             "facts": len(asked.mention),
@@ -118,7 +118,7 @@ class Annotator:
             torch.from_numpy(np.concatenate([read.masked, queries.tokens])),
             torch.from_numpy(offsets_of(lengths).astype(np.int32)),
             int(lengths.max()),
-            self._items(read, mentions, words, asked, queries) if self._has_items else None,
+            self._items(read, mentions, chosen, words, asked, queries) if self._has_items else None,
             self._facts(asked, queries, len(read.tokens)) if self._has_facts else None,
             counts,
         )
@@ -133,11 +133,10 @@ class Annotator:
         hidden = np.searchsorted(read.predicted, spans.first) < np.searchsorted(read.predicted, spans.last)
         return ~hidden & (keyed_uniform(after=self._draw(what, read, spans)) < self.config.injection.probability)
 
-    def _mentions(self, read: Sequences) -> tuple[Spans, Asked]:
-        """The chosen mentions with what is injected, and all that could be asked about them."""
-        spans, qids = self._chosen(read)
-        applied = self._applied(_APPLY, read, spans)
-        rows = graph_rows(self.index.graph, qids)
+    def _mentions(self, read: Sequences) -> tuple[Spans, np.ndarray, Asked]:
+        """Mentions with what is injected, which of them are chosen bool [n], and all that could be asked about them."""
+        spans, chosen, rows = self._looked_at(read)
+        applied = chosen & self._applied(_APPLY, read, spans)
         candidates = self._triples.candidates(rows, self._draw(_TRIPLE, read, spans))
         injected = self._triples.injected(candidates)
         if self.config.injection.source == "none":  # Eq. 7 with the mention's own embeddings
@@ -150,19 +149,26 @@ class Annotator:
         entity, relation = self._vector_rows(injected)
         spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign * injected.has)
         which, place = np.nonzero(asked.has)
-        return spans, Asked(which, place, spans.first[which], spans.last[which], asked.of(asked.has))
+        return spans, chosen, Asked(which, place, spans.first[which], spans.last[which], asked.of(asked.has))
 
-    def _chosen(self, read: Sequences) -> tuple[Spans, np.ndarray]:
-        """The chosen mentions, and the numbers of their QIDs int32 [C]."""
+    def _looked_at(self, read: Sequences) -> tuple[Spans, np.ndarray, np.ndarray]:
+        """The mentions that are chosen or may be asked about, which are chosen bool [n], and their graph rows [n]."""
         index, every = self.index, np.ascontiguousarray(read.mentions[:, 0])
         cosines = None if index.scores is None else index.scores.at(read.blocks, read.places)
-        kept = np.flatnonzero(index.selector(read.mentions, cosines))
+        chosen = wanted = index.selector(read.mentions, cosines)
+        rows = graph_rows(index.graph, read.mentions[:, 3])
+        if self._has_facts and self.config.cka.mentions == "all":
+            known = index.graph.entities[np.minimum(rows, len(index.graph.entities) - 1)] == read.mentions[:, 3]
+            wanted = chosen | known
+        kept = np.flatnonzero(wanted)
         owner, first, last, qids = np.ascontiguousarray(read.mentions[kept].T)
         number = kept - np.searchsorted(every, owner)
         start = (np.cumsum(read.lengths) - read.lengths)[owner]
-        known = index.memory_entities
-        memory = np.searchsorted(known, qids) if len(known) else np.full(len(qids), -1)
-        return Spans.plain(owner.astype(np.int64), number, start + first, start + last, memory), qids
+        memory = np.full(len(kept), -1)
+        if len(index.memory_entities):
+            memory = np.where(chosen[kept], np.searchsorted(index.memory_entities, qids), -1)
+        spans = Spans.plain(owner.astype(np.int64), number, start + first, start + last, memory)
+        return spans, chosen[kept], rows[kept]
 
     def _vector_rows(self, triples: Triples) -> tuple[np.ndarray, np.ndarray]:
         """int64 [n] each: rows of the vector table of other entity and relation; -1 where there is no triple."""
@@ -184,16 +190,18 @@ class Annotator:
         allowed = self.config.cka.max_token_share * read.lengths[spans.owner] / total[spans.owner]
         return asked.of(keyed_uniform(asked.place, after=self._draw(_KEEP, read, spans)) < allowed)
 
-    def _items(self, read: Sequences, mentions: Spans, words: Spans, asked: Asked, queries: Queries) -> Items:
+    def _items(
+        self, read: Sequences, mentions: Spans, chosen: np.ndarray, words: Spans, asked: Asked, queries: Queries
+    ) -> Items:
         """The items, whose embeddings in the queries follow Eq. 7 as well."""
         # Without memory an item that is not applied would do nothing.
-        listed = np.arange(len(mentions.first)) if self.config.memory.enabled else np.flatnonzero(mentions.applied)
+        listed = np.flatnonzero(chosen if self.config.memory.enabled else mentions.applied)
         spans = mentions.of(listed).beside(words)
         order = np.argsort(spans.first)
         items = items_of(read, spans.of(order), self.config.memory.window)
         if not len(queries.mention):
             return items
-        item = np.full(len(mentions.first), -1)  # of each chosen mention
+        item = np.full(len(mentions.first), -1)  # of each mention
         item[listed] = np.argsort(order)[: len(listed)]
         again = np.flatnonzero(mentions.applied[asked.mention])
         length = (asked.last - asked.first)[again]

@@ -17,7 +17,7 @@ class Asked(NamedTuple):
     """F facts to ask for, in the order of their mentions.
 
     Attributes:
-        mention: int64 [F], index of the mention among the chosen ones.
+        mention: int64 [F], index of the mention among those that were looked at.
         place: int64 [F], what tells it from others about its mention: the key of its draws.
         first, last: int64 [F], its rows of T, first and last + 1.
         triples: [F], seen from the mention.
