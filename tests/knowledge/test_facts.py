@@ -18,11 +18,11 @@ Which = Literal["other", "same"]
 
 
 def draw_graph(seed: int = 0, entities: int = 40, relations: int = 6, triples: int = 160) -> KnowledgeGraph:
-    """Some entities with one edge, some with many more than K, some with none."""
+    """Some entities with one edge, some with many more than K, some with none; some triples lead back to their head."""
     draw = np.random.default_rng(seed)
     ends = (entities * draw.random((triples, 2)) ** 2).astype(np.int32) + 1  # the first ones are hubs
     rows = np.column_stack([ends[:, 0], draw.integers(1, relations + 1, triples), ends[:, 1]])
-    return KnowledgeGraph.from_triples(np.unique(rows[rows[:, 0] != rows[:, 2]], axis=0).astype(np.int32))
+    return KnowledgeGraph.from_triples(np.unique(rows, axis=0).astype(np.int32))
 
 
 def draw_names(graph: KnowledgeGraph, seed: int = 0) -> Names:
@@ -53,8 +53,10 @@ def literal_candidates(row: int, key: int) -> list[Edge]:
             edges.append((int(others[place]), int(relations[place]), inverse))
     bits = [int(keyed_bits(place, after=np.uint64(key))) for place in range(CANDIDATES)]
     if len(edges) > CANDIDATES:
-        return [edges[value % len(edges)] for value in bits]
-    return [edges[place] for place in sorted(range(len(edges)), key=lambda place: bits[place] >> 1)]
+        looked = [edges[value % len(edges)] for value in bits]
+    else:
+        looked = [edges[place] for place in sorted(range(len(edges)), key=lambda place: bits[place] >> 1)]
+    return [edge for edge in looked if edge[0] != row]  # a triple with itself says nothing
 
 
 def name(offsets: np.ndarray, tokens: np.ndarray, row: int) -> list[int]:

@@ -69,7 +69,7 @@ class TripleDraw:
             keys: uint64 [M], bits of each mention's key.
 
         Returns:
-            [M, K]; `has` is False behind the last edge of an entity with fewer than K.
+            [M, K]; `has` is False behind the last edge of an entity with fewer than K, and where one leads back to it.
         """
         n_out, n_in = (offsets[rows + 1] - offsets[rows] for offsets in (self._out[0], self._in[0]))
         degree = (n_out + n_in)[:, None]
@@ -87,7 +87,8 @@ class TripleDraw:
         ):
             row = (offsets[rows][:, None] + place)[chosen]
             other[chosen], relation[chosen] = others[row], relations[row]
-        return Triples(other, relation, inverse, has)
+        # An entity's triple with itself says nothing, and its query would show the answer.
+        return Triples(other, relation, inverse, has & (other != rows[:, None]))
 
     def injected(self, candidates: Triples) -> Triples:
         """The first candidate of each mention whose relation and other entity have a name, [M]."""
