@@ -73,7 +73,9 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     assert (params["trainer.global_batch_size"], params["world_size"], params["zero_stage"]) == ("16", "2", "1")
     assert params["dataset.fingerprint"] == json.loads((data / "manifest.json").read_text())["fingerprint"]
     assert params["versions.deepspeed"] == version("deepspeed")
-    assert int(params["rows.memory entities"]) > 0
+    assert int(params["knowledge.memory entities"]) > 0
+    assert int(params["knowledge.bytes of memory on this rank"]) > 0
+    assert "memory entities" in trained.stderr
     for name in ("mlm_loss", "cka_loss", "cka_accuracy", "memory_lambda", "memory_rows", "injected_per_sequence"):
         assert client.get_metric_history(tracked.info.run_id, name), name
     points = client.get_metric_history(tracked.info.run_id, "loss")

@@ -201,6 +201,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def origin(result: dict[str, Any]) -> str:
+    """Where the figures come from."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['steps']} steps, seeds {result['seeds']}; {result['device']}; {versions}; {result['date']}."
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Bars of P@1 by tier with the range over the seeds; MLM loss by step and by time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -265,6 +271,11 @@ def main() -> None:
     out.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out.with_suffix(".png"))
     print(table(result))
+    if options.out is None:
+        page = ROOT / "docs" / "recipes.md"
+        before, start, rest = page.read_text().partition(f"<!-- {options.world}-table -->\n")
+        _, end, after = rest.partition(f"<!-- /{options.world}-table -->")
+        page.write_text(f"{before}{start}{table(result)}\n\n{origin(result)}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,11 @@ class Knowledge:
             return 0.0
         return memory_lambda(self._config.memory, step, self._config.trainer.max_steps, epoch)
 
+    def describe(self) -> dict[str, int]:
+        """Rows of both, and bytes of this rank's share."""
+        tables = {"bytes of vectors on this rank": self.vectors, "bytes of memory on this rank": self.bank}
+        return self._index.describe() | {name: table.bytes for name, table in tables.items() if table is not None}
+
     def save(self, checkpoint: Path) -> None:
         """Writes this rank's rows into a checkpoint."""
         if self.vectors is not None:

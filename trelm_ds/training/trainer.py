@@ -227,21 +227,25 @@ class Trainer:
     def _open_run(self) -> MetricsFile:
         write_atomically(self.run / "config.yaml", to_yaml(public(self.config)))
         write_atomically(self.run / "ds_config.json", json.dumps(self.ds_config, indent=2) + "\n")
+        if self.knowledge is not None:
+            sizes = ", ".join(f"{size:,} {name}" for name, size in self.knowledge.describe().items())
+            print(f"knowledge: {sizes}", file=sys.stderr, flush=True)
         if self.step:
             print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
         return MetricsFile(self.run, self.step)
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
-        index = None if self.steps.annotator is None else self.steps.annotator.index
-        sizes = {} if index is None else index.describe()
         return {
             "dataset.place": self.steps.reader.storage.place,
             "dataset.fingerprint": self.identity["dataset"],
             "world_size": self.ranks.world_size,
             "zero_stage": self._zero_stage,
             **{f"versions.{name}": version for name, version in checkpoint.versions().items()},
-            **{f"rows.{name}": rows for name, rows in sizes.items()},
+            **{
+                f"knowledge.{name}": size
+                for name, size in (self.knowledge.describe() if self.knowledge else {}).items()
+            },
         }
 
     def _train_step(self) -> int:
