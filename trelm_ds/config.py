@@ -81,7 +81,7 @@ class InjectionConfig:
     """for source file: .npy [entities + relations, any width], ordered as DATASET/graph/{entities,relations}.npy"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
-    refresh_every: int = 1000
+    refresh_every: int = 10000
     """steps between two computations of the vectors from the model as it is by then; 0: only at the start"""
     max_name_tokens: int = 32
     """tokens of name and description that the encoder reads"""
@@ -352,6 +352,8 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
     if (injection.source == "file") != (injection.file is not None):
         yield "injection.file", "goes with injection.source file, and only with that"
+    if config.cka.max_token_share == 0 and config.cka.decoder == "query":
+        yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
     if not 1 <= config.cka.facts_per_mention <= 8:
         yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
     if memory.beta < 1:

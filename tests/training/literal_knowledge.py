@@ -49,6 +49,15 @@ def row(offsets: np.ndarray, tokens: np.ndarray, number: int) -> list[int]:
     return tokens[offsets[number] : offsets[number + 1]].tolist()
 
 
+class Question(NamedTuple):
+    """A fact that may be asked, what decides whether it is, the place of its item, and the entity that answers it."""
+
+    draw: float
+    fact: Fact
+    place: int | None
+    other: int
+
+
 class Literal:
     """The definition, mention by mention, for one sequence at a time."""
 
@@ -66,7 +75,7 @@ class Literal:
         arrays = np.array(self.tokens), np.array([len(self.tokens)]), np.array([epoch]), np.array([sample])
         self.predicted = set(self.masker(*arrays)[1].tolist())
         self.found: list[tuple[int, Item]] = []  # (first token, item)
-        questions: list[tuple[float, Fact, int | None]] = []
+        questions: list[Question] = []
         mentions = np.column_stack([np.zeros(len(sequence.mentions)), sequence.mentions]).astype(np.int32)
         taken: set[int] = set()
         chosen = set(np.flatnonzero(self.index.selector(mentions)).tolist())
@@ -84,9 +93,13 @@ class Literal:
             item = self.found[place][1]
             items.append(item._replace(new_context=item.memory >= 0 and item.memory not in seen))
             seen.add(item.memory)
-        total = sum(len(fact.query) for _, fact, _ in questions if fact.query)
+        if self.config.cka.decoder == "product" and self.config.cka.triple == "other":
+            vectors = self.index.vector_entities.tolist()  # the mention's state sees the whole sequence
+            shown = {vectors[item.entity] for _, item in self.found if item.entity >= 0}
+            questions = [question for question in questions if question.other not in shown]
+        total = sum(len(one.fact.query) for one in questions if one.fact.query)
         facts = []
-        for draw, fact, place in questions:
+        for draw, fact, place, _ in questions:
             if fact.query is None or draw < min(1, self.config.cka.max_token_share * len(self.tokens) / total):
                 injected = fact.injected and place is not None and (fact.injected[0], order.index(place))
                 facts.append(fact._replace(injected=injected or None))
@@ -104,9 +117,7 @@ class Literal:
         window = max(1, first - around), min(last + around, len(self.tokens) - 1)
         return Item(memory, window, False, applied, *triple, tuple(range(first, last)) if applied else ())
 
-    def mention(
-        self, number: int, first: int, last: int, qid: int, chosen: bool
-    ) -> list[tuple[float, Fact, int | None]]:
+    def mention(self, number: int, first: int, last: int, qid: int, chosen: bool) -> list[Question]:
         config, index, names = self.config, self.index, self.index.names
         graph_row = index.graph.entities.tolist().index(qid)
         key = keyed_bits(5, module._TRIPLE, *self.key, np.array([number]))
@@ -135,7 +146,7 @@ class Literal:
             place = len(self.found) - 1
         if config.cka.decoder == "none":
             return []
-        questions: list[tuple[float, Fact, int | None]] = []
+        questions: list[Question] = []
         asked = 0
         for candidate, edge in enumerate(edges):
             answer = row(names.entity_offsets, names.entity_tokens, edge[0])
@@ -145,7 +156,7 @@ class Literal:
                 asked += 1
                 fact = self.fact(first, last, edge, answer, applied)
                 if fact.query is None or len(fact.query) <= 64:
-                    questions.append((self.uniform(module._KEEP, number, candidate), fact, place))
+                    questions.append(Question(self.uniform(module._KEEP, number, candidate), fact, place, edge[0]))
         return questions
 
     def fact(self, first: int, last: int, edge: tuple[int, ...], answer: list[int], applied: bool) -> Fact:

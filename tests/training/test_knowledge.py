@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, Se
 from trelm_ds.model import hf_names, load_config
 from trelm_ds.training import export
 from trelm_ds.training.checkpoint import committed, read_verified
-from trelm_ds.training.distributed import Ranks
+from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
@@ -189,6 +190,59 @@ def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, tmp
     elsewhere = replace(config(max_steps=5), memory=replace(config().memory, placement="cpu"))
     train(elsewhere, tiny_dataset, run, one_rank)  # where the bank lives is nobody's business
     assert losses(run)[:4] == [point["loss"] for point in read_metrics(run)][:4]
+
+
+@pytest.mark.parametrize("where", ["names/entity_tokens.npy", "words/hashes.npy", "graph/out_entities.npy"])
+def test_damaged_knowledge_is_named(where: str, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    content = bytearray((copy / where).read_bytes())
+    content[-1] ^= 1
+    (copy / where).write_bytes(content)
+    assert f"{copy / where}: its content does not match" in fails(config(), copy, tmp_path / "run", one_rank)
+    (copy / where).unlink()
+    assert f"{copy / where}: missing; restore it" in fails(config(), copy, tmp_path / "run", one_rank)
+
+
+def test_a_micro_batch_without_a_fact(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """One sequence a step, few of which are asked about: every decoder goes on, and the run says what it lacks."""
+    for decoder, settings in (
+        ("query", with_cka(config(global_batch_size=1, max_steps=12), max_token_share=0.4)),
+        ("product", replace(config(global_batch_size=1, max_steps=12), selection=SelectionConfig("long_tail"))),
+    ):
+        settings = with_cka(settings, decoder=decoder)
+        train(settings, tiny_dataset, tmp_path / decoder, one_rank)
+        facts = [point["facts_per_sequence"] for point in read_metrics(tmp_path / decoder)]
+        assert 0 in facts
+        assert max(facts) > 0
+
+
+def test_a_run_that_can_choose_nothing_is_plain(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    nothing = replace(config(), selection=SelectionConfig(strategy="long_tail", entity_threshold=1))
+    with pytest.warns(UserWarning, match="selection.strategy: long_tail chooses none of the dataset's entities"):
+        train(nothing, tiny_dataset, tmp_path / "run", one_rank)
+    assert all(point["loss"] == point["mlm_loss"] for point in read_metrics(tmp_path / "run"))
+    unasked = with_cka(config(), max_answer_tokens=1, max_token_share=1e-9)
+    with pytest.warns(UserWarning, match="cka: no fact was asked in the 1 steps before step 1"):
+        train(unasked, tiny_dataset, tmp_path / "unasked", one_rank)
+
+
+def test_a_bad_row_of_a_file_reaches_every_rank(tiny_dataset: Path, tmp_path: Path) -> None:
+    """The rank that owns the row must not leave the other waiting for it."""
+    entities, relations = (np.load(tiny_dataset / "graph" / f"{name}.npy") for name in ("entities", "relations"))
+    vectors = np.ones((len(entities) + len(relations), 32), dtype=np.float32)
+    vectors[3, 5] = np.nan
+    np.save(tmp_path / "vectors.npy", vectors)
+    settings = with_injection(config(), source="file", file=str(tmp_path / "vectors.npy"))
+    messages = run_distributed_test(problem_of, 2, settings, tiny_dataset, tmp_path / "run")
+    assert all("row 3, counted from 0, is not finite" in message for message in messages)
+
+
+def problem_of(settings: Config, data: Path, run: Path) -> str:
+    ranks = connect()
+    try:
+        return fails(settings, data, run, ranks)
+    finally:
+        disconnect()
 
 
 def test_scores_that_are_required_must_be_there(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

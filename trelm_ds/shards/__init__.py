@@ -7,7 +7,7 @@ from trelm_ds.shards.reader import Damage, ShardReader
 from trelm_ds.shards.repair import repair
 from trelm_ds.shards.storage import open_storage
 from trelm_ds.shards.substitution import Substitution
-from trelm_ds.shards.verify import verify
+from trelm_ds.shards.verify import check_files, verify
 from trelm_ds.shards.writer import BLOCK_SEQUENCES, ShardWriter
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ShardReader",
     "ShardWriter",
     "Substitution",
+    "check_files",
     "open_storage",
     "repair",
     "verify",

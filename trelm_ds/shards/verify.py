@@ -33,6 +33,17 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
     return manifest, found
 
 
+def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...]) -> None:
+    """Checks files beside the shards against the manifest: those named, and all in folders named.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for name, about in manifest.files.items():
+        if name.split("/")[0] in names and (found := _readable(folder / name, partial(_other_content, **about))):
+            raise UserError(f"{found[0]}; restore it, or run `trelm prepare` again")
+
+
 def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
     """What `check` finds, or that the file cannot be read."""
     try:

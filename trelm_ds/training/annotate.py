@@ -86,6 +86,11 @@ class Annotator:
         return Annotator, (*self._arguments, self.index.selector.bar)
 
     @property
+    def asks(self) -> bool:
+        """Whether facts may be asked for at all."""
+        return self._has_facts
+
+    @property
     def query_share(self) -> float:
         """Tokens of the queries as a share of the sequences' tokens, on average at most."""
         return self.config.cka.max_token_share if self._has_facts and self.config.cka.decoder == "query" else 0.0
@@ -148,6 +153,11 @@ class Annotator:
         asked = self._triples.asked(candidates, injected, self.config.cka.triple, self.config.cka.facts_per_mention)
         entity, relation = self._vector_rows(injected)
         spans = spans._replace(applied=applied, entity=entity, relation=relation, sign=injected.sign * injected.has)
+        if self.config.cka.decoder == "product" and self.config.cka.triple == "other":
+            # The mention's state sees the whole sequence, what is injected into other mentions included.
+            own, n = spans.owner, len(self.index.graph.entities)
+            shown = (own * n + injected.other)[injected.has]
+            asked = asked._replace(has=asked.has & ~np.isin(own[:, None] * n + asked.other, shown))
         which, place = np.nonzero(asked.has)
         return spans, chosen, Asked(which, place, spans.first[which], spans.last[which], asked.of(asked.has))
 

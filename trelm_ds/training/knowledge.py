@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
@@ -33,6 +34,8 @@ from trelm_ds.training.loader import StepBatches
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+T = TypeVar("T")
 
 FOLDER = "knowledge"  # in a checkpoint
 _BATCH = 1024  # rows whose vectors are computed at a time
@@ -91,16 +94,19 @@ class Knowledge:
             return
         injection, index = self._config.injection, self._index
         n_entities, n_relations = len(index.graph.entities), len(index.graph.relations)
+        vectors_of: Callable[[Tensor], Tensor]
         if injection.source == "file":
-            assert injection.file is not None
+            file = Path(injection.file or "")
             rows = np.concatenate([index.vector_entities, n_entities + np.arange(index.n_relations)])
             seed = self._config.trainer.seed
-            vectors_of = vectors_from_file(Path(injection.file), n_entities, n_relations, rows, self.size, seed)
+            vectors_of = _FromFile(vectors_from_file, file, n_entities, n_relations, rows, self.size, seed)
         elif injection.source == "alias_mean":
             vectors_of = _means(word, *self._alias_tokens())
         else:  # where nothing is injected, decoder product needs the relations all the same
             vectors_of = NameEncoder(engine, index, self._info, injection.max_name_tokens)
         self.vectors.fill(vectors_of, _BATCH)
+        if isinstance(vectors_of, _FromFile):
+            self._ranks.all_agree(vectors_of.check)
         self.vectors.match(*word_statistics(word), centre_relations=injection.source != "file")
 
     def _alias_tokens(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +176,7 @@ class StepKnowledge:
         self._update = MemoryUpdate(read.memory_rows, bank.size, device) if bank is not None else None
         self._vectors: Tensor | None = None
         self._memories: Tensor | None = None
-        self._looked_up, self._hits = 0, 0
+        self._looked_up, self._hits = 0, torch.zeros(())
 
     def _arrive(self) -> None:
         """Waits for the look-ups, which have run beside what came since."""
@@ -180,7 +186,7 @@ class StepKnowledge:
         if self._memory_lookup is not None:
             memories = self._memory_lookup.wait()
             self._memories = (memories.local.float() + memories.global_.float()).to(self._device)
-            self._looked_up, self._hits = len(memories.seen), int(memories.seen.sum())
+            self._looked_up, self._hits = len(memories.seen), memories.seen.sum()
             self._memory_lookup = None
 
     def inputs(self, batch: Batch) -> tuple[Injected | None, Questions | None]:
@@ -210,7 +216,7 @@ class StepKnowledge:
         facts = batch.facts
         if facts is None:
             return None
-        relations = torch.zeros(0, device=self._device)
+        relations = torch.zeros(0, self._size, device=self._device)
         if self._vectors is not None and len(facts.relations):
             relations = self._vectors[facts.relations]
         return Questions(
@@ -237,8 +243,8 @@ class StepKnowledge:
             items = batch.items
             self._update.add(items.memory, local_memories(states, window), states[items.cls], items.new_context)
 
-    def close(self) -> dict[str, int]:
-        """Updates the bank (Eq. 5, 6); returns what was counted."""
+    def close(self) -> dict[str, int | Tensor]:
+        """Updates the bank (Eq. 5, 6); returns what was counted, in part on the device."""
         if self._bank is None or self._update is None:
             return {}
         updated = self._update.apply(self._bank)
@@ -288,13 +294,42 @@ class NameEncoder:
         return [*names.entity_tokens[begin:end].tolist(), *names.text_tokens[first:last].tolist()][: self._max_tokens]
 
 
+class _FromFile:
+    """Vectors of a file, with zeros in the place of what cannot be read: other ranks wait for this one meanwhile."""
+
+    def __init__(self, open_file: Callable[..., Callable[[Tensor], Tensor]], *arguments: Any) -> None:
+        self._size: int = arguments[-2]
+        self._problem: UserError | None = None
+        self._vectors_of: Callable[[Tensor], Tensor] | None = self._try(lambda: open_file(*arguments))
+
+    def _try(self, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except UserError as error:
+            self._problem = self._problem or error
+            return None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """From rows int64 [n] to [n, D]."""
+        vectors_of = self._vectors_of
+        found = None if vectors_of is None else self._try(lambda: vectors_of(rows))
+        return torch.zeros(len(rows), self._size) if found is None else found
+
+    def check(self) -> None:
+        """Raises the first problem, if there was one."""
+        if self._problem is not None:
+            raise self._problem
+
+
 def _means(word: Tensor, offsets: np.ndarray, tokens: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """From rows int64 [n] to the mean word embeddings [n, D] of their tokens."""
+    """From rows int64 [n] to the mean word embeddings [n, D] of their tokens; of all words where it has none."""
+    neutral = word.mean(0)
 
     def means(rows: Tensor) -> Tensor:
         mine, lengths = gather(offsets, tokens, rows.numpy())
         bags = torch.from_numpy(offsets_of(lengths))
-        return mean_of_tokens(lambda ids: word[ids.to(word.device)], bags, torch.from_numpy(mine.astype(np.int64)))
+        found = mean_of_tokens(lambda ids: word[ids.to(word.device)], bags, torch.from_numpy(mine.astype(np.int64)))
+        return torch.where(torch.from_numpy(lengths == 0)[:, None].to(found.device), neutral, found)
 
     return means
 
@@ -326,5 +361,6 @@ def open_knowledge(
     log_counts = None
     if config.cka.log_q and config.cka.negatives:
         expected = config.cka.negatives * annotator.negative_probabilities()
-        log_counts = torch.from_numpy(np.log(np.maximum(expected, np.finfo(np.float32).tiny)))
+        # A token that the corpus lacks is never drawn; corrected by log 0 it would win by any margin.
+        log_counts = torch.from_numpy(np.log(np.maximum(expected, expected[expected > 0].min())))
     return Knowledge(config, annotator.index, info, log_counts, size, ranks)

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from trelm_ds.config import Config, MemoryConfig
-from trelm_ds.corpus import GRAPH_FOLDER, NAMES_FOLDER, WORDS_FOLDER, WordTable
+from trelm_ds.corpus import ENTITIES_FOLDER, GRAPH_FOLDER, NAMES_FOLDER, TOKEN_COUNTS, WORDS_FOLDER, WordTable
 from trelm_ds.importance import Scores, load_frequencies, open_scores, open_selector
 from trelm_ds.knowledge import KnowledgeGraph, MentionSelector, Names, Selection, long_tail_words
 from trelm_ds.ragged import gather, offsets_of
 from trelm_ds.shards import Manifest
+
+# What is read of a dataset beside its sequences and tokenizer.
+KNOWLEDGE_FILES = (ENTITIES_FOLDER, GRAPH_FOLDER, NAMES_FOLDER, WORDS_FOLDER, TOKEN_COUNTS)
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,6 @@ class KnowledgeIndex:
     def chooses(self) -> bool:
         """Whether there is an entity whose mentions may be chosen."""
         return len(self.selector.entities) > 0
-
-    @property
-    def n_graph_entities(self) -> int:
-        """E of the graph."""
-        return len(self.graph.entities)
 
     @property
     def n_memory(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,6 +30,14 @@ class Window:
         self.counts["asked"] += 0 if batch.facts is None else len(batch.facts.labels)
         self.counts["tokens"] += len(batch.input_ids)
         self.counts["sequences"] += batch.sequences
+
+    def count(self, numbers: Mapping[str, int | Tensor]) -> None:
+        """Adds to the counts."""
+        for name, number in numbers.items():
+            if isinstance(number, Tensor):
+                self._sums[name] = self._sums.get(name, 0) + number
+            else:
+                self.counts[name] += number
 
     def totals(self, ranks: Ranks) -> dict[str, float]:
         """Every sum and count over all ranks; collective. A name that no rank has counted is 0 and not there."""

@@ -15,6 +15,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel, ProductDecoder, load_pretrained
 from trelm_ds.training import checkpoint
+from trelm_ds.training.annotate import Annotator
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.loader import StepDataset
 
@@ -65,6 +66,19 @@ def asks(config: Config) -> bool:
     return config.selection.strategy != "none" and config.cka.decoder != "none"
 
 
+def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
+    """Says so where the settings ask for knowledge that the dataset or another setting cannot give."""
+    if config.selection.strategy == "none":
+        if config.cka.decoder != "none":
+            warnings.warn(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none", stacklevel=2)
+    elif annotator is None or not annotator.index.chooses:
+        what = f"selection.strategy: {config.selection.strategy} chooses none of the dataset's entities"
+        warnings.warn(
+            f"{what}: none has a triple and the frequency; nothing is injected or asked for",
+            stacklevel=2,
+        )
+
+
 def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> dict[str, Any]:
     """What a continuation must have in common with the run it continues."""
     loader, trainer, knowledge = config.loader, config.trainer, ("selection.", "injection.", "memory.", "cka.")
@@ -82,7 +96,8 @@ def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> 
         scores = steps.annotator.index.scores
         common["importance"] = None if scores is None else scores.digest
     for name, value in flatten(config).items():
-        if name.startswith(("masking.", "optimizer.", *knowledge)) and not name.endswith(".placement"):
+        free = name.endswith(".placement") or name == "injection.file"  # its vectors are in the checkpoint
+        if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return common
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trelm_ds.corpus import words_of
+from trelm_ds.knowledge.tables import memory_window
 from trelm_ds.ragged import spread
 from trelm_ds.training.batch import Items
 
@@ -127,8 +128,7 @@ def items_of(read: Sequences, spans: Spans, window: int) -> Items:
     """
     ends = np.cumsum(read.lengths)
     cls = (ends - read.lengths)[spans.owner]
-    begin = np.maximum(spans.first - window, cls + 1)
-    end = np.minimum(spans.last + window, ends[spans.owner] - 1)
+    begin, end = memory_window(spans.first, spans.last - 1, cls + 1, ends[spans.owner] - 1, window)
     new = np.zeros(len(spans.first), dtype=bool)
     pair = spans.owner * (spans.memory.max(initial=0) + 2) + spans.memory
     new[np.unique(pair, return_index=True)[1]] = True

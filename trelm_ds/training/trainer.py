@@ -8,7 +8,6 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +20,19 @@ from trelm_ds.files import lock, write_atomically
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
-from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, open_storage
+from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, check_files, open_storage
 from trelm_ds.training import checkpoint
 from trelm_ds.training.annotate import Annotator
 from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
-from trelm_ds.training.knowledge import Knowledge, StepKnowledge, open_knowledge
+from trelm_ds.training.knowledge import StepKnowledge, open_knowledge
+from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
 from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.metrics import Window, summary
 from trelm_ds.training.plot import plot_loss
-from trelm_ds.training.setup import asks, build_model, choose_checkpoint, identity, knows, with_sizes
+from trelm_ds.training.setup import build_model, choose_checkpoint, identity, knows, warn_of_nothing, with_sizes
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
 
@@ -84,13 +84,18 @@ class Trainer:
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
         self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
         # theta of Eq. 3; without assessing there is nothing to share the loss with.
-        self.mlm_weight = config.cka.mlm_weight if asks(config) else 1.0
+        if ranks.rank == 0:
+            warn_of_nothing(config, self.steps.annotator)
+        asks = self.steps.annotator is not None and self.steps.annotator.asks
+        self.mlm_weight = config.cka.mlm_weight if asks else 1.0
         self.step = 0
         if resumed is None:
-            self._each_on_all(lambda knowledge: knowledge.start(self.engine))
+            if self.knowledge is not None:
+                self.knowledge.start(self.engine)
         else:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
-            self._each_on_all(lambda knowledge: knowledge.load(resumed[0]))
+            if (knowledge := self.knowledge) is not None:
+                ranks.all_agree(lambda: knowledge.load(resumed[0]))
             self.step = resumed[1].step
             if resumed[1].order != self._order_state():
                 raise UserError(
@@ -106,6 +111,7 @@ class Trainer:
         self.window = Window()
         self.last_loss = torch.zeros(())
         self.lr = self.memory_lambda = 0.0
+        self.warned = False
 
     def _open(self, data: str) -> tuple[StepDataset, MaskedLanguageModel]:
         """What this rank reads from disk."""
@@ -124,6 +130,8 @@ class Trainer:
             raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
         starts, annotator = word_starts(tokenizer), None
         if knows(self.config):
+            if self.ranks.local_rank == 0:
+                check_files(storage.folder, reader.manifest, KNOWLEDGE_FILES)
             annotator = Annotator(storage.folder, self.config, info, starts, inverse_marker(tokenizer))
         steps = StepDataset(
             reader,
@@ -139,11 +147,6 @@ class Trainer:
             annotator,
         )
         return steps, build_model(self.config, info, reader.manifest.max_length)
-
-    def _each_on_all(self, call: Callable[[Knowledge], None]) -> None:
-        """Calls it with the run's knowledge, if it has any; a mistake found on one rank is raised on all."""
-        if (knowledge := self.knowledge) is not None:
-            self.ranks.all_agree(lambda: call(knowledge))
 
     def _order_state(self) -> dict[str, Any]:
         """Where reading goes on after `self.step` steps; small, and found without reading anything."""
@@ -203,6 +206,7 @@ class Trainer:
                     due = self.step % every.log_every == 0 or self.step == total or stop
                     if due:
                         values, since = self._summary(since), time.monotonic()
+                        self._warn_of_no_fact(values)
                         for log in (metrics, tracker):
                             if log:
                                 log.log(self.step, values)
@@ -233,6 +237,16 @@ class Trainer:
         if self.step:
             print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
         return MetricsFile(self.run, self.step)
+
+    def _warn_of_no_fact(self, values: dict[str, float]) -> None:
+        """Once: half of the loss may be one of nothing."""
+        if self.ranks.rank == 0 and values.get("facts_per_sequence") == 0 and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"cka: no fact was asked in the {self.config.trainer.log_every} steps before step {self.step}; chosen "
+                "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
+                stacklevel=2,
+            )
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
@@ -273,7 +287,7 @@ class Trainer:
             self.last_loss = loss.detach()
             self.window.add(batch, output)
         if step_knowledge:
-            self.window.counts.update(step_knowledge.close())
+            self.window.count(step_knowledge.close())
         self.step += 1
         return self.ranks.max(self.signals.received)
 
@@ -309,7 +323,7 @@ class Trainer:
         if new_everywhere:
             self._note_damage(new)
         steps = int(self.ranks.rank == 0)  # summed over ranks later
-        self.window.counts.update({"corrupted": read.substituted, "steps": steps} | read.counts)
+        self.window.count({"corrupted": read.substituted, "steps": steps} | read.counts)
         return read, masked_everywhere, asked_everywhere
 
     def _note_damage(self, new: list[Damage]) -> None:

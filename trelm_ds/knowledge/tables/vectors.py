@@ -56,7 +56,7 @@ class VectorTable(ShardedTable):
         _affine(entities, mean, factor, word_mean.detach().cpu().double())
         shift = torch.zeros(self.width, dtype=torch.float64)
         centre = shift
-        if centre_relations:
+        if centre_relations and self.n_rows - self.n_entities > 1:  # a single one would be 0
             centre, _ = self._statistics(relations, self.n_rows - self.n_entities)
         _affine(relations, centre, factor, shift)
 
