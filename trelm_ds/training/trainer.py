@@ -83,9 +83,9 @@ class Trainer:
         resumed = self._find_checkpoint()
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
         self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
-        # theta of Eq. 3; without assessing there is nothing to share the loss with.
         if ranks.rank == 0:
             warn_of_nothing(config, self.steps.annotator)
+        # theta of Eq. 3; without assessing there is nothing to share the loss with.
         asks = self.steps.annotator is not None and self.steps.annotator.asks
         self.mlm_weight = config.cka.mlm_weight if asks else 1.0
         self.step = 0
