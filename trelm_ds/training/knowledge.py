@@ -83,7 +83,7 @@ class Knowledge:
         """Computes the vectors anew where the schedule says so; before the step."""
         injection = self._config.injection
         due = step and injection.refresh_every and step % injection.refresh_every == 0
-        if due and injection.source in ("encoder", "alias_mean"):
+        if due and injection.source != "file":
             self._fill_vectors(engine, word_embedding(engine))
 
     def _fill_vectors(self, engine: DeepSpeedEngine, word: Tensor) -> None:
