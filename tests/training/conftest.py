@@ -1,12 +1,22 @@
-"""Datasets with knowledge, by two kinds of tokenizer."""
+"""Datasets with knowledge, by two kinds of tokenizer; a process group of this process alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.training.knowledge_dataset import prepare_knowledge
+from trelm_ds.training.distributed import Ranks, connect, disconnect
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[Ranks]:
+    """DeepSpeed cannot join a second group in one process, so all modules share it."""
+    ranks = connect()
+    yield ranks
+    disconnect()
 
 
 @pytest.fixture(scope="session")

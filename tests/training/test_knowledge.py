@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tests.distributed import run_distributed_test
 from tests.training import test_pretrain as plain
-from tests.training.test_pretrain import continued, fails, losses, one_rank, train, train_then_continue, without_dropout
+from tests.training.test_pretrain import continued, fails, losses, train, train_then_continue, without_dropout
 from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, SelectionConfig
 from trelm_ds.model import hf_names, load_config
 from trelm_ds.training import export
@@ -24,8 +24,6 @@ from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
-
-__all__ = ["one_rank"]
 
 
 def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:

@@ -102,7 +102,7 @@ def test_importance_is_used_where_it_is_asked_for(wordpiece: Path, tmp_path: Pat
             chosen = mentions[selector(mentions, scores.block(block))]
             own = chosen[chosen[:, 0] == sample - int(reader.block_sizes[:block].sum())]
             expected += [(number, first) for first in own[:, 1].tolist()]
-        spans, _ = annotator._chosen(read(reader, masker, np.zeros_like(ids), ids))
+        spans, _, _ = annotator._looked_at(read(reader, masker, np.zeros_like(ids), ids))
         starts = np.cumsum(reader.lengths[ids]) - reader.lengths[ids]
         assert list(zip(spans.owner.tolist(), (spans.first - starts[spans.owner]).tolist(), strict=True)) == expected
-        assert 50 < len(expected) < len(plain._chosen(read(reader, masker, np.zeros_like(ids), ids))[0].first)
+        assert 50 < len(expected) < len(plain._looked_at(read(reader, masker, np.zeros_like(ids), ids))[0].first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +67,6 @@ def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
         tracking=TrackingConfig(enabled=False),
         loader=LoaderConfig(workers=0),
     )
-
-
-@pytest.fixture(scope="module")
-def one_rank() -> Iterator[Ranks]:
-    """A group of this process alone; DeepSpeed cannot join a second one in one process."""
-    ranks = connect()
-    yield ranks
-    disconnect()
 
 
 def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
