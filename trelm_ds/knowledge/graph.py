@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from trelm_ds.errors import UserError
+from trelm_ds.knowledge.arrays import Arrays
 
 
 def _rows(sources: np.ndarray, relations: np.ndarray, others: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
@@ -19,7 +18,7 @@ def _rows(sources: np.ndarray, relations: np.ndarray, others: np.ndarray, size: 
 
 
 @dataclass(frozen=True)
-class KnowledgeGraph:
+class KnowledgeGraph(Arrays):
     """A directed labelled graph in both directions. E entities, R relations, N triples; rows are index numbers.
 
     Attributes:
@@ -58,21 +57,3 @@ class KnowledgeGraph:
         row = np.minimum(np.searchsorted(self.entities, qids), len(self.entities) - 1)
         degree = sum(offsets[row + 1] - offsets[row] for offsets in (self.out_offsets, self.in_offsets))
         return np.where(self.entities[row] == qids, degree, 0)
-
-    def save(self, folder: Path) -> None:
-        """Writes one .npy file per array into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in fields(self):
-            np.save(folder / f"{item.name}.npy", getattr(self, item.name))
-
-    @classmethod
-    def load(cls, folder: Path) -> KnowledgeGraph:
-        """Memory-maps what `save` wrote.
-
-        Raises:
-            UserError: an array is missing.
-        """
-        try:
-            return cls(*(np.load(folder / f"{item.name}.npy", mmap_mode="r") for item in fields(cls)))
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: missing; run `trelm prepare` again") from None

@@ -6,13 +6,12 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from trelm_ds.errors import UserError
+from trelm_ds.knowledge.arrays import Arrays
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.wikidata5m import Wikidata5M, read_names
 from trelm_ds.progress import track
@@ -29,7 +28,7 @@ Pieces = Callable[[list[list[str]]], Iterator[list[list[int]]]]
 
 
 @dataclass(frozen=True)
-class Names:
+class Names(Arrays):
     """Token ids of names, written as inside a sentence, without special tokens.
 
     Rows are those of a `KnowledgeGraph` with E entities and R relations; `gather(entity_offsets, entity_tokens, rows)`
@@ -50,24 +49,6 @@ class Names:
     text_tokens: np.ndarray
     relation_offsets: np.ndarray
     relation_tokens: np.ndarray
-
-    def save(self, folder: Path) -> None:
-        """Writes one .npy file per array into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in fields(self):
-            np.save(folder / f"{item.name}.npy", getattr(self, item.name))
-
-    @classmethod
-    def load(cls, folder: Path) -> Names:
-        """Memory-maps what `save` wrote.
-
-        Raises:
-            UserError: an array is missing.
-        """
-        try:
-            return cls(*(np.load(folder / f"{item.name}.npy", mmap_mode="r") for item in fields(cls)))
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: missing; run `trelm prepare` again") from None
 
 
 def encode_names(

@@ -1,0 +1,34 @@
+"""Dataclasses of arrays that lie in a folder, one .npy file each."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from trelm_ds.errors import UserError
+
+
+class Arrays:
+    """What is common to dataclasses whose fields are all numpy arrays."""
+
+    def save(self, folder: Path) -> None:
+        """Writes one .npy file per array into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for item in fields(self):  # type: ignore[arg-type]  # those who inherit are dataclasses
+            np.save(folder / f"{item.name}.npy", getattr(self, item.name))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Memory-maps what `save` wrote.
+
+        Raises:
+            UserError: an array is missing.
+        """
+        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        try:
+            return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: missing; run `trelm prepare` again") from None
