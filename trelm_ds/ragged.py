@@ -12,11 +12,6 @@ def offsets_of(length: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def lengths(offsets: np.ndarray) -> np.ndarray:
-    """int64 [n]: the length of every row."""
-    return np.diff(offsets)
-
-
 def spread(first: np.ndarray, length: np.ndarray) -> np.ndarray:
     """int64: the indices first[i], first[i] + 1, ... of all i, `length[i]` each."""
     ends = np.cumsum(length)

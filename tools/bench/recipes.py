@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "trelm_ds" / "recipes"
@@ -141,42 +142,35 @@ def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
     return folder
 
 
-def scores(folder: Path) -> dict[str, float]:
-    """P@1 in percent by tier and in all."""
+def percents(folder: Path, key: str) -> dict[str, float]:
+    """`p_at_1` or `majority_baseline` of a run's probes in percent, by tier and in all."""
     result = json.loads((folder / "lama.json").read_text())
-    tiers = {tier: 100 * score["p_at_1"] for tier, score in result["tiers"].items()}
-    return tiers | {"all": 100 * result["p_at_1"]}
+    return {tier: 100 * score[key] for tier, score in (result["tiers"] | {"all": result}).items()}
 
 
-def baselines(folder: Path) -> dict[str, float]:
-    """P@1 in percent of always giving the most frequent answer."""
-    result = json.loads((folder / "lama.json").read_text())
-    tiers = {tier: 100 * score["majority_baseline"] for tier, score in result["tiers"].items()}
-    return tiers | {"all": 100 * result["majority_baseline"]}
-
-
-def curve(folder: Path, batch: int) -> dict[str, list[float]]:
+def curve(folder: Path) -> dict[str, list[float]]:
     """MLM loss at every log point, by step and by seconds of training."""
     points = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [point["step"] for point in points]
+    batch = yaml.safe_load((folder / "run" / "config.yaml").read_text())["trainer"]["global_batch_size"]
     took = np.diff([0, *steps]) * batch / np.array([point["sequences_per_s"] for point in points])
     seconds = np.cumsum(took).round(1).tolist()
     return {"step": steps, "seconds": seconds, "mlm_loss": [round(point["mlm_loss"], 4) for point in points]}
 
 
-def report(found: dict[str, list[Path]], steps: int, seeds: list[int], batch: int) -> dict[str, Any]:
+def report(found: dict[str, list[Path]], steps: int, seeds: list[int]) -> dict[str, Any]:
     """Mean and spread over the seeds, every single figure, and the curves of the first seed."""
     recipes = {}
     for name, folders in found.items():
-        each = [scores(folder) for folder in folders]
+        each = [percents(folder, "p_at_1") for folder in folders]
         recipes[name] = {
             "mean": {tier: round(statistics.mean(one[tier] for one in each), 1) for tier in each[0]},
             "lowest": {tier: round(min(one[tier] for one in each), 1) for tier in each[0]},
             "highest": {tier: round(max(one[tier] for one in each), 1) for tier in each[0]},
             "seeds": [{tier: round(value, 1) for tier, value in one.items()} for one in each],
-            "curve": curve(folders[0], batch),
+            "curve": curve(folders[0]),
         }
-    majority = baselines(next(iter(found.values()))[0])
+    majority = percents(next(iter(found.values()))[0], "majority_baseline")
     return {
         "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
@@ -266,7 +260,7 @@ def main() -> None:
     found: dict[str, list[Path]] = {name: [] for name in names}
     for (name, _), folder in zip(jobs, folders, strict=True):
         found[name].append(folder)
-    result = report(found, steps, options.seeds, batch=128)
+    result = report(found, steps, options.seeds)
     out = options.out or ROOT / "docs" / "benchmarks" / f"recipes_{options.world}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out.with_suffix(".png"))

@@ -18,7 +18,6 @@ from trelm_ds.knowledge.selection import (
     semantic_importance,
 )
 from trelm_ds.knowledge.wikidata5m import GraphFile, Wikidata5M, find_wikidata5m, read_names, read_triples
-from trelm_ds.ragged import gather, lengths
 
 __all__ = [
     "STRATEGIES",
@@ -36,9 +35,7 @@ __all__ = [
     "cosine_histogram",
     "encode_names",
     "find_wikidata5m",
-    "gather",
     "histogram_values",
-    "lengths",
     "long_tail_words",
     "read_names",
     "read_triples",

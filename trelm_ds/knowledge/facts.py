@@ -9,7 +9,6 @@ import numpy as np
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.names import Names
-from trelm_ds.ragged import lengths
 
 CANDIDATES = 8  # K edges that are looked at for a mention
 _LAST = np.uint64(1 << 63)
@@ -56,9 +55,9 @@ class TripleDraw:
         # Plain arrays over the same memory maps: indexing the maps themselves takes several times as long.
         self._out = tuple(map(np.asarray, (graph.out_offsets, graph.out_relations, graph.out_entities)))
         self._in = tuple(map(np.asarray, (graph.in_offsets, graph.in_relations, graph.in_entities)))
-        length = lengths(names.entity_offsets)
+        length = np.diff(names.entity_offsets)
         self._named = length > 0
-        self._named_relation = lengths(names.relation_offsets) > 0
+        self._named_relation = np.diff(names.relation_offsets) > 0
         self._askable = self._named & (length <= max_answer_tokens)
 
     def candidates(self, rows: np.ndarray, keys: np.ndarray) -> Triples:

@@ -166,10 +166,8 @@ class Annotator:
         index, every = self.index, np.ascontiguousarray(read.mentions[:, 0])
         cosines = None if index.scores is None else index.scores.at(read.blocks, read.places)
         chosen = wanted = index.selector(read.mentions, cosines)
-        rows = graph_rows(index.graph, read.mentions[:, 3])
         if self._has_facts and self.config.cka.mentions == "all":
-            known = index.graph.entities[np.minimum(rows, len(index.graph.entities) - 1)] == read.mentions[:, 3]
-            wanted = chosen | known
+            wanted = chosen | (index.graph.degrees(read.mentions[:, 3]) > 0)
         kept = np.flatnonzero(wanted)
         owner, first, last, qids = np.ascontiguousarray(read.mentions[kept].T)
         number = kept - np.searchsorted(every, owner)
@@ -178,7 +176,7 @@ class Annotator:
         if len(index.memory_entities):
             memory = np.where(chosen[kept], np.searchsorted(index.memory_entities, qids), -1)
         spans = Spans.plain(owner.astype(np.int64), number, start + first, start + last, memory)
-        return spans, chosen[kept], rows[kept]
+        return spans, chosen[kept], graph_rows(index.graph, qids)
 
     def _vector_rows(self, triples: Triples) -> tuple[np.ndarray, np.ndarray]:
         """int64 [n] each: rows of the vector table of other entity and relation; -1 where there is no triple."""

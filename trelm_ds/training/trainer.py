@@ -250,16 +250,14 @@ class Trainer:
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
+        sizes = {} if self.knowledge is None else self.knowledge.describe()
         return {
             "dataset.place": self.steps.reader.storage.place,
             "dataset.fingerprint": self.identity["dataset"],
             "world_size": self.ranks.world_size,
             "zero_stage": self._zero_stage,
             **{f"versions.{name}": version for name, version in checkpoint.versions().items()},
-            **{
-                f"knowledge.{name}": size
-                for name, size in (self.knowledge.describe() if self.knowledge else {}).items()
-            },
+            **{f"knowledge.{name}": size for name, size in sizes.items()},
         }
 
     def _train_step(self) -> int:
