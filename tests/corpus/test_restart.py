@@ -219,7 +219,8 @@ def test_killed_at_any_moment_and_run_again(corpus: Path, tmp_path: Path, source
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
-        assert process.returncode == 0 or not (tmp_path / "ds").exists()
+        if (tmp_path / "ds").exists():  # the last kill may come just behind the rename
+            assert content(tmp_path / "ds") == content(tmp_path / "whole")
     assert kills >= 5  # the last moments are short
     assert not workers_of(tmp_path)
     last = subprocess.run(command, capture_output=True, text=True, timeout=300)
