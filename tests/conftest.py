@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' ranks share two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run on the CPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # gloo ranks on the CPU, also where there is a GPU
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -1,0 +1,21 @@
+"""Triton kernels of trelm-ds, each beside its plain-torch reference; knows torch only.
+
+Every function takes tensors on the CPU, where the reference runs, or on CUDA, where the kernel runs. All are registered
+with torch.library, so torch.compile keeps them in its graph, and all are deterministic.
+"""
+
+from trelm_kernels.adamw import MAX_STEPS, bias_corrections, lazy_adamw
+from trelm_kernels.path_mask import mask_columns
+from trelm_kernels.riemann import riemann_scores
+from trelm_kernels.weight_gradient import ACTIVATIONS, activate, gathered_weight_gradient
+
+__all__ = [
+    "ACTIVATIONS",
+    "MAX_STEPS",
+    "activate",
+    "bias_corrections",
+    "gathered_weight_gradient",
+    "lazy_adamw",
+    "mask_columns",
+    "riemann_scores",
+]

@@ -1,0 +1,179 @@
+"""AdamW that acts only where the gradient is not exactly 0: elsewhere weight, moments and decay stay untouched."""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+MAX_STEPS = torch.iinfo(torch.int16).max  # where the counting of updates ends
+
+
+@lru_cache(maxsize=8)
+def bias_corrections(beta1: float, beta2: float, device: torch.device) -> Tensor:
+    """float32 [2, MAX_STEPS + 1]: 1 - beta1^n and sqrt(1 - beta2^n) for n updates.
+
+    A table, because float32 has no way of its own to 1 - beta^n: for beta 0.999 and n = 1 it would lose four digits.
+    """
+    n = torch.arange(MAX_STEPS + 1, dtype=torch.float64)
+    first, second = (-torch.expm1(n * torch.log(torch.tensor(beta, dtype=torch.float64))) for beta in (beta1, beta2))
+    return torch.stack([first, second.sqrt()]).float().to(device)
+
+
+def reference(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    updates: Tensor,
+    corrections: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`lazy_adamw` in plain torch."""
+    at = gradient.reshape(-1).nonzero()[:, 0]
+    if not len(at):
+        return
+    flat = [tensor.view(-1) for tensor in (weight, exp_avg, exp_avg_sq, updates)]
+    w, m, v, n = (tensor[at] for tensor in flat)
+    g, w, m, v = gradient.reshape(-1)[at].float(), w.float(), m.float(), v.float()
+    n = torch.where(n < MAX_STEPS, n + 1, n)
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    first, second = corrections[:, n.long()]
+    w.mul_(1 - lr * weight_decay).sub_(lr / first * (m / (v.sqrt() / second + eps)))
+    for tensor, value in zip(flat, (w, m, v, n), strict=True):
+        tensor[at] = value.to(tensor.dtype)
+
+
+@triton.jit
+def update_blocks(
+    weight,
+    gradient,
+    exp_avg,
+    exp_avg_sq,
+    updates,
+    corrections,
+    size,
+    lr,
+    decay,
+    beta1,
+    beta2,
+    eps,
+    LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block; of one without a gradient nothing but the gradient is read."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(gradient + i, mask=i < size, other=0.0).to(tl.float32)
+    acts = g != 0.0
+    if tl.max(acts.to(tl.int32), axis=0) != 0:
+        w = tl.load(weight + i, mask=acts, other=0.0).to(tl.float32)
+        m = tl.load(exp_avg + i, mask=acts, other=0.0).to(tl.float32)
+        v = tl.load(exp_avg_sq + i, mask=acts, other=0.0).to(tl.float32)
+        n = tl.minimum(tl.load(updates + i, mask=acts, other=0).to(tl.int32) + 1, LAST)
+        m += (1.0 - beta1) * (g - m)
+        v = beta2 * v + (1.0 - beta2) * g * g
+        first = tl.load(corrections + n, mask=acts, other=1.0)
+        second = tl.load(corrections + (LAST + 1) + n, mask=acts, other=1.0)
+        w = w * decay - lr / first * (m / (tl.sqrt_rn(v) / second + eps))
+        tl.store(weight + i, w, mask=acts)
+        tl.store(exp_avg + i, m, mask=acts)
+        tl.store(exp_avg_sq + i, v, mask=acts)
+        tl.store(updates + i, n.to(tl.int16), mask=acts)
+
+
+def launch(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    updates: Tensor,
+    corrections: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`lazy_adamw` by the kernel."""
+    size = weight.numel()
+    if not size:
+        return
+    if not all(tensor.is_contiguous() for tensor in (weight, exp_avg, exp_avg_sq, updates)):
+        raise ValueError("weight, moments, updates: must be contiguous, they are changed in place")
+    update_blocks[(triton.cdiv(size, BLOCK),)](
+        weight,
+        gradient.contiguous(),
+        exp_avg,
+        exp_avg_sq,
+        updates,
+        corrections,
+        size,
+        lr,
+        1 - lr * weight_decay,
+        beta1,
+        beta2,
+        eps,
+        LAST=MAX_STEPS,
+        BLOCK=BLOCK,
+        num_warps=4,
+    )
+
+
+@torch.library.custom_op(
+    "trelm::lazy_adamw", mutates_args=("weight", "exp_avg", "exp_avg_sq", "updates"), device_types="cpu"
+)
+def lazy_adamw(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    updates: Tensor,
+    corrections: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of AdamW (decoupled decay) in every element whose gradient is not exactly 0; in place.
+
+    Bias is corrected by the number of updates that the element itself has had: a row that comes onto the path late
+    starts like a fresh one. By the number of the step its first updates would be several times too large, because its
+    moments start at 0 where the correction has long ended.
+
+    Args:
+        weight: any shape, contiguous.
+        gradient: of the same shape.
+        exp_avg, exp_avg_sq: likewise, the two moments.
+        updates: int16, likewise: updates so far; counting ends at MAX_STEPS.
+        corrections: `bias_corrections` of the two betas, on the same device.
+        lr, beta1, beta2, eps, weight_decay: AdamW's.
+    """
+    reference(weight, gradient, exp_avg, exp_avg_sq, updates, corrections, lr, beta1, beta2, eps, weight_decay)
+
+
+lazy_adamw.register_kernel("cuda")(launch)
+
+
+@lazy_adamw.register_fake
+def _(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    updates: Tensor,
+    corrections: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    return None

@@ -1,0 +1,217 @@
+"""Weight gradients of a feed-forward layer for chosen neurons only: one row of the product for each of them."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trelm_kernels.interpreter import must_widen
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+BLOCK_S, BLOCK_D, BLOCK_T, WARPS = 64, 128, 32, 8
+_PROGRAMS = 512  # enough for every multiprocessor of an A100 or H100 to have several
+
+
+def activate(inputs: Tensor, activation: str) -> Tensor:
+    """The activation of that name; "none" leaves the inputs."""
+    if activation == "relu":
+        return F.relu(inputs)
+    if activation == "none":
+        return inputs
+    return F.gelu(inputs, approximate="none" if activation == "gelu" else "tanh")
+
+
+def reference(
+    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`gathered_weight_gradient` in plain torch."""
+    chosen = activate(left.index_select(1, rows), activation)
+    weight = right.new_zeros(left.shape[1], right.shape[1])
+    weight[rows] = chosen.t() @ right
+    bias = right.new_zeros(left.shape[1] if with_bias else 0)
+    if with_bias:
+        bias[rows] = chosen.sum(0)
+    return weight, bias
+
+
+@triton.jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x
+
+
+@triton.jit
+def partial_products(
+    left,
+    right,
+    rows,
+    partial_weight,
+    partial_bias,
+    tokens,
+    size,
+    chosen,
+    left_stride,
+    right_stride,
+    tokens_per_split,
+    ACTIVATION: tl.constexpr,
+    WITH_BIAS: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """One tile of act(left[:, rows])^T right over one split of the tokens, in float32."""
+    # Tiles of one split run side by side, so that its slab of `left`, of which a gather touches most sectors, is read
+    # from memory once.
+    split = tl.program_id(2).to(tl.int64)
+    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    neuron = tl.load(rows + s, mask=s < chosen, other=0)
+    begin = split * tokens_per_split
+    end = tl.minimum(begin + tokens_per_split, tokens)
+    weight = tl.zeros((BLOCK_S, BLOCK_D), dtype=tl.float32)
+    bias = tl.zeros((BLOCK_S,), dtype=tl.float32)
+    for start in range(begin, end, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T).to(tl.int64)
+        inside = t < end
+        a = tl.load(
+            left + t[None, :] * left_stride + neuron[:, None],
+            mask=inside[None, :] & (s < chosen)[:, None],
+            other=0.0,
+        )
+        if ACTIVATION != "none":
+            a = _activate(a.to(tl.float32), ACTIVATION).to(a.dtype)
+        b = tl.load(
+            right + t[:, None] * right_stride + d[None, :], mask=inside[:, None] & (d < size)[None, :], other=0.0
+        )
+        if WIDEN:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        weight = tl.dot(a, b, weight, input_precision="ieee")
+        if WITH_BIAS:
+            bias += tl.sum(a.to(tl.float32), axis=1)
+    row = split * chosen + s
+    tl.store(
+        partial_weight + row[:, None] * size + d[None, :], weight, mask=(s < chosen)[:, None] & (d < size)[None, :]
+    )
+    if WITH_BIAS:
+        tl.store(partial_bias + row, bias, mask=(s < chosen) & (tl.program_id(0) == 0))
+
+
+@triton.jit
+def sum_splits(
+    partial_weight,
+    partial_bias,
+    rows,
+    weight,
+    bias,
+    size,
+    chosen,
+    splits,
+    WITH_BIAS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Adds the splits up in their order, and writes a neuron's row where it belongs."""
+    s = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    neuron = tl.load(rows + s)
+    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    total_bias = 0.0
+    for split in range(splits):
+        row = split * chosen + s
+        total += tl.load(partial_weight + row * size + d, mask=d < size, other=0.0)
+        if WITH_BIAS:
+            total_bias += tl.load(partial_bias + row)
+    tl.store(weight + neuron * size + d, total, mask=d < size)
+    if WITH_BIAS and tl.program_id(1) == 0:
+        tl.store(bias + neuron, total_bias)
+
+
+def launch(
+    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`gathered_weight_gradient` by the kernels."""
+    tokens, size, chosen = len(left), right.shape[1], len(rows)
+    left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
+    weight = right.new_zeros(left.shape[1], size)
+    bias = right.new_zeros(left.shape[1] if with_bias else 0)
+    if not (tokens and size and chosen):
+        return weight, bias
+    tiles = triton.cdiv(size, BLOCK_D), triton.cdiv(chosen, BLOCK_S)
+    splits = max(1, min(_PROGRAMS // (tiles[0] * tiles[1]), tokens // (8 * BLOCK_T)))
+    tokens_per_split = BLOCK_T * triton.cdiv(triton.cdiv(tokens, splits), BLOCK_T)
+    splits = triton.cdiv(tokens, tokens_per_split)
+    partial_weight = right.new_empty(splits, chosen, size, dtype=torch.float32)
+    partial_bias = right.new_empty(splits if with_bias else 0, chosen, dtype=torch.float32)
+    partial_products[(*tiles, splits)](
+        left,
+        right,
+        rows,
+        partial_weight,
+        partial_bias,
+        tokens,
+        size,
+        chosen,
+        left.stride(0),
+        right.stride(0),
+        tokens_per_split,
+        ACTIVATION=activation,
+        WITH_BIAS=with_bias,
+        WIDEN=must_widen(partial_products, left.dtype),
+        BLOCK_S=BLOCK_S,
+        BLOCK_D=BLOCK_D,
+        BLOCK_T=BLOCK_T,
+        num_warps=WARPS,
+        num_stages=3,
+    )
+    sum_splits[(chosen, tiles[0])](
+        partial_weight,
+        partial_bias,
+        rows,
+        weight,
+        bias,
+        size,
+        chosen,
+        splits,
+        WITH_BIAS=with_bias,
+        BLOCK_D=BLOCK_D,
+        num_warps=1,
+    )
+    return weight, bias
+
+
+@torch.library.custom_op("trelm::gathered_weight_gradient", mutates_args=(), device_types="cpu")
+def gathered_weight_gradient(
+    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """act(left)^T right for the rows that are asked for, 0 in the others.
+
+    With left = pre-activation gradients and right = inputs it is the gradient of a feed-forward's keys, with left =
+    pre-activations, its activation, and right = output gradients that of its values. Sums are float32.
+
+    Args:
+        left: [T, F].
+        right: [T, D], of the same dtype.
+        rows: int64 [S], distinct, in 0 ... F - 1.
+        activation: of ACTIVATIONS, applied to `left`.
+        with_bias: whether the column sums of act(left) are wanted as well.
+
+    Returns:
+        [F, D], and the column sums [F], 0 where not asked for; [0] without `with_bias`.
+    """
+    return reference(left, right, rows, activation, with_bias)
+
+
+gathered_weight_gradient.register_kernel("cuda")(launch)
+
+
+@gathered_weight_gradient.register_fake
+def _(
+    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    return right.new_empty(left.shape[1], right.shape[1]), right.new_empty(left.shape[1] if with_bias else 0)
