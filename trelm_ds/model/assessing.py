@@ -48,18 +48,37 @@ def contrastive_loss(states: Tensor, word: WordEmbedding, questions: Questions) 
     Returns:
         the losses' sum, [] fp32, and how often the answer scored highest, [] int64.
     """
+    if not questions.candidates.numel():
+        scores = _vocabulary_scores(states, word)
+        correct = scores.argmax(-1) == questions.labels
+        return F.cross_entropy(scores, questions.labels, reduction="sum"), correct.sum()
+    true, others = _candidate_scores(states, word, questions)
+    losses = torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]
+    return losses.sum(), (true > others).all(dim=1).sum()
+
+
+def answer_probabilities(states: Tensor, word: WordEmbedding, questions: Questions) -> Tensor:
+    """p of Eq. 9, the probability of every answer's token among its candidates: from states [N, D] float32 [N]."""
+    if not questions.candidates.numel():
+        scores = _vocabulary_scores(states, word)
+        return torch.softmax(scores, dim=1).gather(1, questions.labels[:, None])[:, 0]
+    return torch.softmax(torch.cat(_candidate_scores(states, word, questions), dim=1), dim=1)[:, 0]
+
+
+def _vocabulary_scores(states: Tensor, word: WordEmbedding) -> Tensor:
+    """float32 [N, V]."""
+    return word(states, states.new_zeros(word.num_embeddings)).float()
+
+
+def _candidate_scores(states: Tensor, word: WordEmbedding, questions: Questions) -> tuple[Tensor, Tensor]:
+    """float32 scores of the answers' tokens [N, 1], and of what competes with them [N, C]."""
     labels, candidates = questions.labels, questions.candidates
-    if not candidates.numel():
-        scores = word(states, states.new_zeros(word.num_embeddings)).float()
-        return F.cross_entropy(scores, labels, reduction="sum"), (scores.argmax(-1) == labels).sum()
     true = (states * word(labels)).sum(-1, keepdim=True).float()
     others = (states @ word(candidates).t()).float()
     if questions.log_counts is not None:
         true = true - questions.log_counts[labels, None]
         others = others - questions.log_counts[candidates]
-    others = others.masked_fill(candidates == labels[:, None], float("-inf"))
-    losses = torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]
-    return losses.sum(), (true > others).all(dim=1).sum()
+    return true, others.masked_fill(candidates == labels[:, None], float("-inf"))
 
 
 class ProductDecoder(nn.Module):

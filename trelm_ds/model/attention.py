@@ -50,7 +50,14 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int) -> Packe
     return PackedLayout(cu_seqlens, max_seqlen, positions, document * max_seqlen + positions, key_mask[:, None, None])
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout_p: float = 0.0) -> Tensor:
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    dropout_p: float = 0.0,
+    query_layout: PackedLayout | None = None,
+) -> Tensor:
     """softmax(query key^T / sqrt(d)) value within each document.
 
     In half precision on CUDA, without dropout, torch's variable-length flash attention reads the packed tokens as they
@@ -58,31 +65,38 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLa
     the tokens back.
 
     Args:
-        query, key, value: [T, H, d].
+        query: [Q, H, d]; Q is T without `query_layout`.
+        key, value: [T, H, d].
         layout: where the documents lie.
         dropout_p: dropout on the attention probabilities.
+        query_layout: where the queries of each document lie, if not every token has one.
 
     Returns:
-        [T, H, d].
+        [Q, H, d].
     """
+    queries = layout if query_layout is None else query_layout
     if query.is_cuda and query.dtype in _HALF and not dropout_p:
-        bounds, length = layout.cu_seqlens, layout.max_seqlen
-        attended = varlen_attn(query, key, value, bounds, bounds, length, length)
+        bounds, lengths = (queries.cu_seqlens, layout.cu_seqlens), (queries.max_seqlen, layout.max_seqlen)
+        attended = varlen_attn(query, key, value, *bounds, *lengths)
         assert isinstance(attended, Tensor)  # a tuple only where more was asked for
         return attended
-    documents, length = layout.cu_seqlens.numel() - 1, layout.max_seqlen
-    grid = (documents * length, *query.shape[1:])
-
-    def pad(packed: Tensor) -> Tensor:
-        if layout.slots is not None:
-            packed = packed.new_zeros(grid).index_copy(0, layout.slots, packed)
-        return packed.view(documents, length, *packed.shape[1:]).transpose(1, 2)
-
     padded = F.scaled_dot_product_attention(
-        pad(query), pad(key), pad(value), attn_mask=layout.key_mask, dropout_p=dropout_p
+        _padded(query, queries),
+        _padded(key, layout),
+        _padded(value, layout),
+        attn_mask=layout.key_mask,
+        dropout_p=dropout_p,
     )
-    rows = padded.transpose(1, 2).reshape(grid)
-    return rows if layout.slots is None else rows.index_select(0, layout.slots)
+    rows = padded.transpose(1, 2).flatten(0, 1)
+    return rows if queries.slots is None else rows.index_select(0, queries.slots)
+
+
+def _padded(packed: Tensor, layout: PackedLayout) -> Tensor:
+    """[T, H, d] -> [B, H, S, d], zeros where a document has no token."""
+    documents, length = layout.cu_seqlens.numel() - 1, layout.max_seqlen
+    if layout.slots is not None:
+        packed = packed.new_zeros(documents * length, *packed.shape[1:]).index_copy(0, layout.slots, packed)
+    return packed.view(documents, length, *packed.shape[1:]).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -95,10 +109,21 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.output = nn.Linear(size, size)
 
-    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual."""
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: PackedLayout,
+        asking: Tensor | None = None,
+        asking_layout: PackedLayout | None = None,
+    ) -> Tensor:
+        """[T, D] -> [T, D], before dropout and residual; with `asking` [Q, D] only their rows [Q, D]."""
         query, key, value = (
-            projection(hidden).unflatten(-1, (self.heads, -1)) for projection in (self.query, self.key, self.value)
+            projection(states).unflatten(-1, (self.heads, -1))
+            for projection, states in (
+                (self.query, hidden if asking is None else asking),
+                (self.key, hidden),
+                (self.value, hidden),
+            )
         )
-        context = packed_attention(query, key, value, layout, self.dropout_p if self.training else 0.0)
-        return self.output(context.flatten(1))
+        dropout_p = self.dropout_p if self.training else 0.0
+        return self.output(packed_attention(query, key, value, layout, dropout_p, asking_layout).flatten(1))

@@ -80,8 +80,26 @@ class EncoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """[T, D] -> [T, D]."""
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, layout)))
-        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
+        return self.transform(self.attend(hidden, layout))
+
+    def attend(
+        self,
+        hidden: Tensor,
+        layout: PackedLayout,
+        asking: Tensor | None = None,
+        asking_layout: PackedLayout | None = None,
+    ) -> Tensor:
+        """The first half, [T, D] -> [T, D]: attention; with `asking` [Q, D] only for those of its rows."""
+        attended = self.attention(hidden, layout, asking, asking_layout)
+        return self.attention_norm((hidden if asking is None else asking) + self.dropout(attended))
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """The second half, [T, D] -> [T, D]: feed-forward."""
+        return self.finish(hidden, self.feed_forward(hidden))
+
+    def finish(self, hidden: Tensor, fed_forward: Tensor) -> Tensor:
+        """Behind the feed-forward, given its input and its output [T, D]."""
+        return self.feed_forward_norm(hidden + self.dropout(fed_forward))
 
 
 class Encoder(nn.Module):
