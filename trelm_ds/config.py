@@ -146,6 +146,34 @@ class CkaConfig:
 
 
 @dataclass
+class RoutingConfig:
+    """Dynamic knowledge routing (paper 3.3): only neurons that assessed facts come from are updated."""
+
+    enabled: bool = False
+    """find knowledge paths by attribution and restrict the feed-forward layers' updates to them"""
+    density: float = 0.1
+    """share of each layer's neurons on its path"""
+    path: Literal["intermediate", "full"] = "intermediate"
+    """intermediate: neurons only; full: their input and output coordinates too (i and k of Eq. 12)"""
+    io_density: float = 0.5
+    """path full: share of the input and of the output coordinates"""
+    top_layers: int | None = None
+    """upper layers that have a path; the feed-forward layers below are not updated at all; default: all have one"""
+    trainable: Literal["all", "ffn_only"] = "all"
+    """all: attention, norms and embeddings are updated as usual; ffn_only: nothing but the paths is"""
+    quadrature: Literal["gauss3", "right20"] = "gauss3"
+    """nodes of the integral: 3 of Gauss-Legendre, or Eq. 11 with m = 20"""
+    refresh_every: int = 50
+    """steps between two choices of the paths; 1 is the paper's form"""
+    sample_fraction: float = 0.125
+    """share of the sequences whose facts are looked at in such a step; 1.0 is the paper's form"""
+    score_ema: float = 0.0
+    """weight of earlier scores in a moving average; 0: the newest alone decide"""
+    start_step: int = 0
+    """steps before the first choice, in which all neurons are updated"""
+
+
+@dataclass
 class LoaderConfig:
     """How the dataset is read and in which order."""
 
@@ -235,6 +263,7 @@ class Config:
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     cka: CkaConfig = field(default_factory=CkaConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -268,6 +297,10 @@ _POSITIVE = (
     "injection.max_name_tokens",
     "memory.beta",
     "cka.max_answer_tokens",
+    "routing.density",
+    "routing.io_density",
+    "routing.refresh_every",
+    "routing.sample_fraction",
     "loader.window_blocks",
     "loader.cache_gb",
     "optimizer.eps",
@@ -282,6 +315,7 @@ _NOT_NEGATIVE = (
     "memory.window",
     "cka.negatives",
     "cka.max_token_share",
+    "routing.start_step",
     "loader.seed",
     "loader.workers",
     "optimizer.lr",
@@ -302,6 +336,10 @@ _SHARES = (
     "memory.initial_lambda",
     "memory.release_fraction",
     "cka.mlm_weight",
+    "routing.density",
+    "routing.io_density",
+    "routing.sample_fraction",
+    "routing.score_ema",
     "loader.max_corrupted",
 )
 
@@ -336,6 +374,11 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         heads = model.num_attention_heads
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
     yield from _knowledge_problems(config)
+    top = config.routing.top_layers
+    if top is not None and top < 1:
+        yield "routing.top_layers", f"must be at least 1, got {top}"
+    if config.routing.score_ema == 1:
+        yield "routing.score_ema", "must be less than 1, or no new score counts"
     if trainer.keep_checkpoints < 2:
         reason = "so that a failed save never costs the last good one"
         yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"

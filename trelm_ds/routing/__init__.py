@@ -1,16 +1,22 @@
 """Dynamic knowledge routing (paper 3.3): which neurons hold the assessed facts, and updating only those."""
 
+from trelm_ds.routing.adamw import LazyAdamW
 from trelm_ds.routing.attribution import Documents, Scores, attribute, frozen, no_scores
+from trelm_ds.routing.paths import KnowledgePaths, first_layer, read_paths
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
 
 __all__ = [
     "QUADRATURES",
     "Documents",
+    "KnowledgePaths",
+    "LazyAdamW",
     "Quadrature",
     "Scores",
     "attribute",
+    "first_layer",
     "frozen",
     "gauss_legendre",
     "no_scores",
+    "read_paths",
     "right_riemann",
 ]

@@ -21,7 +21,7 @@ from trelm_ds.training.negatives import Negatives
 from trelm_ds.training.queries import Asked, Queries, Questions
 from trelm_ds.training.spans import Sequences, Spans, WordFinder, items_of
 
-_APPLY, _TRIPLE, _KEEP, _APPLY_WORD = 32, 33, 34, 35  # set the draws' keys apart
+_APPLY, _TRIPLE, _KEEP, _APPLY_WORD, _ROUTE = 32, 33, 34, 35, 36  # set the draws' keys apart
 
 
 class Annotation(NamedTuple):
@@ -124,7 +124,9 @@ class Annotator:
             torch.from_numpy(offsets_of(lengths).astype(np.int32)),
             int(lengths.max()),
             self._items(read, mentions, chosen, words, asked, queries) if self._has_items else None,
-            self._facts(asked, queries, len(read.tokens)) if self._has_facts else None,
+            self._facts(asked, queries, len(read.tokens), self._routed(read, mentions, asked))
+            if self._has_facts
+            else None,
             counts,
         )
 
@@ -219,10 +221,23 @@ class Annotator:
             token_items=torch.cat([items.token_items, torch.from_numpy(np.repeat(item[asked.mention[again]], length))]),
         )
 
-    def _facts(self, asked: Asked, queries: Queries, base: int) -> Facts:
+    def _facts(self, asked: Asked, queries: Queries, base: int, routed: np.ndarray) -> Facts:
         if self.config.cka.decoder == "product":
-            return self._questions.by_span(asked, len(self.index.vector_entities) + asked.triples.relation)
-        return self._questions.by_query(asked, queries, base)
+            relations = len(self.index.vector_entities) + asked.triples.relation
+            return self._questions.by_span(asked, relations, routed)
+        return self._questions.by_query(asked, queries, base, routed)
+
+    def _routed(self, read: Sequences, mentions: Spans, asked: Asked) -> np.ndarray:
+        """bool [F]: the facts of a sample of the sequences; one of each where all stand in the same document."""
+        routing = self.config.routing
+        if not routing.enabled:
+            return np.zeros(len(asked.mention), dtype=bool)
+        drawn = keyed_uniform(_ROUTE, after=keyed_bits(self._seed, read.epochs, read.sample_ids))
+        owner = mentions.owner[asked.mention]
+        routed = (drawn < routing.sample_fraction)[owner]
+        if self.config.cka.decoder == "product":
+            routed &= np.diff(owner, prepend=-1) != 0
+        return routed
 
 
 def number_rows(batches: list[Batch]) -> tuple[list[Batch], torch.Tensor, torch.Tensor]:

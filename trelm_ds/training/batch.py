@@ -12,6 +12,7 @@ import torch
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.keyed_random import keyed_bits, keyed_uniform
+from trelm_ds.ragged import offsets_of, spread
 
 _CHOICE, _REPLACEMENT, _RANDOM_TOKEN = 11, 12, 13  # set the three draws' keys apart
 
@@ -56,6 +57,7 @@ class Facts(NamedTuple):
         spans: int64 [F, 2], decoder product: the mention's rows of T, first and last + 1; empty [0, 2] for query.
         relations: int64 [F], decoder product: index into the step's `vector_rows`; empty for query.
         inverse: bool [F], whether the mention is the tail and the head is asked for.
+        routed: bool [F], whether attribution looks at it in a step that chooses the knowledge paths.
     """
 
     labels: torch.Tensor
@@ -65,6 +67,7 @@ class Facts(NamedTuple):
     spans: torch.Tensor
     relations: torch.Tensor
     inverse: torch.Tensor
+    routed: torch.Tensor
 
 
 class Batch(NamedTuple):
@@ -93,6 +96,53 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; from pinned memory the copy runs beside the computation."""
         return _moved(self, device)
+
+    def routed(self) -> Batch | None:
+        """The documents with the facts that attribution looks at, and these facts alone; None if there is none.
+
+        Items stay as they are, apart from the rows that follow Eq. 7; nothing is masked for MLM.
+        """
+        facts = self.facts
+        if facts is None or not facts.routed.any():
+            return None
+        chosen, bounds = facts.routed.numpy(), self.cu_seqlens.numpy().astype(np.int64)
+        if len(facts.spans):
+            documents = np.searchsorted(bounds, facts.spans.numpy()[chosen, 0], side="right") - 1
+        else:
+            documents = self.sequences + np.flatnonzero(chosen)  # one query each, in their order
+        lengths = np.diff(bounds)[documents]
+        rows = spread(bounds[documents], lengths)
+        place = np.full(len(self.input_ids), -1)
+        place[rows] = np.arange(len(rows))
+        asked = chosen[facts.fact.numpy()]
+        number = np.cumsum(chosen) - 1
+        spans = facts.spans.numpy()[chosen] if len(facts.spans) else facts.spans.numpy()
+        begin = place[spans[:, 0]]
+        positions = facts.positions.numpy()[asked] if len(facts.positions) else facts.positions.numpy()
+        shown = [
+            facts.labels.numpy()[asked],
+            number[facts.fact.numpy()[asked]],
+            facts.place.numpy()[asked],
+            place[positions],
+            np.stack([begin, begin + spans[:, 1] - spans[:, 0]], axis=1),
+            facts.relations.numpy()[chosen] if len(facts.relations) else facts.relations.numpy(),
+            facts.inverse.numpy()[chosen],
+            np.ones(len(documents), dtype=bool),
+        ]
+        items = self.items
+        if items is not None:
+            at = torch.from_numpy(place[items.token_rows.numpy()])
+            items = items._replace(token_rows=at[at >= 0], token_items=items.token_items[at >= 0])
+        return Batch(
+            self.input_ids[torch.from_numpy(rows)],
+            torch.from_numpy(offsets_of(lengths).astype(np.int32)),
+            int(lengths.max()),
+            self.positions[:0],
+            self.labels[:0],
+            0,
+            items,
+            Facts(*map(torch.from_numpy, shown)),
+        )
 
 
 def _moved(value: Any, device: torch.device) -> Any:

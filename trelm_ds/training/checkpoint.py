@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -54,6 +54,13 @@ class CheckpointInfo:
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+
+class Saved(Protocol):
+    """A part of a run that has files of its own in a checkpoint."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes them into the checkpoint's folder, those of this rank."""
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -125,7 +132,7 @@ def save(
     tokenizer: Path,
     keep: int,
     ranks: Ranks,
-    more: Callable[[Path], None] | None = None,
+    parts: Iterable[Saved] = (),
 ) -> Path:
     """Commits a checkpoint; collective. Returns its folder.
 
@@ -135,7 +142,7 @@ def save(
         info: without files and versions, which are filled here.
         tokenizer: folder that is copied into the checkpoint, so that it can be exported by itself.
         keep: how many committed checkpoints stay.
-        more: writes what else belongs to this rank into the checkpoint's folder.
+        parts: what else this rank writes into the checkpoint's folder.
     """
     folder = checkpoints_folder(run)
     final = folder / f"step-{info.step:08d}"
@@ -148,8 +155,8 @@ def save(
     ranks.barrier()
     try:
         engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
-        if more is not None:
-            more(work)
+        for part in parts:
+            part.save(work)
         ranks.barrier()
         if ranks.local_rank == 0:
             _flush(work)  # each node flushes what its own ranks wrote

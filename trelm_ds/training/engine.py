@@ -11,7 +11,10 @@ from torch import nn
 from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
+from trelm_ds.model import KeyValueFeedForward
+from trelm_ds.routing import LazyAdamW
 from trelm_ds.training.distributed import import_deepspeed
+from trelm_ds.training.setup import routes
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -115,24 +118,30 @@ def _first_auto(content: dict[str, Any], prefix: str) -> str | None:
     return None
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (biases and LayerNorm) do not, as in BERT."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(model: nn.Module, weight_decay: float, routed: bool) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (biases, LayerNorm) do not, as in BERT; `routed`: neurons in lazy groups of their own."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                lazy = routed and isinstance(module, KeyValueFeedForward) and name != "value_bias"
+                groups.setdefault((lazy, parameter.dim() > 1), []).append(parameter)
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if matrices else 0.0} | ({"lazy": True} if lazy else {})
+        for (lazy, matrices), parameters in sorted(groups.items(), reverse=True)
     ]
 
 
 def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> DeepSpeedEngine:
-    """DeepSpeed's engine around the model, with torch's AdamW and a warm-up and decay schedule."""
+    """DeepSpeed's engine around the model, with AdamW, lazy for routed neurons, and a warm-up and decay schedule."""
     from transformers import get_scheduler
 
     deepspeed = import_deepspeed()
 
     settings: OptimizerConfig = config.optimizer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+    routed = routes(config)
+    optimizer = (LazyAdamW if routed else torch.optim.AdamW)(
+        parameter_groups(model, settings.weight_decay, routed), lr=settings.lr, betas=settings.betas, eps=settings.eps
     )
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
 

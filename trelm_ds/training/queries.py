@@ -89,17 +89,20 @@ class Questions:
         made[spread(after_mention + marker, relation)] = relation_tokens
         return Queries(made, lengths, begin + 1, after_mention + marker + relation)
 
-    def by_query(self, asked: Asked, queries: Queries, base: int) -> Facts:
-        """The facts of the decoder query; `base`: row of T where the queries begin."""
+    def by_query(self, asked: Asked, queries: Queries, base: int, routed: np.ndarray) -> Facts:
+        """The facts of the decoder query; `base`: row of T where queries begin; `routed`: bool [F], as in `Facts`."""
         masks = np.cumsum(queries.lengths) - 1 - queries.answer
         none = np.zeros(0, dtype=np.int64)
-        return self._facts(asked, spread(base + queries.answer, masks), none.reshape(0, 2), none)
+        return self._facts(asked, spread(base + queries.answer, masks), none.reshape(0, 2), none, routed)
 
-    def by_span(self, asked: Asked, relations: np.ndarray) -> Facts:
-        """The facts of the decoder product; `relations`: int64 [F], rows of the vector table."""
-        return self._facts(asked, np.zeros(0, dtype=np.int64), np.column_stack([asked.first, asked.last]), relations)
+    def by_span(self, asked: Asked, relations: np.ndarray, routed: np.ndarray) -> Facts:
+        """The facts of the decoder product; `relations`: int64 [F], rows of the vector table; `routed`: as above."""
+        spans = np.column_stack([asked.first, asked.last])
+        return self._facts(asked, np.zeros(0, dtype=np.int64), spans, relations, routed)
 
-    def _facts(self, asked: Asked, positions: np.ndarray, spans: np.ndarray, relations: np.ndarray) -> Facts:
+    def _facts(
+        self, asked: Asked, positions: np.ndarray, spans: np.ndarray, relations: np.ndarray, routed: np.ndarray
+    ) -> Facts:
         labels, length = gather(*self._entities, asked.triples.other)
         arrays = (
             labels.astype(np.int64),
@@ -109,5 +112,6 @@ class Questions:
             spans,
             relations,
             asked.triples.inverse,
+            routed,
         )
         return Facts(*map(torch.from_numpy, arrays))

@@ -13,7 +13,8 @@ from trelm_ds.config import Config, ModelConfig, flatten
 from trelm_ds.corpus import TokenizerInfo, check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, ProductDecoder, load_pretrained
+from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, ProductDecoder, load_pretrained
+from trelm_ds.routing import first_layer
 from trelm_ds.training import checkpoint
 from trelm_ds.training.annotate import Annotator
 from trelm_ds.training.checkpoint import CheckpointInfo
@@ -66,8 +67,38 @@ def asks(config: Config) -> bool:
     return config.selection.strategy != "none" and config.cka.decoder != "none"
 
 
+def routes(config: Config) -> bool:
+    """Whether knowledge paths restrict the updates."""
+    return config.routing.enabled and asks(config)
+
+
+def restrict(model: MaskedLanguageModel, config: Config) -> None:
+    """Freezes what routing never updates, before the optimizer is built.
+
+    Raises:
+        UserError: more layers are asked for than there are.
+    """
+    routing = config.routing
+    if not routes(config):
+        return
+    layers = model.encoder.layers
+    if routing.top_layers is not None and routing.top_layers > len(layers):
+        raise UserError(f"routing.top_layers: is {routing.top_layers}, the model has {len(layers)} layers")
+    if routing.trainable == "ffn_only":
+        model.encoder.requires_grad_(False)
+        model.head.requires_grad_(False)
+    first = first_layer(routing, len(layers))
+    for number, layer in enumerate(layers):
+        assert isinstance(layer, EncoderLayer)
+        memory = layer.feed_forward
+        for weight in (memory.keys, memory.key_bias, memory.values):
+            weight.requires_grad_(number >= first)
+
+
 def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
     """Says so where the settings ask for knowledge that the dataset or another setting cannot give."""
+    if config.routing.enabled and not asks(config):
+        warnings.warn("routing.enabled: is ignored, no fact is asked that neurons could be found by", stacklevel=2)
     if config.selection.strategy == "none":
         if config.cka.decoder != "none":
             warnings.warn(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none", stacklevel=2)
@@ -81,7 +112,11 @@ def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
 
 def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> dict[str, Any]:
     """What a continuation must have in common with the run it continues."""
-    loader, trainer, knowledge = config.loader, config.trainer, ("selection.", "injection.", "memory.", "cka.")
+    loader, trainer, knowledge = (
+        config.loader,
+        config.trainer,
+        ("selection.", "injection.", "memory.", "cka.", "routing."),
+    )
     common: dict[str, Any] = {
         "model": model.config.to_hf(),
         "dataset": steps.reader.manifest.fingerprint,

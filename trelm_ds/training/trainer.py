@@ -32,7 +32,17 @@ from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
 from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.metrics import Window, summary
 from trelm_ds.training.plot import plot_loss
-from trelm_ds.training.setup import build_model, choose_checkpoint, identity, knows, warn_of_nothing, with_sizes
+from trelm_ds.training.routing import Routing
+from trelm_ds.training.setup import (
+    build_model,
+    choose_checkpoint,
+    identity,
+    knows,
+    restrict,
+    routes,
+    warn_of_nothing,
+    with_sizes,
+)
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
 
@@ -81,7 +91,9 @@ class Trainer:
         self.identity = identity(config, model, self.steps)
         info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
         resumed = self._find_checkpoint()
+        ranks.all_agree(lambda: restrict(model, config))
         self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
+        self.routing = Routing(config, model.config, ranks) if routes(config) else None
         self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
         if ranks.rank == 0:
             warn_of_nothing(config, self.steps.annotator)
@@ -96,6 +108,8 @@ class Trainer:
             checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
             if (knowledge := self.knowledge) is not None:
                 ranks.all_agree(lambda: knowledge.load(resumed[0]))
+            if (routing := self.routing) is not None:
+                ranks.all_agree(lambda: routing.load(resumed[0], self.engine.module))
             self.step = resumed[1].step
             if resumed[1].order != self._order_state():
                 raise UserError(
@@ -264,6 +278,8 @@ class Trainer:
         """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
         read, masked_everywhere, asked_everywhere = self._read_step()
         step_knowledge = self._open_knowledge(read)
+        if self.routing is not None and step_knowledge is not None:
+            self.routing.refresh(self.engine, read, step_knowledge, self.step)
         # DeepSpeed averages over ranks. Undone by these factors, the step's losses are means over all masked tokens,
         # and over all tokens of answers, of the global batch, whatever the number of ranks.
         self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
@@ -339,13 +355,16 @@ class Trainer:
     def _summary(self, since: float) -> dict[str, float]:
         """The metrics since the last log point, over all ranks."""
         window, self.window = self.window, Window()
-        metrics = summary(window.totals(self.ranks), self.mlm_weight, time.monotonic() - since)
+        seconds = time.monotonic() - since
+        metrics = summary(window.totals(self.ranks), self.mlm_weight, seconds)
         norm = self.engine.get_global_grad_norm()
         if norm is not None:  # under ZeRO 0 in fp32 DeepSpeed keeps none
             metrics["grad_norm"] = float(norm)
         if self.knowledge is not None and (bank := self.knowledge.bank) is not None:
             rows, filled = self.ranks.sum(len(bank.contexts.local), bank.filled_rows)
             metrics |= {"memory_lambda": self.memory_lambda, "memory_filled": filled / max(1.0, rows)}
+        if self.routing is not None:
+            metrics |= self.routing.metrics(seconds)
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
         return metrics | {"lr": self.lr, "epoch": epoch}
 
@@ -366,8 +385,8 @@ class Trainer:
             order=self._order_state(),
         )
         keep = self.config.trainer.keep_checkpoints
-        more = None if self.knowledge is None else self.knowledge.save
-        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks, more)
+        parts = [part for part in (self.knowledge, self.routing) if part is not None]
+        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks, parts)
 
     def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
         stopped = stop and self.step < self.config.trainer.max_steps

@@ -1,0 +1,144 @@
+"""The knowledge path of every layer (paper Eq. 12): chosen by score, followed in training, kept in checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trelm_ds.config import RoutingConfig
+from trelm_ds.errors import UserError
+from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Path
+from trelm_ds.routing.attribution import Scores
+
+FILE = "paths.safetensors"
+
+
+def first_layer(config: RoutingConfig, layers: int) -> int:
+    """The lowest layer that has a path; those below are not updated."""
+    return 0 if config.top_layers is None else layers - config.top_layers
+
+
+class KnowledgePaths:
+    """Which neurons of the upper L layers are updated, S of F in each; none until the first scores have come.
+
+    Args:
+        config: densities and scope.
+        sizes: of the encoder.
+        device: where the model lives.
+
+    Attributes:
+        scores: of the last refreshes as a moving average, each refresh as a mean over its facts; None at the start.
+        neurons: int64 [L, S], ascending; likewise.
+        turnover: share of the neurons that the last refresh exchanged; None before the second.
+        norms: float32 [2], path full: squared norms of what the path keeps of its neurons' gradients, and of these.
+    """
+
+    def __init__(self, config: RoutingConfig, sizes: EncoderConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self.first_layer = first_layer(config, sizes.num_hidden_layers)
+        self._sizes = sizes
+        self.scores: Scores | None = None
+        self.neurons: Tensor | None = None
+        self.turnover: float | None = None
+        self.norms = torch.zeros(2, device=device)
+
+    def update(self, found: Scores) -> None:
+        """Chooses the paths anew.
+
+        Args:
+            found: sums over all ranks, the same on each, of at least one fact.
+        """
+        new = Scores._make([*(score / found.facts for score in found[:3]), found.facts])
+        if self.scores is not None:
+            old = self._config.score_ema
+            mixed = [old * a + (1 - old) * b for a, b in zip(self.scores[:3], new[:3], strict=True)]
+            new = Scores._make([*mixed, found.facts])
+        before, self.scores = self.neurons, new
+        self.neurons = _top(new.neurons, self._config.density)
+        if before is not None:
+            stay = sum(int(torch.isin(a, b).sum()) for a, b in zip(self.neurons, before, strict=True))
+            self.turnover = 1 - stay / before.numel()
+
+    def install(self, model: MaskedLanguageModel) -> None:
+        """Lets the model's backward pass follow the paths."""
+        if self.neurons is None or self.scores is None:
+            return
+        for place, neurons in enumerate(self.neurons):
+            path = Path(neurons)
+            if self._config.path == "full":
+                inputs, outputs = (self._coordinates(all_[place]) for all_ in (self.scores.inputs, self.scores.outputs))
+                path = Path(neurons, inputs, outputs, self.norms)
+            layer = model.encoder.layers[self.first_layer + place]
+            assert isinstance(layer, EncoderLayer)
+            layer.feed_forward.path = path
+
+    def _coordinates(self, scores: Tensor) -> Tensor:
+        """bool [D]."""
+        kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+        kept[_top(scores[None], self._config.io_density)[0]] = True
+        return kept
+
+    def concentration(self) -> list[float]:
+        """Of every layer the share of all positive attribution that the neurons on its path have."""
+        if self.scores is None or self.neurons is None:
+            return []
+        scores = self.scores.neurons
+        on_path = scores.gather(1, self.neurons).sum(1)
+        return (on_path / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)).tolist()
+
+    def save(self, folder: FilePath) -> None:
+        """Writes the state; nothing before the first refresh."""
+        if self.scores is None or self.neurons is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
+
+    def load(self, folder: FilePath) -> None:
+        """Takes the state up again.
+
+        Raises:
+            UserError: the file does not fit the model.
+        """
+        if not (folder / FILE).is_file():  # of a run before its first refresh
+            return
+        state = read_paths(folder)
+        layers = self._sizes.num_hidden_layers - self.first_layer
+        expected = {
+            "score_neurons": (layers, self._sizes.intermediate_size),
+            "path": (layers, _count(self._sizes.intermediate_size, self._config.density)),
+        }
+        for name, shape in expected.items():
+            if tuple(state[name].shape) != shape:
+                raise UserError(f"{folder / FILE}: {name} is {list(state[name].shape)}, the run has {list(shape)}")
+        state = {name: tensor.to(self._device) for name, tensor in state.items()}
+        self.neurons = state["path"]
+        self.scores = Scores(*(state[f"score_{name}"] for name in Scores._fields))
+
+
+def read_paths(folder: FilePath) -> dict[str, Tensor]:
+    """What a checkpoint holds of its paths: "path" int64 [L, S] and the scores as "score_neurons", ...
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    try:
+        state = load_file(folder / FILE)
+        return {name: state[name] for name in ("path", *(f"score_{field}" for field in Scores._fields))}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{folder / FILE}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _count(size: int, density: float) -> int:
+    return max(1, round(density * size))
+
+
+def _top(scores: Tensor, density: float) -> Tensor:
+    """Indices of the highest scores of each row [L, n]: int64 [L, k], ascending."""
+    # Sorted stably, so that equal scores, zeros above all, are chosen alike on every device.
+    order = scores.sort(dim=1, descending=True, stable=True)[1]
+    return order[:, : _count(scores.shape[1], density)].sort(dim=1)[0]

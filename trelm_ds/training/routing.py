@@ -1,0 +1,138 @@
+"""Knowledge routing in a run: attribution on a sample of a step's facts, and the paths that follow from it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trelm_ds.config import Config
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel
+from trelm_ds.routing import QUADRATURES, Documents, KnowledgePaths, Scores, attribute, frozen, no_scores
+from trelm_ds.training.distributed import Ranks, import_deepspeed
+from trelm_ds.training.knowledge import StepKnowledge
+from trelm_ds.training.loader import StepBatches
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+FOLDER = "routing"  # in a checkpoint
+
+
+class Routing:
+    """The paths of one run on one rank: the same on all ranks. Every method but `metrics` and `save` is collective.
+
+    Args:
+        config: of the run.
+        sizes: of the encoder.
+        ranks: of the run.
+    """
+
+    def __init__(self, config: Config, sizes: EncoderConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self.paths = KnowledgePaths(config.routing, sizes, ranks.device)
+        self._seconds = 0.0  # of attribution since the last log point
+
+    def refresh(self, engine: DeepSpeedEngine, read: StepBatches, knowledge: StepKnowledge, step: int) -> None:
+        """Chooses the paths anew where the schedule says so; before the step.
+
+        Args:
+            engine: around the model.
+            read: this rank's part of the step; the facts that are marked in it are looked at.
+            knowledge: of the step, by which its mentions are injected as in training.
+            step: optimizer steps done.
+        """
+        routing = self._config.routing
+        since_start = step - routing.start_step
+        if since_start < 0 or since_start % routing.refresh_every:
+            return
+        begun = self._now()
+        with whole_weights(engine) as weights:
+            scores = self._attribute(frozen(engine.module, weights), read, knowledge)
+        for score in scores:
+            dist.all_reduce(score)
+            dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
+        if scores.facts > 0:
+            self.paths.update(scores)
+            self.paths.install(engine.module)
+        self._seconds += self._now() - begun
+
+    def _attribute(self, view: MaskedLanguageModel, read: StepBatches, knowledge: StepKnowledge) -> Scores:
+        routing, device = self._config.routing, self._ranks.device
+        total = no_scores(view, self.paths.first_layer, device)
+        for batch in read.micro_batches:
+            part = batch.routed()
+            if part is None:
+                continue
+            moved = part.to(device)
+            injected, questions = knowledge.inputs(moved)
+            assert questions is not None
+            found = attribute(
+                view,
+                Documents(moved.input_ids, moved.cu_seqlens, part.max_seqlen, injected, questions),
+                QUADRATURES[routing.quadrature],
+                self.paths.first_layer,
+                self._config.trainer.micro_batch_tokens,
+                with_coordinates=routing.path == "full",
+            )
+            total = Scores(*map(torch.add, total, found))
+        return total
+
+    def _now(self) -> float:
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """What is known of the paths; `seconds` have passed since the last call."""
+        paths = self.paths
+        found = {"attribution_time_share": self._seconds / seconds}
+        self._seconds = 0.0
+        if paths.neurons is None or paths.scores is None:
+            return found
+        concentration = paths.concentration()
+        found |= {
+            "path_neurons": float(paths.neurons.numel()),
+            "path_facts": float(paths.scores.facts),
+            "path_concentration": sum(concentration) / len(concentration),
+        }
+        if paths.turnover is not None:
+            found["path_turnover"] = paths.turnover
+        for place, share in enumerate(concentration):
+            found[f"path_concentration_layer_{paths.first_layer + place:02d}"] = share
+        kept, whole = paths.norms.tolist()
+        paths.norms.zero_()
+        if whole > 0:
+            found["path_gradient_kept"] = (kept / whole) ** 0.5
+        return found
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes the paths into a checkpoint, from rank 0."""
+        if self._ranks.rank == 0:
+            self.paths.save(checkpoint / FOLDER)
+
+    def load(self, checkpoint: Path, model: MaskedLanguageModel) -> None:
+        """Takes the paths from a checkpoint.
+
+        Raises:
+            UserError: they do not fit the model.
+        """
+        self.paths.load(checkpoint / FOLDER)
+        self.paths.install(model)
+
+
+@contextlib.contextmanager
+def whole_weights(engine: DeepSpeedEngine) -> Iterator[dict[str, Tensor]]:
+    """The model's weights by name; under ZeRO-3, which has shards of them on all ranks, whole for the time being."""
+    parameters = dict(engine.module.named_parameters())
+    with contextlib.ExitStack() as held:
+        if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
+            deepspeed = import_deepspeed()
+            held.enter_context(deepspeed.zero.GatheredParameters(list(parameters.values())))
+        yield {name: parameter.detach() for name, parameter in parameters.items()}
