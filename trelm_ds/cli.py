@@ -65,6 +65,7 @@ def _run(arguments: list[str]) -> int:
     _add_evaluate(commands)
     _add_importance(commands)
     _add_strategies(commands)
+    _add_neurons(commands)
     if arguments[:1] == ["pretrain"]:  # its options are the settings' tree, read by jsonargparse
         return _pretrain(arguments[1:])
     namespace = parser.parse_args(arguments)
@@ -273,8 +274,7 @@ def _evaluate_lama(namespace: argparse.Namespace) -> int:
 
     if namespace.batch_size < 1:
         raise UserError(f"--batch-size: must be at least 1, got {namespace.batch_size}")
-    if namespace.out and (namespace.out.suffix in ("", ".png") or not namespace.out.resolve().parent.is_dir()):
-        raise UserError(f"--out: give a file such as lama.json in an existing folder, not {namespace.out}")
+    _check_result_file(namespace.out, "lama.json")
     result = evaluate_lama(namespace.model, namespace.data, batch_size=namespace.batch_size, vocabulary=namespace.vocab)
     print(format_table(result))
     if namespace.out:
@@ -348,8 +348,7 @@ def _strategies(namespace: argparse.Namespace) -> int:
     from trelm_ds.importance import compare_strategies, format_strategies, plot_strategies
     from trelm_ds.knowledge import Selection
 
-    if namespace.out and (namespace.out.suffix in ("", ".png") or not namespace.out.resolve().parent.is_dir()):
-        raise UserError(f"--out: give a file such as strategies.json in an existing folder, not {namespace.out}")
+    _check_result_file(namespace.out, "strategies.json")
     selection = Selection("all", namespace.entity_threshold, namespace.quantile, namespace.max_per_sequence)
     result = compare_strategies(namespace.dataset, selection)
     print(format_strategies(result))
@@ -359,3 +358,51 @@ def _strategies(namespace: argparse.Namespace) -> int:
         plot_strategies(result, picture)
         print(f"{namespace.out} and {picture} written")
     return 0
+
+
+def _add_neurons(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "neurons",
+        help="which feed-forward neurons a fact comes from",
+        description="Attributes the answer to a cloze question to neurons (Eq. 11).",
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="RUN|CHECKPOINT|MODEL", help="run, checkpoint or Hugging Face folder"
+    )
+    parser.add_argument("--prompt", required=True, help="sentence with [MASK] in the place of the answer")
+    parser.add_argument("--answer", required=True, help="what belongs there")
+    parser.add_argument("--top", type=int, default=20, help="neurons listed (default: %(default)s)")
+    parser.add_argument(
+        "--quadrature", choices=("gauss3", "right20"), default="gauss3", help="nodes (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a heat map is drawn beside it")
+    parser.set_defaults(action=_neurons)
+
+
+def _neurons(namespace: argparse.Namespace) -> int:
+    from trelm_ds.corpus import load_tokenizer
+    from trelm_ds.routing import explain, frozen, plot, read_paths, table, to_json
+    from trelm_ds.training import ROUTING_FOLDER, open_model
+
+    if namespace.top < 1:
+        raise UserError(f"--top: must be at least 1, got {namespace.top}")
+    _check_result_file(namespace.out, "neurons.json")
+    opened = open_model(namespace.source)
+    view = frozen(opened.model, {name: weight.detach() for name, weight in opened.model.named_parameters()})
+    paths = opened.source / ROUTING_FOLDER
+    path = read_paths(paths)["path"] if paths.is_dir() else None
+    tokenizer = load_tokenizer(opened.tokenizer)
+    found = explain(view, tokenizer, namespace.prompt, namespace.answer, namespace.quadrature, path)
+    result = to_json(found, namespace.top)
+    print(table(result))
+    if namespace.out:
+        write_atomically(namespace.out, json.dumps(result, indent=1) + "\n")
+        plot(found, namespace.out.with_suffix(".png"))
+        print(f"{namespace.out} and {namespace.out.with_suffix('.png')} written")
+    return 0
+
+
+def _check_result_file(out: Path | None, example: str) -> None:
+    """--out of commands that write a JSON file and draw beside it."""
+    if out and (out.suffix in ("", ".png") or not out.resolve().parent.is_dir()):
+        raise UserError(f"--out: give a file such as {example} in an existing folder, not {out}")

@@ -21,13 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
 optimizer: {warmup_steps: 2}
+cka: {max_token_share: 1.0}
+routing: {enabled: true, refresh_every: 1, sample_fraction: 1.0}
 trainer:
   {max_steps: 8, global_batch_size: 16, micro_batch_tokens: 64, precision: fp32, log_every: 2, checkpoint_every: 4}
 """
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +84,8 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     assert "memory entities" in trained.stderr
     for name in ("mlm_loss", "cka_loss", "cka_accuracy", "memory_lambda", "memory_rows", "injected_per_sequence"):
         assert client.get_metric_history(tracked.info.run_id, name), name
+    for name in ("path_neurons", "path_concentration_layer_00", "path_turnover", "attribution_time_share"):
+        assert client.get_metric_history(tracked.info.run_id, name), name
     points = client.get_metric_history(tracked.info.run_id, "loss")
     assert [point.step for point in points] == [2, 4, 6, 8]
     assert {item.path for item in client.list_artifacts(tracked.info.run_id)} == {
@@ -91,6 +99,14 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     assert exported.returncode == 0, exported.stderr
     AutoModelForMaskedLM.from_pretrained(model)
     assert len(AutoTokenizer.from_pretrained(model)) <= 300
+
+    asked = ("--prompt", f"{PEOPLE[0]} lives in [MASK].", "--answer", "City03", "--out", tmp_path / "neurons.json")
+    for source in (run, model):
+        explained = trelm("neurons", source, *asked)
+        assert explained.returncode == 0, explained.stderr
+        assert len(json.loads((tmp_path / "neurons.json").read_text())["neurons"]) == 20
+        assert ("on_path" in (tmp_path / "neurons.json").read_text()) == (source == run)
+        assert (tmp_path / "neurons.png").is_file()
 
     probes = tmp_path / "lama"
     (probes / "TREx").mkdir(parents=True)
@@ -167,6 +183,12 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
         (["importance", "nowhere", "--model", "m"], "nowhere is no dataset"),
         (["importance", "nowhere", "--model", "m", "--part", "3/2"], "--part: give i/n"),
         (["strategies", "nowhere"], "nowhere is no dataset"),
+        (["neurons", "nowhere", "--prompt", "[MASK]", "--answer", "x"], "nowhere: neither a run folder"),
+        (["neurons", "x", "--prompt", "[MASK]", "--answer", "x", "--top", "0"], "--top: must be at least 1"),
+        (
+            ["neurons", "x", "--prompt", "[MASK]", "--answer", "x", "--out", "a"],
+            "--out: give a file such as neurons.json",
+        ),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),
     ],

@@ -26,7 +26,7 @@ FOLDER = "routing"  # in a checkpoint
 
 
 class Routing:
-    """The paths of one run on one rank: the same on all ranks. Every method but `metrics` and `save` is collective.
+    """The paths of one run on one rank: the same on all ranks. Every method but `save` is collective.
 
     Args:
         config: of the run.
@@ -106,7 +106,7 @@ class Routing:
             found["path_turnover"] = paths.turnover
         for place, share in enumerate(concentration):
             found[f"path_concentration_layer_{paths.first_layer + place:02d}"] = share
-        kept, whole = paths.norms.tolist()
+        kept, whole = self._ranks.sum(*paths.norms.tolist())
         paths.norms.zero_()
         if whole > 0:
             found["path_gradient_kept"] = (kept / whole) ** 0.5

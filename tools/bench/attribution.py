@@ -1,0 +1,259 @@
+"""What attribution costs beside the way public code does it, and whether three nodes find the neurons that twenty find.
+
+python tools/bench/attribution.py [--layers 12 --hidden 768 --neurons 3072 --heads 12] [--facts 16] \
+    [--model FOLDER --data DATASET] [--out docs/benchmarks/attribution.json]
+
+The loop is one forward and backward pass of the whole model for every fact, layer and node. Both sides answer the same
+questions with the same weights, take turns, and must find the same scores. With --model and --data the overlap of the
+chosen neurons between quadratures is measured on the facts of a dataset of `trelm prepare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trelm_ds.config import (
+    CkaConfig,
+    Config,
+    LoaderConfig,
+    ModelConfig,
+    RoutingConfig,
+    SelectionConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Questions, answer_probabilities
+from trelm_ds.routing import QUADRATURES, Documents, Quadrature, attribute, frozen, gauss_legendre
+from trelm_ds.training.distributed import connect, disconnect
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens of a query, masks in it, tokens that compete
+
+
+def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> Documents:
+    """`facts` queries of LENGTH random tokens with ANSWER masks before the last."""
+    draw, vocabulary = torch.Generator().manual_seed(0), model.config.vocab_size
+    ids = torch.randint(5, vocabulary, (facts * LENGTH,), generator=draw)
+    positions = (torch.arange(facts)[:, None] * LENGTH + LENGTH - 1 - ANSWER + torch.arange(ANSWER)).flatten()
+    fact = torch.arange(facts).repeat_interleave(ANSWER)
+    asked = Questions(
+        labels=torch.randint(5, vocabulary, (facts * ANSWER,), generator=draw).to(device),
+        fact=fact.to(device),
+        place=torch.arange(ANSWER).repeat(facts).to(device),
+        positions=positions.to(device),
+        spans=positions[:0].view(0, 2).to(device),
+        relations=torch.zeros(0, 1, device=device),
+        inverse=torch.zeros(facts, dtype=torch.bool, device=device),
+        candidates=torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device),
+    )
+    bounds = torch.arange(0, len(ids) + 1, LENGTH, dtype=torch.int32)
+    return Documents(ids.to(device), bounds.to(device), LENGTH, None, asked)
+
+
+def loop(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -> Tensor:
+    """Scores [L, F] as public code finds them: fact by fact, layer by layer, node by node, through the whole model."""
+    layers = list(model.encoder.layers)
+    scores = torch.zeros(len(layers), model.config.intermediate_size, device=given.input_ids.device)
+    bounds = torch.tensor([0, LENGTH], dtype=torch.int32, device=scores.device)
+    for fact in range(len(given.cu_seqlens) - 1):
+        ids = given.input_ids[fact * LENGTH : (fact + 1) * LENGTH]
+        mine = given.questions.fact == fact
+        asked = given.questions._replace(labels=given.questions.labels[mine])
+        positions = given.questions.positions[mine] - fact * LENGTH
+        for place, layer in enumerate(layers):
+            mean: Tensor | float = 0.0
+            for alpha, weight in zip(*quadrature, strict=True):
+                with scaled(layer, positions, alpha) as seen:
+                    hidden = model.encoder(ids, bounds, LENGTH)
+                states = model.head.transform(hidden[positions])
+                probability = answer_probabilities(states, model.encoder.embeddings.word, asked).mean()
+                mean = mean + weight * torch.autograd.grad(probability, seen["scaled"])[0]
+            scores[place] += (seen["activation"] * mean).clamp(min=0).sum(0)
+    return scores
+
+
+@contextlib.contextmanager
+def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
+    """Multiplies the activation of a layer at `rows` by alpha."""
+    assert isinstance(layer, EncoderLayer)
+    memory, seen = layer.feed_forward, dict[str, Tensor]()
+
+    def forward(hidden: Tensor) -> Tensor:
+        activation = memory.activation(torch.nn.functional.linear(hidden, memory.keys, memory.key_bias))
+        seen["activation"] = activation[rows].detach()
+        seen["scaled"] = (alpha * seen["activation"]).requires_grad_()
+        return activation.index_copy(0, rows, seen["scaled"]) @ memory.values + memory.value_bias
+
+    memory.forward = forward  # type: ignore[method-assign]
+    yield seen
+    del memory.forward
+
+
+@contextlib.contextmanager
+def counted(tokens: int) -> Iterator[list[float]]:
+    """Forward passes of one layer over `tokens` tokens; a copy of the documents for another node counts as a pass."""
+    passes, attend = [0.0], EncoderLayer.attend
+
+    def counting(layer: EncoderLayer, hidden: Tensor, *more: Any) -> Tensor:
+        passes[0] += len(hidden) / tokens
+        return attend(layer, hidden, *more)
+
+    EncoderLayer.attend = counting  # type: ignore[method-assign]
+    yield passes
+    EncoderLayer.attend = attend  # type: ignore[method-assign]
+
+
+def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds a fact and layer passes: the loop with 20 nodes, the loop with 3, ours with either."""
+    torch.manual_seed(0)
+    settings = ModelConfig(
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        intermediate_size=options.neurons,
+    )
+    built = MaskedLanguageModel(EncoderConfig.from_settings(settings, 30522, 0)).to(device)
+    model = frozen(built, {name: weight.detach() for name, weight in built.named_parameters()})
+    one, many = (questions(model, facts, device) for facts in (1, options.facts))
+    ways = {
+        "loop, right20": lambda: loop(model, one, QUADRATURES["right20"]),
+        "loop, gauss3": lambda: loop(model, one, QUADRATURES["gauss3"]),
+        "ours, right20, one fact": lambda: attribute(model, one, QUADRATURES["right20"]).neurons,
+        "ours, gauss3, one fact": lambda: attribute(model, one, QUADRATURES["gauss3"]).neurons,
+        f"ours, gauss3, {options.facts} facts at once": lambda: attribute(model, many, QUADRATURES["gauss3"]).neurons,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    passes, scores = {}, {}
+    for turn in range(options.rounds + 1):  # the first warms up
+        for name, way in ways.items():
+            begun = now(device)
+            with counted(LENGTH if "at once" not in name else len(many.input_ids)) as count:
+                scores[name] = way()
+            passes[name] = count[0]
+            if turn:
+                seconds[name].append(now(device) - begun)
+    for rule in ("right20", "gauss3"):
+        theirs, ours = scores[f"loop, {rule}"], scores[f"ours, {rule}, one fact"]
+        assert (theirs - ours).abs().max() <= 1e-3 * theirs.max(), "the two ways disagree"
+    base = statistics.median(seconds["loop, right20"])
+    found = {}
+    for name in ways:
+        each = statistics.median(seconds[name]) / (options.facts if "at once" in name else 1)
+        # Passes below the layer have no backward pass in either way; the loop's go back to the layer only.
+        found[name] = {
+            "ms_per_fact": round(1000 * each, 2),
+            "times_faster": round(base / each, 1),
+            "forward_layer_passes": round(passes[name], 1),
+        }
+    return found
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
+    """Share of the top 10% neurons that two quadratures have in common, mean over layers, on a dataset's facts."""
+    rules = {"gauss3": QUADRATURES["gauss3"], "right20": QUADRATURES["right20"], "gauss24": gauss_legendre(24)}
+    config = Config(
+        model=ModelConfig(init_from=str(model)),
+        selection=SelectionConfig(strategy="all"),
+        cka=CkaConfig(max_token_share=1.0),
+        routing=RoutingConfig(enabled=True, sample_fraction=1.0),
+        loader=LoaderConfig(workers=0),
+        trainer=TrainerConfig(max_steps=2000, global_batch_size=batch, precision="fp32"),
+        tracking=TrackingConfig(enabled=False),
+    )
+    ranks = connect()
+    scores: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
+            trainer = Trainer(config, data, Path(folder), ranks, signals)
+            view = frozen(trainer.engine.module, {n: p.detach() for n, p in trainer.engine.module.named_parameters()})
+            for _ in range(steps):
+                read = next(trainer.loader)
+                assert trainer.knowledge is not None
+                knowledge = trainer.knowledge.open_step(read, 0.0)
+                for one in read.micro_batches:
+                    part = one.routed()
+                    if part is None:
+                        continue
+                    injected, asked = knowledge.inputs(part)
+                    assert asked is not None
+                    given = Documents(part.input_ids, part.cu_seqlens, part.max_seqlen, injected, asked)
+                    for name, rule in rules.items():
+                        found = attribute(view, given, rule)
+                        scores[name] = scores.get(name, 0) + torch.cat([found.neurons.flatten(), found.facts[None]])
+            trainer.loader.close()
+    finally:
+        disconnect()
+    layers = view.config.num_hidden_layers
+    facts = int(scores["gauss3"][-1])
+    tops = {name: top(score[:-1].view(layers, -1)) for name, score in scores.items()}
+    pairs = [("gauss3", "right20"), ("gauss3", "gauss24"), ("right20", "gauss24")]
+    return {"facts": facts, "top": 0.1} | {
+        f"{a} with {b}": [round(len(x & y) / len(x), 3) for x, y in zip(tops[a], tops[b], strict=True)]
+        for a, b in pairs
+    }
+
+
+def top(scores: Tensor) -> list[set[int]]:
+    return [set(layer.topk(round(0.1 * len(layer)))[1].tolist()) for layer in scores]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--neurons", type=int, default=3072)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--facts", type=int, default=16, help="facts at once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="trained model for the overlap")
+    parser.add_argument("--data", help="dataset for the overlap")
+    parser.add_argument("--steps", type=int, default=4, help="batches of the dataset")
+    parser.add_argument("--batch", type=int, default=128, help="sequences in each")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "attribution.json")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores, no GPU",
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": version("torch")},
+        "date": datetime.date.today().isoformat(),
+        "model": f"{options.layers} layers x {options.hidden}, {options.neurons} neurons",
+        "query_tokens": LENGTH,
+        "cost": cost(options, device),
+    }
+    if options.model and options.data:
+        result["overlap"] = overlap(options.model, options.data, options.steps, options.batch)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"| way | ms a fact | times faster | layer passes, forward |\n{'|---' * 4}|")
+    for name, one in result["cost"].items():
+        print(f"| {name} | " + " | ".join(map(str, one.values())) + " |")
+    for name, shares in result.get("overlap", {}).items():
+        print(name, shares)
+
+
+if __name__ == "__main__":
+    main()
