@@ -77,6 +77,13 @@ def test_save_then_load_is_bit_identical(pair: Pair, tmp_path: Path) -> None:
     assert again.encoder.layers[0].feed_forward.values.is_contiguous()
 
 
+def test_others_may_read_an_export_where_they_may_read_a_file(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_pretrained(pair[1], pair[1].config, tmp_path / "model", None)
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", *(tmp_path / "model").iterdir())}
+    assert len(modes) == 1
+
+
 def test_export_replaces_only_exports(pair: Pair, tmp_path: Path, tokenizer: Path) -> None:
     ours, out = pair[1], tmp_path / "out"
     out.mkdir()

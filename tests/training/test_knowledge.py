@@ -17,6 +17,8 @@ from tests.distributed import run_distributed_test
 from tests.training import test_pretrain as plain
 from tests.training.test_pretrain import continued, fails, losses, train, train_then_continue, without_dropout
 from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, SelectionConfig
+from trelm_ds.errors import UserError
+from trelm_ds.importance import ScoreOptions, score_dataset
 from trelm_ds.model import hf_names, load_config
 from trelm_ds.training import export
 from trelm_ds.training.checkpoint import committed, read_verified
@@ -247,6 +249,32 @@ def test_scores_that_are_required_must_be_there(one_rank: Ranks, tiny_dataset: P
     settings = replace(config(), selection=SelectionConfig(strategy="all", importance="required"))
     message = fails(settings, tiny_dataset, tmp_path / "run", one_rank)
     assert "trelm importance" in message
+
+
+def test_scores_that_come_later_are_left_alone(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that began without scores goes on without them, whatever has been scored since."""
+    data = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+    plain.train(plain.config(max_steps=2), data, tmp_path / "mlm", one_rank)
+    export(tmp_path / "mlm", tmp_path / "backbone")
+    train(config(), data, tmp_path / "run", one_rank)
+    assert "selection: all entities by frequency alone" in capsys.readouterr().err
+    score_dataset(ScoreOptions(dataset=data, model=tmp_path / "backbone", scope="all"))
+    advice = "the run began without scores of importance; go on with --selection.importance none"
+    assert advice in fails(config(max_steps=5), data, tmp_path / "run", one_rank)
+    without = replace(config(max_steps=5), selection=SelectionConfig(strategy="all", importance="none"))
+    train(without, data, tmp_path / "run", one_rank)
+    assert len(read_metrics(tmp_path / "run")) == 5
+    train(config(), data, tmp_path / "scored", one_rank)
+    assert "selection: all entities, top 50% by importance" in capsys.readouterr().err
+
+
+def test_scores_behind_a_url(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = replace(config(), selection=SelectionConfig(strategy="all", importance="required"))
+    settings = replace(settings, loader=replace(settings.loader, cache_dir=str(tmp_path / "cache")))
+    with StopSignals() as signals, pytest.raises(UserError, match="scores are not read from behind a URL"):
+        Trainer(settings, tiny_dataset.as_uri(), tmp_path / "run", one_rank, signals)
 
 
 def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

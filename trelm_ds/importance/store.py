@@ -258,7 +258,10 @@ class Scores:
     def check_covers(self, strategy: Strategy) -> None:
         """Raises UserError if mentions that the strategy may choose were not scored."""
         if self.scope == "long_tail" and strategy in ("high_frequency", "all"):
-            raise UserError(f"strategy: {strategy} needs scores of every mention; {self._anew} --scope all`")
+            raise UserError(
+                f"selection.strategy: {strategy} needs scores of every mention; {self._anew} --scope all`, or "
+                "set selection.importance none"
+            )
 
     @property
     def _anew(self) -> str:

@@ -302,6 +302,7 @@ def save_pretrained(
         content = config.to_hf() | {"exported_by": EXPORTER}
         (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_file(dict(to_hf_state(state, config)), temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / WEIGHTS).chmod((temporary / "config.json").stat().st_mode)  # safetensors keeps it from others
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), temporary, config.max_position_embeddings)
         for path in (*temporary.iterdir(), temporary):

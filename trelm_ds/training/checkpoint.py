@@ -188,8 +188,14 @@ def _flush(folder: Path) -> None:
 def versions() -> dict[str, str]:
     """Of this program and the libraries that train."""
     import deepspeed
+    import transformers
 
-    return {"trelm_ds": __version__, "torch": str(torch.__version__), "deepspeed": deepspeed.__version__}
+    return {
+        "trelm_ds": __version__,
+        "torch": str(torch.__version__),
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:

@@ -79,11 +79,18 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
     """The fp32 weights of a verified checkpoint, gathered from all ranks' files."""
     if zero_stage == 0:
-        # DeepSpeed's files are pickles; they were checked against the manifest's hashes before this point.
-        state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-        return {name: tensor.float() for name, tensor in state["module"].items()}
+        return _module_weights(folder)
     import_deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints its progress
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    # Under ZeRO 1 DeepSpeed looks for trained weights only; what routing has frozen is where the model itself is kept.
+    return _module_weights(folder) | weights if zero_stage == 1 else weights
+
+
+def _module_weights(folder: Path) -> dict[str, Tensor]:
+    """The model's weights as rank 0 has saved them, in fp32."""
+    # DeepSpeed's files are pickles; they were checked against the manifest's hashes before this point.
+    state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    return {name: tensor.float() for name, tensor in state["module"].items()}

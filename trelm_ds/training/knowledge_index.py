@@ -109,6 +109,15 @@ class KnowledgeIndex:
         tokens, lengths = (np.concatenate(parts) for parts in zip(entities, words, strict=True))
         return offsets_of(lengths), tokens
 
+    def describe_importance(self) -> str:
+        """By what mentions are chosen, for people."""
+        if not self.chooses:
+            return "nothing is chosen"
+        if self.scores is None:
+            return f"{self.selector.selection.strategy} entities by frequency alone, without scores of importance"
+        top = f"top {100 * self.selector.selection.quantile:g}% by importance"
+        return f"{self.selector.selection.strategy} entities, {top}"
+
     def describe(self) -> dict[str, int]:
         """Sizes, for logs."""
         return {

@@ -131,7 +131,8 @@ def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> 
         scores = steps.annotator.index.scores
         common["importance"] = None if scores is None else scores.digest
     for name, value in flatten(config).items():
-        free = name.endswith(".placement") or name == "injection.file"  # its vectors are in the checkpoint
+        # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
+        free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
         if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return common
@@ -174,6 +175,10 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
 def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
     for name, value in identity.items():
         if (before := info.identity.get(name)) != value:
+            if name == "importance" and before is None:
+                raise UserError(
+                    f"{path}: the run began without scores of importance; go on with --selection.importance none"
+                )
             change = f"{name} ({_short(before)}, now {_short(value)})"
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")
 

@@ -99,19 +99,24 @@ class MlflowRun:
         self.uri = tracking_uri(config, run)
         try:
             self._client = MlflowClient(self.uri)
-            self.run_id = self._continue(run) or self._start(config, run, about)
+            self.run_id = self._continue(config, run) or self._start(config, run, about)
         except Exception as error:  # whatever the store raises
             shown = without_password(self.uri)
             reason = _first_line(error).replace(self.uri, shown)
             raise UserError(f"tracking.uri: cannot use {shown}: {without_password(reason)}") from None
 
-    def _continue(self, run: Path) -> str | None:
+    def _continue(self, config: Config, run: Path) -> str | None:
         try:
             run_id = json.loads((run / _RUN_ID).read_text(encoding="utf-8"))["run_id"]
         except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
             return None
         try:
             self._client.update_run(run_id, status="RUNNING")
+            logged = self._client.get_run(run_id).data.params
+            # Parameters cannot be changed; what a continuation does otherwise becomes a tag.
+            for name, value in flatten(public(config)).items():
+                if name in logged and logged[name] != str(value):
+                    self._client.set_tag(run_id, f"continued.{name}", str(value))
         except Exception:  # another store, or the run was deleted there: start a new one
             return None
         return run_id
@@ -157,7 +162,8 @@ class MlflowRun:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.split(" (Caused by")[0][:300]
 
 
 def without_password(text: str) -> str:

@@ -142,6 +142,11 @@ class Trainer:
         info = describe(tokenizer)
         if info != TokenizerInfo(**reader.manifest.tokenizer):
             raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
+        if "://" in data and self.config.selection.importance == "required":
+            raise UserError(
+                "selection.importance: is required, but scores are not read from behind a URL; copy the dataset into a "
+                "folder"
+            )
         starts, annotator = word_starts(tokenizer), None
         if knows(self.config):
             if self.ranks.local_rank == 0:
@@ -248,6 +253,8 @@ class Trainer:
         if self.knowledge is not None:
             sizes = ", ".join(f"{size:,} {name}" for name, size in self.knowledge.describe().items())
             print(f"knowledge: {sizes}", file=sys.stderr, flush=True)
+        if self.steps.annotator is not None:
+            print(f"selection: {self.steps.annotator.index.describe_importance()}", file=sys.stderr, flush=True)
         if self.step:
             print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
         return MetricsFile(self.run, self.step)
