@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: an interpreted function cannot be compiled
 
 import triton
-from trelm_kernels import MAX_STEPS, adamw, path_mask, riemann, weight_gradient
+from trelm_kernels import MAX_STEPS, activation, adamw, path_mask, riemann, weight_gradient
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
@@ -41,17 +41,21 @@ def variants() -> Iterator[Variant]:
     sizes = dict.fromkeys(
         ("tokens", "size", "chosen", "left_stride", "right_stride", "tokens_per_split", "splits"), "i32"
     )
-    sizes |= dict.fromkeys(("targets", "neurons", "nodes"), "i32")
+    sizes |= dict.fromkeys(("targets", "neurons", "nodes", "gradient_stride", "inputs_stride", "chosen_stride"), "i32")
     for dtype in FLOATS:
         common = sizes | {"rows": "*i64", "partial": "*fp32", "partial_weight": "*fp32", "partial_bias": "*fp32"}
         data = dict.fromkeys(("left", "right", "weight", "bias", "gradient", "gradients", "values", "activations"))
-        types = common | dict.fromkeys(data, f"*{dtype}") | {"weights": "*fp32", "kept": "*u8"}
+        data |= dict.fromkeys(("inputs", "by_inputs", "chosen_gradient", "chosen_output"))
+        types = common | dict.fromkeys(data, f"*{dtype}") | {"weights": "*fp32", "kept": "*u8", "slots": "*i32"}
+        for kind in activation.ACTIVATIONS:
+            blocks = {"BLOCK_T": activation.BLOCK_T, "BLOCK_F": activation.BLOCK_F}
+            kernel, name = activation.backward_and_compact, f"activation backward, {kind}, {dtype}"
+            yield Variant(kernel, name, types, {"ACTIVATION": kind, **blocks})
         blocks = {"BLOCK_S": weight_gradient.BLOCK_S, "BLOCK_D": weight_gradient.BLOCK_D}
-        products = weight_gradient.partial_products
-        for activation, with_bias in (("none", True), ("gelu", False), ("gelu_tanh", False), ("relu", False)):
-            constants = {"ACTIVATION": activation, "WITH_BIAS": with_bias, "WIDEN": False, **blocks}
-            constants |= {"BLOCK_T": weight_gradient.BLOCK_T}
-            yield Variant(products, f"weight gradient, {activation}, {dtype}", types, constants, weight_gradient.WARPS)
+        blocks |= {"BLOCK_T": weight_gradient.BLOCK_T, "WIDEN": False}
+        for with_bias in (True, False):
+            kernel, name = weight_gradient.partial_products, f"weight gradient, {'bias, ' * with_bias}{dtype}"
+            yield Variant(kernel, name, types, {"WITH_BIAS": with_bias, **blocks}, weight_gradient.WARPS)
         constants = {"WITH_BIAS": True, "BLOCK_D": weight_gradient.BLOCK_D}
         yield Variant(weight_gradient.sum_splits, f"weight gradient, sum, {dtype}", types, constants, warps=1)
         constants = {"TARGETS_PER_SPLIT": riemann.SPLIT, "BLOCK_T": riemann.BLOCK_T, "BLOCK_F": riemann.BLOCK_F}
@@ -70,8 +74,8 @@ def resources(variant: Variant, architecture: int) -> dict[str, int]:
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types[name] for name in names}
     # Torch's allocations and rows of usual widths are aligned, which the just-in-time compiler sees.
-    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name in ("size", "left_stride")]
-    aligned += [i for i, name in enumerate(names) if name in ("right_stride", "neurons")]
+    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name.endswith("_stride")]
+    aligned += [i for i, name in enumerate(names) if name in ("size", "neurons")]
     source = ASTSource(
         variant.kernel,
         signature,

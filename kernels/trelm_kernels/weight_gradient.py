@@ -1,56 +1,33 @@
 """Weight gradients of a feed-forward layer for chosen neurons only: one row of the product for each of them."""
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trelm_kernels.interpreter import must_widen
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
 BLOCK_S, BLOCK_D, BLOCK_T, WARPS = 64, 128, 32, 8
 _PROGRAMS = 512  # enough for every multiprocessor of an A100 or H100 to have several
 
 
-def activate(inputs: Tensor, activation: str) -> Tensor:
-    """The activation of that name; "none" leaves the inputs."""
-    if activation == "relu":
-        return F.relu(inputs)
-    if activation == "none":
-        return inputs
-    return F.gelu(inputs, approximate="none" if activation == "gelu" else "tanh")
-
-
 def reference(
-    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+    left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`gathered_weight_gradient` in plain torch."""
-    chosen = activate(left.index_select(1, rows), activation)
-    weight = right.new_zeros(left.shape[1], right.shape[1])
-    weight[rows] = chosen.t() @ right
-    bias = right.new_zeros(left.shape[1] if with_bias else 0)
+    """`path_weight_gradient` in plain torch."""
+    weight = right.new_zeros(neurons, right.shape[1])
+    left = left[:, : len(rows)]
+    weight[rows] = left.t() @ right
+    bias = right.new_zeros(neurons if with_bias else 0)
     if with_bias:
-        bias[rows] = chosen.sum(0)
+        bias[rows] = left.sum(0)
     return weight, bias
-
-
-@triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        x = tl.maximum(x, 0.0)
-    elif ACTIVATION == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    return x
 
 
 @triton.jit
 def partial_products(
     left,
     right,
-    rows,
     partial_weight,
     partial_bias,
     tokens,
@@ -59,20 +36,16 @@ def partial_products(
     left_stride,
     right_stride,
     tokens_per_split,
-    ACTIVATION: tl.constexpr,
     WITH_BIAS: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """One tile of act(left[:, rows])^T right over one split of the tokens, in float32."""
-    # Tiles of one split run side by side, so that its slab of `left`, of which a gather touches most sectors, is read
-    # from memory once.
+    """One tile of left^T right over one split of the tokens, in float32."""
     split = tl.program_id(2).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    neuron = tl.load(rows + s, mask=s < chosen, other=0)
     begin = split * tokens_per_split
     end = tl.minimum(begin + tokens_per_split, tokens)
     weight = tl.zeros((BLOCK_S, BLOCK_D), dtype=tl.float32)
@@ -81,12 +54,8 @@ def partial_products(
         t = start + tl.arange(0, BLOCK_T).to(tl.int64)
         inside = t < end
         a = tl.load(
-            left + t[None, :] * left_stride + neuron[:, None],
-            mask=inside[None, :] & (s < chosen)[:, None],
-            other=0.0,
+            left + t[None, :] * left_stride + s[:, None], mask=inside[None, :] & (s < chosen)[:, None], other=0.0
         )
-        if ACTIVATION != "none":
-            a = _activate(a.to(tl.float32), ACTIVATION).to(a.dtype)
         b = tl.load(
             right + t[:, None] * right_stride + d[None, :], mask=inside[:, None] & (d < size)[None, :], other=0.0
         )
@@ -132,15 +101,15 @@ def sum_splits(
         tl.store(bias + neuron, total_bias)
 
 
-def launch(
-    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
-) -> tuple[Tensor, Tensor]:
-    """`gathered_weight_gradient` by the kernels."""
-    tokens, size, chosen = len(left), right.shape[1], len(rows)
+def launch(left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
+    """`path_weight_gradient` by the kernels."""
+    tokens, chosen, size = len(left), len(rows), right.shape[1]
     left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
-    weight = right.new_zeros(left.shape[1], size)
-    bias = right.new_zeros(left.shape[1] if with_bias else 0)
+    weight = right.new_zeros(neurons, size)
+    bias = right.new_zeros(neurons if with_bias else 0)
     if not (tokens and size and chosen):
+        if with_bias and tokens and chosen:
+            bias[rows] = left[:, :chosen].sum(0)
         return weight, bias
     tiles = triton.cdiv(size, BLOCK_D), triton.cdiv(chosen, BLOCK_S)
     splits = max(1, min(_PROGRAMS // (tiles[0] * tiles[1]), tokens // (8 * BLOCK_T)))
@@ -151,7 +120,6 @@ def launch(
     partial_products[(*tiles, splits)](
         left,
         right,
-        rows,
         partial_weight,
         partial_bias,
         tokens,
@@ -160,7 +128,6 @@ def launch(
         left.stride(0),
         right.stride(0),
         tokens_per_split,
-        ACTIVATION=activation,
         WITH_BIAS=with_bias,
         WIDEN=must_widen(partial_products, left.dtype),
         BLOCK_S=BLOCK_S,
@@ -185,33 +152,31 @@ def launch(
     return weight, bias
 
 
-@torch.library.custom_op("trelm::gathered_weight_gradient", mutates_args=(), device_types="cpu")
-def gathered_weight_gradient(
-    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
+@torch.library.custom_op("trelm::path_weight_gradient", mutates_args=(), device_types="cpu")
+def path_weight_gradient(
+    left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """act(left)^T right for the rows that are asked for, 0 in the others.
+    """left^T right in the rows of the chosen neurons, 0 in the others.
 
-    With left = pre-activation gradients and right = inputs it is the gradient of a feed-forward's keys, with left =
-    pre-activations, its activation, and right = output gradients that of its values. Sums are float32.
+    With left = gradients by pre-activations and right = inputs it is the gradient of a feed-forward's keys, with left =
+    activations and right = gradients by outputs that of its values. Split over tokens; sums are float32.
 
     Args:
-        left: [T, F].
+        left: [T, S], the chosen neurons' columns (`activation_backward`); further columns are not looked at.
         right: [T, D], of the same dtype.
-        rows: int64 [S], distinct, in 0 ... F - 1.
-        activation: of ACTIVATIONS, applied to `left`.
-        with_bias: whether the column sums of act(left) are wanted as well.
+        rows: int64 [S], distinct, in 0 ... neurons - 1.
+        neurons: F.
+        with_bias: whether the column sums of `left` are wanted as well.
 
     Returns:
-        [F, D], and the column sums [F], 0 where not asked for; [0] without `with_bias`.
+        [F, D], and the column sums [F], 0 where not chosen; [0] without `with_bias`.
     """
-    return reference(left, right, rows, activation, with_bias)
+    return reference(left, right, rows, neurons, with_bias)
 
 
-gathered_weight_gradient.register_kernel("cuda")(launch)
+path_weight_gradient.register_kernel("cuda")(launch)
 
 
-@gathered_weight_gradient.register_fake
-def _(
-    left: Tensor, right: Tensor, rows: Tensor, activation: str = "none", with_bias: bool = False
-) -> tuple[Tensor, Tensor]:
-    return right.new_empty(left.shape[1], right.shape[1]), right.new_empty(left.shape[1] if with_bias else 0)
+@path_weight_gradient.register_fake
+def _(left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
+    return right.new_empty(neurons, right.shape[1]), right.new_empty(neurons if with_bias else 0)

@@ -93,7 +93,7 @@ def test_a_closure_and_a_schedule() -> None:
         return loss
 
     expected = float((before.sum() + b.detach().sum()).square())
-    assert float(ours.step(closure)) == pytest.approx(expected, rel=1e-3)
+    assert ours.step(closure).item() == pytest.approx(expected, rel=1e-3)
     assert torch.equal(a, before)
     schedule.step()
     ours.step(closure)

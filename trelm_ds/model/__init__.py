@@ -4,7 +4,7 @@ from trelm_ds.model.assessing import ProductDecoder, Questions, answer_probabili
 from trelm_ds.model.attention import PackedLayout, packed_layout
 from trelm_ds.model.encoder import Encoder, EncoderLayer, Injected
 from trelm_ds.model.encoder_config import EncoderConfig
-from trelm_ds.model.feed_forward import KeyValueFeedForward, Path, before_activation
+from trelm_ds.model.feed_forward import KeyValueFeedForward, Path
 from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
 from trelm_ds.model.masked_lm import DECODER, MaskedLanguageModel, MaskedLMOutput
 
@@ -22,7 +22,6 @@ __all__ = [
     "ProductDecoder",
     "Questions",
     "answer_probabilities",
-    "before_activation",
     "hf_names",
     "load_config",
     "load_encoder",

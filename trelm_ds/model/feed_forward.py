@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from trelm_kernels import activate, gathered_weight_gradient, mask_columns
+from trelm_kernels import activate, activation_backward, mask_columns, path_weight_gradient
 
 from trelm_ds.model.encoder_config import EncoderConfig
 
@@ -23,13 +23,6 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 def _kind(hidden_act: str) -> str:
     """What the kernels call it."""
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
-
-
-def before_activation(gradient: Tensor, inputs: Tensor, kind: str) -> Tensor:
-    """Gradient by the activation's inputs from that by its outputs."""
-    if kind == "relu":
-        return gradient * (inputs > 0)
-    return torch.ops.aten.gelu_backward(gradient, inputs, approximate="none" if kind == "gelu" else "tanh")
 
 
 class Path(NamedTuple):
@@ -73,9 +66,10 @@ class _RoutedFeedForward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, before, keys, values = ctx.saved_tensors
         path, kind = ctx.path, ctx.kind
-        by_values, _ = gathered_weight_gradient(before, gradient, path.neurons, kind)
-        by_before = before_activation(gradient @ values.t(), before, kind)
-        by_keys, by_key_bias = gathered_weight_gradient(by_before, hidden, path.neurons, with_bias=True)
+        by_activated = gradient @ values.t()
+        by_before, chosen_gradient, chosen = activation_backward(by_activated, before, path.neurons, kind)
+        by_keys, by_key_bias = path_weight_gradient(chosen_gradient, hidden, path.neurons, len(keys), with_bias=True)
+        by_values, _ = path_weight_gradient(chosen, gradient, path.neurons, len(keys))
         for weight, kept in ((by_keys, path.inputs), (by_values, path.outputs)):
             if kept is not None and path.norms is not None:
                 path.norms.add_(mask_columns(weight, path.neurons, kept))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trelm_kernels import riemann_scores
+from trelm_kernels import before_activation, riemann_scores
 
 from trelm_ds.model import (
     Encoder,
@@ -23,7 +23,6 @@ from trelm_ds.model import (
     PackedLayout,
     Questions,
     answer_probabilities,
-    before_activation,
     packed_layout,
 )
 from trelm_ds.routing.quadrature import Quadrature

@@ -1,0 +1,138 @@
+"""Backward pass of a feed-forward's activation, with the chosen neurons' columns laid beside each other on the way."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
+BLOCK_T, BLOCK_F = 16, 128
+
+
+def activate(inputs: Tensor, activation: str) -> Tensor:
+    """The activation of that name."""
+    if activation == "relu":
+        return F.relu(inputs)
+    return F.gelu(inputs, approximate="none" if activation == "gelu" else "tanh")
+
+
+def before_activation(gradient: Tensor, inputs: Tensor, activation: str) -> Tensor:
+    """Gradient by the activation's inputs from that by its outputs."""
+    if activation == "relu":
+        return gradient * (inputs > 0)
+    return torch.ops.aten.gelu_backward(gradient, inputs, approximate="none" if activation == "gelu" else "tanh")
+
+
+def padded(chosen: int) -> int:
+    """Columns that `chosen` neurons take: a multiple of 16, so that a GPU can read rows in whole pieces."""
+    return -(-chosen // 16) * 16
+
+
+def reference(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`activation_backward` in plain torch."""
+    by_inputs = before_activation(gradient, inputs, activation)
+    gap = padded(len(rows)) - len(rows)
+    chosen_gradient, chosen = by_inputs.index_select(1, rows), activate(inputs.index_select(1, rows), activation)
+    return by_inputs, F.pad(chosen_gradient, (0, gap)), F.pad(chosen, (0, gap))
+
+
+@triton.jit
+def backward_and_compact(
+    gradient,
+    inputs,
+    slots,
+    by_inputs,
+    chosen_gradient,
+    chosen_output,
+    tokens,
+    neurons,
+    chosen_stride,
+    gradient_stride,
+    inputs_stride,
+    ACTIVATION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+):
+    """One tile. A gather would later read nearly every sector again; here the values are in registers anyway."""
+    t = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (t < tokens)[:, None] & (f < neurons)[None, :]
+    slot = tl.load(slots + f, mask=f < neurons, other=-1)
+    g = tl.load(gradient + t[:, None] * gradient_stride + f[None, :], mask=inside, other=0.0)
+    x = tl.load(inputs + t[:, None] * inputs_stride + f[None, :], mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "relu":
+        slope = tl.where(x > 0, 1.0, 0.0)
+        output = tl.maximum(x, 0.0)
+    elif ACTIVATION == "gelu":
+        below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        slope = below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        output = x * below
+    else:
+        twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+        below = tl.sigmoid(twice)
+        slope = below + x * below * tl.sigmoid(-twice) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
+        output = x * below
+    back = (g.to(tl.float32) * slope).to(g.dtype)
+    tl.store(by_inputs + t[:, None] * neurons + f[None, :], back, mask=inside)
+    place = t[:, None] * chosen_stride + slot[None, :]
+    kept = inside & (slot >= 0)[None, :]
+    tl.store(chosen_gradient + place, back, mask=kept)
+    tl.store(chosen_output + place, output.to(g.dtype), mask=kept)
+
+
+def launch(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`activation_backward` by the kernel."""
+    tokens, neurons = inputs.shape
+    gradient, inputs = (x if x.stride(1) == 1 else x.contiguous() for x in (gradient, inputs))
+    by_inputs = gradient.new_empty(tokens, neurons)
+    chosen_gradient, chosen_output = (gradient.new_empty(tokens, padded(len(rows))) for _ in range(2))
+    if tokens and neurons:
+        slots = torch.full((neurons,), -1, dtype=torch.int32, device=rows.device)
+        slots[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+        backward_and_compact[(triton.cdiv(neurons, BLOCK_F), triton.cdiv(tokens, BLOCK_T))](
+            gradient,
+            inputs,
+            slots,
+            by_inputs,
+            chosen_gradient,
+            chosen_output,
+            tokens,
+            neurons,
+            padded(len(rows)),
+            gradient.stride(0),
+            inputs.stride(0),
+            ACTIVATION=activation,
+            BLOCK_T=BLOCK_T,
+            BLOCK_F=BLOCK_F,
+            num_warps=4,
+        )
+    return by_inputs, chosen_gradient, chosen_output
+
+
+@torch.library.custom_op("trelm::activation_backward", mutates_args=(), device_types="cpu")
+def activation_backward(
+    gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient by the activation's inputs; of the chosen neurons that and the activation itself, without gaps.
+
+    Args:
+        gradient: [T, F], by the activation's outputs.
+        inputs: [T, F], of the activation, of the same dtype.
+        rows: int64 [S], distinct neurons in 0 ... F - 1.
+        activation: of ACTIVATIONS.
+
+    Returns:
+        the gradient by the inputs [T, F]; its columns `rows` [T, P], P = padded(S), of which the last P - S mean
+        nothing; likewise the activation's outputs at `rows` [T, P].
+    """
+    return reference(gradient, inputs, rows, activation)
+
+
+activation_backward.register_kernel("cuda")(launch)
+
+
+@activation_backward.register_fake
+def _(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    compact = gradient.shape[0], padded(rows.shape[0])
+    return gradient.new_empty(gradient.shape), gradient.new_empty(compact), gradient.new_empty(compact)
