@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+_PIECE = 64  # elements that the reference looks at together
 MAX_STEPS = torch.iinfo(torch.int16).max  # where the counting of updates ends
 
 
@@ -36,19 +37,21 @@ def reference(
     weight_decay: float,
 ) -> None:
     """`lazy_adamw` in plain torch."""
-    at = gradient.reshape(-1).nonzero()[:, 0]
-    if not len(at):
-        return
     flat = [tensor.view(-1) for tensor in (weight, exp_avg, exp_avg_sq, updates)]
-    w, m, v, n = (tensor[at] for tensor in flat)
-    g, w, m, v = gradient.reshape(-1)[at].float(), w.float(), m.float(), v.float()
-    n = torch.where(n < MAX_STEPS, n + 1, n)
-    m.lerp_(g, 1 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    first, second = corrections[:, n.long()]
-    w.mul_(1 - lr * weight_decay).sub_(lr / first * (m / (v.sqrt() / second + eps)))
-    for tensor, value in zip(flat, (w, m, v, n), strict=True):
-        tensor[at] = value.to(tensor.dtype)
+    gradients, whole = gradient.reshape(-1), weight.numel() // _PIECE * _PIECE
+    for first, last, width in ((0, whole, _PIECE), (whole, weight.numel(), 1)):
+        g_pieces, *pieces = (tensor[first:last].view(-1, width) for tensor in (gradients, *flat))
+        busy = g_pieces.ne(0).any(1).nonzero()[:, 0]  # the rest is not read again
+        before = [piece[busy] for piece in pieces]
+        g = g_pieces[busy].float()
+        w, m, v = (tensor.float() for tensor in before[:3])
+        n = torch.where(before[3] < MAX_STEPS, before[3] + 1, before[3])
+        m = torch.lerp(m, g, 1 - beta1)
+        v = (beta2 * v).addcmul_(g, g, value=1 - beta2)
+        first_correction, second_correction = corrections[:, n.long()]
+        w = (1 - lr * weight_decay) * w - lr / first_correction * (m / (v.sqrt() / second_correction + eps))
+        for piece, old, new in zip(pieces, before, (w, m, v, n), strict=True):
+            piece[busy] = torch.where(g != 0, new.to(old.dtype), old)
 
 
 @triton.jit

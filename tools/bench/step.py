@@ -1,0 +1,137 @@
+"""A whole training step with routing beside a dense one, attribution included, and what counting FLOPs predicts.
+
+python tools/bench/step.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
+    [--out docs/benchmarks/step.json] [--trainer.global_batch_size 32 ...]
+
+All models live in one process and take turns, step by step. Attribution is timed in steps of its own and spread over
+routing.refresh_every steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from objectives import Timed
+
+from trelm_ds.config import Config
+from trelm_ds.settings import add_settings, parse
+from trelm_ds.training.distributed import connect, disconnect
+from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM_UP = 2  # steps of each, not counted
+
+
+def variants(config: Config) -> dict[str, Config]:
+    """Dense, and routed in both ways; refreshed once, in the warm-up."""
+    once = replace(config.routing, enabled=True, refresh_every=1 << 30, start_step=0)
+    return {
+        "dense": replace(config, routing=replace(config.routing, enabled=False)),
+        "routed, all": replace(config, routing=replace(once, trainable="all")),
+        "routed, ffn_only": replace(config, routing=replace(once, trainable="ffn_only")),
+        "refreshed in every step": replace(config, routing=replace(once, trainable="all", refresh_every=1)),
+    }
+
+
+def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], float]:
+    """Median seconds of a step by variant, and of one refresh of the paths."""
+    ranks = connect()
+    try:
+        with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
+            timed = {}
+            for number, (name, variant) in enumerate(variants(config).items()):
+                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer.engine.train()
+                timed[name] = Timed(trainer)
+            refreshing = trainer.routing
+            assert refreshing is not None
+            refreshes = []
+            for _ in range(WARM_UP + rounds):
+                for one in timed.values():
+                    one.step()
+                refreshes.append(refreshing.metrics(1.0)["attribution_time_share"])  # seconds
+    finally:
+        disconnect()
+    steps = {name: statistics.median(one.steps[WARM_UP:]) for name, one in timed.items()}
+    return steps, statistics.median(refreshes[WARM_UP:])
+
+
+def predicted(config: Config, sequence: float, vocabulary: int) -> dict[str, float]:
+    """Relative step by FLOPs alone: forward, gradients by inputs, gradients by weights, of the matrix products.
+
+    Args:
+        config: sizes and density.
+        sequence: tokens that a token attends to.
+        vocabulary: V.
+    """
+    model = config.model
+    size, neurons, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
+    memory, projections, scores = 4 * size * neurons, 8 * size * size, 4 * sequence * size
+    head = config.masking.probability * (2 * size * size + 2 * size * vocabulary)
+    dense = 3 * (layers * (memory + projections + scores) + head)  # scores have no weights, but two inputs each
+    routed = dense - (1 - config.routing.density) * layers * memory
+    frozen = routed - layers * projections - head - (projections + 2 * scores) - memory / 2  # nothing below layer 0
+    return {"routed, all": routed / dense, "routed, ffn_only": frozen / dense}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
+    options.add_argument("--rounds", type=int, default=5, help="steps of each that count")
+    options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "step.json")
+    own, settings = options.parse_known_args()
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+    add_settings(parser)
+    always = ["--tracking.enabled", "false", "--loader.workers", "0"]
+    config = parse(parser, [*settings, *always])[0]
+    steps, refresh = measure(config, own.data, own.rounds)
+    manifest = json.loads((own.data / "manifest.json").read_text())
+    length = manifest["n_tokens"] / manifest["n_sequences"]
+    model = predicted(config, length, manifest["tokenizer"]["vocab_size"])
+    dense, every = steps["dense"], config.routing.refresh_every
+    rows: dict[str, dict[str, Any]] = {"dense": {"step_ms": round(1000 * dense, 2), "relative": 1.0}}
+    for name in ("routed, all", "routed, ffn_only"):
+        rows[name] = {
+            "step_ms": round(1000 * steps[name], 2),
+            "relative": round(steps[name] / dense, 3),
+            "relative_with_attribution": round((steps[name] + refresh / every) / dense, 3),
+            "predicted_by_flops": round(model[name], 3),
+        }
+    result = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU",
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "triton")},
+        "date": datetime.date.today().isoformat(),
+        "model": f"{config.model.num_hidden_layers} layers x {config.model.hidden_size}",
+        "precision": config.trainer.precision,
+        "sequences_per_step": config.trainer.global_batch_size,
+        "density": config.routing.density,
+        "sample_fraction": config.routing.sample_fraction,
+        "refresh_every": every,
+        "attribution_ms": round(1000 * refresh, 2),
+        "attribution_share": round(refresh / every / dense, 4),
+        "steps": rows,
+    }
+    own.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"attribution: {result['attribution_ms']} ms, {100 * result['attribution_share']:.2f}% of dense steps")
+    print("| step | ms | relative | with attribution | predicted by FLOPs |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(str(value) for value in [*row.values(), "", ""][:4]) + " |")
+
+
+if __name__ == "__main__":
+    main()
