@@ -17,7 +17,7 @@ def made(rows: int) -> StepBatches:
     """Tensors of every type and shape there is, empty ones among them."""
     numbers = torch.arange(rows)
     items = Items(*[numbers] * 3, numbers % 2 == 0, numbers % 2 == 1, numbers, numbers, numbers.float(), *[numbers] * 2)
-    facts = Facts(*[numbers] * 4, torch.zeros(0, 2, dtype=torch.int64), numbers[:0], numbers > 3)
+    facts = Facts(*[numbers] * 4, torch.zeros(0, 2, dtype=torch.int64), numbers[:0], numbers > 3, numbers > 4)
     full = Batch(
         numbers, numbers.int(), rows, numbers, numbers[::2], 3, items._replace(window=numbers.new_zeros(rows, 2)), facts
     )
