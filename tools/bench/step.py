@@ -27,6 +27,7 @@ from objectives import Timed
 
 from trelm_ds.config import Config
 from trelm_ds.settings import add_settings, parse
+from trelm_ds.shards import Manifest
 from trelm_ds.training.distributed import connect, disconnect
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.trainer import Trainer
@@ -98,9 +99,8 @@ def main() -> None:
     always = ["--tracking.enabled", "false", "--loader.workers", "0"]
     config = parse(parser, [*settings, *always])[0]
     steps, refresh = measure(config, own.data, own.rounds)
-    manifest = json.loads((own.data / "manifest.json").read_text())
-    length = manifest["n_tokens"] / manifest["n_sequences"]
-    model = predicted(config, length, manifest["tokenizer"]["vocab_size"])
+    manifest = Manifest.load(own.data)
+    model = predicted(config, manifest.n_tokens / manifest.n_sequences, manifest.tokenizer["vocab_size"])
     dense, every = steps["dense"], config.routing.refresh_every
     rows: dict[str, dict[str, Any]] = {"dense": {"step_ms": round(1000 * dense, 2), "relative": 1.0}}
     for name in ("routed, all", "routed, ffn_only"):
