@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from trelm_ds.config import Config, flatten, problems
+from trelm_ds.config import Config, flatten
+from trelm_ds.config_rules import problems
 from trelm_ds.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trelm_ds.config import Config, to_yaml
+from trelm_ds.config import Config
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, inverse_marker, load_tokenizer, word_starts
 from trelm_ds.errors import CommonError, RankError, UserError
-from trelm_ds.files import lock, write_atomically
+from trelm_ds.files import lock
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
@@ -27,11 +24,11 @@ from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import StepKnowledge, open_knowledge
 from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
 from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
 from trelm_ds.training.metrics import Window, summary
-from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.routing import Routing
 from trelm_ds.training.setup import (
     build_model,
@@ -44,7 +41,7 @@ from trelm_ds.training.setup import (
     with_sizes,
 )
 from trelm_ds.training.signals import StopSignals
-from trelm_ds.training.tracking import MetricsFile, MlflowRun, note_quarantine, public, read_metrics
+from trelm_ds.training.tracking import note_quarantine
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -125,7 +122,6 @@ class Trainer:
         self.window = Window()
         self.last_loss = torch.zeros(())
         self.lr = self.memory_lambda = 0.0
-        self.warned = False
 
     def _open(self, data: str) -> tuple[StepDataset, MaskedLanguageModel]:
         """What this rank reads from disk."""
@@ -207,13 +203,7 @@ class Trainer:
 
     def _loop(self) -> int:
         first_rank = self.ranks.rank == 0
-        metrics = self._open_run() if first_rank else None
-        tracker = (
-            MlflowRun(self.config, self.run, self._about()) if first_rank and self.config.tracking.enabled else None
-        )
-        if tracker:
-            for name in ("config.yaml", "ds_config.json"):
-                tracker.log_file(self.run / name)
+        journal = self._open_journal() if first_rank else None
         total, every = self.config.trainer.max_steps, self.config.trainer
         since, stop = time.monotonic(), 0
         self.engine.train()
@@ -225,49 +215,34 @@ class Trainer:
                     due = self.step % every.log_every == 0 or self.step == total or stop
                     if due:
                         values, since = self._summary(since), time.monotonic()
-                        self._warn_of_no_fact(values)
-                        for log in (metrics, tracker):
-                            if log:
-                                log.log(self.step, values)
+                        if journal:
+                            journal.log(self.step, values)
                         note = f"loss {values['loss']:.3f}  {values['tokens_per_s']:,.0f} tokens/s"
                     bar.advance(note=note)
                     if self.step % every.checkpoint_every == 0 or self.step == total or stop:
                         self._save()
                         since = time.monotonic()  # a checkpoint's time is no training time
         except BaseException as error:
-            if tracker:
-                tracker.end("FAILED")
+            if journal:
+                journal.fail()
             if isinstance(error, UserError) and not isinstance(error, CommonError):
                 raise RankError(f"rank {self.ranks.rank}, step {self.step}: {error}") from None
             raise
         finally:
             self.loader.close()
-        if first_rank:
-            self._finish(tracker, stop)
+        if journal:
+            journal.finish(self.step, stop)
         self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
         return 128 + stop if stop and self.step < total else 0
 
-    def _open_run(self) -> MetricsFile:
-        write_atomically(self.run / "config.yaml", to_yaml(public(self.config)))
-        write_atomically(self.run / "ds_config.json", json.dumps(self.ds_config, indent=2) + "\n")
+    def _open_journal(self) -> Journal:
+        notes = []
         if self.knowledge is not None:
             sizes = ", ".join(f"{size:,} {name}" for name, size in self.knowledge.describe().items())
-            print(f"knowledge: {sizes}", file=sys.stderr, flush=True)
+            notes.append(f"knowledge: {sizes}")
         if self.steps.annotator is not None:
-            print(f"selection: {self.steps.annotator.index.describe_importance()}", file=sys.stderr, flush=True)
-        if self.step:
-            print(f"continuing {self.run} at step {self.step}", file=sys.stderr, flush=True)
-        return MetricsFile(self.run, self.step)
-
-    def _warn_of_no_fact(self, values: dict[str, float]) -> None:
-        """Once: half of the loss may be one of nothing."""
-        if self.ranks.rank == 0 and values.get("facts_per_sequence") == 0 and not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"cka: no fact was asked in the {self.config.trainer.log_every} steps before step {self.step}; chosen "
-                "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
-                stacklevel=2,
-            )
+            notes.append(f"selection: {self.steps.annotator.index.describe_importance()}")
+        return Journal(self.config, self.ds_config, self.run, self.step, self._about(), notes)
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
@@ -394,18 +369,3 @@ class Trainer:
         keep = self.config.trainer.keep_checkpoints
         parts = [part for part in (self.knowledge, self.routing) if part is not None]
         checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks, parts)
-
-    def _finish(self, tracker: MlflowRun | None, stop: int) -> None:
-        stopped = stop and self.step < self.config.trainer.max_steps
-        try:
-            if read_metrics(self.run):
-                plot_loss(self.run, self.run / "loss.png")
-                if tracker:
-                    tracker.log_file(self.run / "loss.png")
-        except OSError as error:  # a full disk: the checkpoint is what counts
-            warnings.warn(f"no loss curve: {error}", stacklevel=2)
-        if tracker:
-            tracker.end("KILLED" if stopped else "FINISHED")
-        what = f"stopped by signal {stop}; the same command continues" if stopped else "done"
-        last = next(iter(checkpoint.committed(self.run)), "no checkpoint")
-        print(f"{what}: step {self.step}, {last}", file=sys.stderr, flush=True)

@@ -1,0 +1,130 @@
+"""Which values settings may have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trelm_ds.config import Config, flatten
+
+_POSITIVE = (
+    "model.hidden_size",
+    "model.num_hidden_layers",
+    "model.num_attention_heads",
+    "model.intermediate_size",
+    "model.max_position_embeddings",
+    "selection.max_per_sequence",
+    "injection.max_name_tokens",
+    "memory.beta",
+    "cka.max_answer_tokens",
+    "routing.density",
+    "routing.io_density",
+    "routing.refresh_every",
+    "routing.sample_fraction",
+    "loader.window_blocks",
+    "loader.cache_gb",
+    "optimizer.eps",
+    "trainer.max_steps",
+    "trainer.global_batch_size",
+    "trainer.micro_batch_tokens",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+)
+_NOT_NEGATIVE = (
+    "injection.refresh_every",
+    "memory.window",
+    "cka.negatives",
+    "cka.max_token_share",
+    "routing.start_step",
+    "loader.seed",
+    "loader.workers",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "optimizer.max_grad_norm",
+    "trainer.seed",
+)
+_SHARES = (
+    "model.hidden_dropout_prob",
+    "model.attention_probs_dropout_prob",
+    "masking.probability",
+    "masking.mask_share",
+    "masking.random_share",
+    "selection.quantile",
+    "injection.probability",
+    "memory.gamma",
+    "memory.initial_lambda",
+    "memory.release_fraction",
+    "cka.mlm_weight",
+    "routing.density",
+    "routing.io_density",
+    "routing.sample_fraction",
+    "routing.score_ema",
+    "loader.max_corrupted",
+)
+
+
+def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """Yields (dotted setting, what is wrong and what to do) for every value out of range."""
+    value = flatten(config)
+    for name, number in value.items():
+        if isinstance(number, float) and not math.isfinite(number):
+            yield name, f"must be a finite number, got {number}"
+    for name in _POSITIVE:
+        if not value[name] > 0:
+            yield name, f"must be greater than 0, got {value[name]}"
+    for name in _NOT_NEGATIVE:
+        if not value[name] >= 0:
+            yield name, f"must not be negative, got {value[name]}"
+    for name in _SHARES:
+        if not 0 <= value[name] <= 1:
+            yield name, f"must lie between 0 and 1, got {value[name]}"
+    for name in ("loader.seed", "trainer.seed"):
+        if value[name] >= 1 << 63:
+            yield name, f"must be less than 2^63, got {value[name]}"
+    model, masking, trainer, optimizer = config.model, config.masking, config.trainer, config.optimizer
+    if masking.probability == 0:
+        yield "masking.probability", "must be greater than 0, or there is nothing to learn"
+    if masking.mask_share + masking.random_share > 1:
+        total = f"{masking.mask_share} + {masking.random_share}"
+        yield "masking.random_share", f"mask_share + random_share must be at most 1, got {total}"
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield "optimizer.betas", f"both must lie in [0, 1), got {list(optimizer.betas)}"
+    if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
+        heads = model.num_attention_heads
+        yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
+    yield from _knowledge_problems(config)
+    top = config.routing.top_layers
+    if top is not None and top < 1:
+        yield "routing.top_layers", f"must be at least 1, got {top}"
+    if config.routing.score_ema == 1:
+        yield "routing.score_ema", "must be less than 1, or no new score counts"
+    if trainer.keep_checkpoints < 2:
+        reason = "so that a failed save never costs the last good one"
+        yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"
+    if optimizer.warmup_steps >= trainer.max_steps and optimizer.schedule != "constant":
+        limit = f"trainer.max_steps {trainer.max_steps}"
+        yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"
+
+
+def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
+    selection, injection, memory = config.selection, config.injection, config.memory
+    if selection.quantile == 0:
+        yield "selection.quantile", "must be greater than 0; strategy none chooses nothing"
+    if selection.entity_threshold is not None and selection.entity_threshold < 1:
+        yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
+    if (injection.source == "file") != (injection.file is not None):
+        yield "injection.file", "goes with injection.source file, and only with that"
+    if config.cka.max_token_share == 0 and config.cka.decoder == "query":
+        yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
+    if not 1 <= config.cka.facts_per_mention <= 8:
+        yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
+    if memory.beta < 1:
+        yield "memory.beta", f"must be at least 1, or lambda grows, got {memory.beta}"
+    if memory.decay_every_steps is not None and memory.decay_every_steps < 1:
+        yield "memory.decay_every_steps", f"must be at least 1, got {memory.decay_every_steps}"
+    low, high = memory.word_frequency
+    if not 1 <= low <= high:
+        yield "memory.word_frequency", f"must be 1 <= lowest <= highest, got {[low, high]}"
+    if memory.word_quantiles is not None and not 0 <= memory.word_quantiles[0] <= memory.word_quantiles[1] <= 1:
+        yield "memory.word_quantiles", f"must be 0 <= low <= high <= 1, got {list(memory.word_quantiles)}"

@@ -1,0 +1,79 @@
+"""What a run leaves for people: its settings, metrics, MLflow, the loss curve, and a line at its start and end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.config import Config, to_yaml
+from trelm_ds.files import write_atomically
+from trelm_ds.training import checkpoint
+from trelm_ds.training.plot import plot_loss
+from trelm_ds.training.tracking import MetricsFile, MlflowRun, public, read_metrics
+
+
+class Journal:
+    """Of one run, kept by rank 0.
+
+    Args:
+        config: of the run.
+        ds_config: DeepSpeed's, resolved.
+        run: its folder.
+        step: steps done before.
+        about: what the configuration does not say; becomes MLflow parameters.
+        notes: lines to print at the start.
+
+    Raises:
+        UserError: the tracking store cannot be opened.
+    """
+
+    def __init__(
+        self, config: Config, ds_config: dict[str, Any], run: Path, step: int, about: dict[str, Any], notes: list[str]
+    ) -> None:
+        self._config, self._run, self._warned = config, run, False
+        write_atomically(run / "config.yaml", to_yaml(public(config)))
+        write_atomically(run / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+        for note in [*notes, *([f"continuing {run} at step {step}"] if step else [])]:
+            print(note, file=sys.stderr, flush=True)
+        self._metrics = MetricsFile(run, step)
+        self._tracker = MlflowRun(config, run, about) if config.tracking.enabled else None
+        if self._tracker:
+            for name in ("config.yaml", "ds_config.json"):
+                self._tracker.log_file(run / name)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Writes a log point."""
+        if values.get("facts_per_sequence") == 0 and not self._warned:
+            self._warned = True  # once: half of the loss may be one of nothing
+            warnings.warn(
+                f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {step}; chosen "
+                "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
+                stacklevel=2,
+            )
+        self._metrics.log(step, values)
+        if self._tracker:
+            self._tracker.log(step, values)
+
+    def fail(self) -> None:
+        """The run ends with an error."""
+        if self._tracker:
+            self._tracker.end("FAILED")
+
+    def finish(self, step: int, stop: int) -> None:
+        """The run has come to its end, or to a signal's."""
+        stopped = stop and step < self._config.trainer.max_steps
+        try:
+            if read_metrics(self._run):
+                plot_loss(self._run, self._run / "loss.png")
+                if self._tracker:
+                    self._tracker.log_file(self._run / "loss.png")
+        except OSError as error:  # a full disk: the checkpoint is what counts
+            warnings.warn(f"no loss curve: {error}", stacklevel=2)
+        if self._tracker:
+            self._tracker.end("KILLED" if stopped else "FINISHED")
+        what = f"stopped by signal {stop}; the same command continues" if stopped else "done"
+        last = next(iter(checkpoint.committed(self._run)), "no checkpoint")
+        print(f"{what}: step {step}, {last}", file=sys.stderr, flush=True)
