@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trelm_ds.model import attention
-from trelm_ds.model.attention import packed_attention, packed_layout
+from trelm_ds.model.attention import Tail, packed_attention, packed_layout
 
 LENGTHS = [5, 1, 9]
 
@@ -32,6 +32,38 @@ def test_padded_attention_equals_a_loop() -> None:
     bounds = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
     actual = packed_attention(*tensors(), packed_layout(bounds, 9, 15))
     torch.testing.assert_close(actual, loop(*tensors(), bounds.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tail"),
+    [
+        ([9, 5, 2, 1], Tail(2, 3, 2)),
+        ([9, 9, 2, 2, 2], Tail(3, 6, 2)),  # nothing to pad in either
+        ([7, 3, 3], Tail(2, 6, 5)),
+        ([7, 3, 3], Tail(2, 6, 99)),  # said to be longer than the longest
+        ([4, 6], Tail(0, 0, 0)),
+        ([4, 6], Tail(2, 10, 6)),
+    ],
+)
+def test_a_tail_of_short_documents_is_padded_by_itself(lengths: list[int], tail: Tail) -> None:
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    draw, total = torch.Generator().manual_seed(0), sum(lengths)
+    results = []
+    layouts = [packed_layout(bounds, max(lengths), total, given) for given in (None, tail)]
+    data = [torch.randn(total, 2, 8, generator=draw) for _ in range(4)]
+    for layout in layouts:
+        inputs = [part.clone().requires_grad_() for part in data[:3]]
+        attended = packed_attention(*inputs, layout)
+        results.append((attended.detach(), *torch.autograd.grad((attended * data[3]).sum(), inputs)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(results[1][0], loop(*data[:3], bounds.tolist()))
+    split = 0 < tail.documents < len(lengths)
+    cells = sum(grid.documents * grid.length for grid in layouts[1].grids)
+    head = (len(lengths) - tail.documents) * max(lengths)
+    assert cells == (
+        head + tail.documents * min(tail.max_seqlen, max(lengths)) if split else len(lengths) * max(lengths)
+    )
 
 
 class OnCuda(torch.Tensor):

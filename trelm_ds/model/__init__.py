@@ -1,7 +1,7 @@
 """The encoder, its feed-forward memory, the objectives, and Hugging Face import and export."""
 
 from trelm_ds.model.assessing import ProductDecoder, Questions, answer_probabilities
-from trelm_ds.model.attention import PackedLayout, packed_layout
+from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.encoder import Encoder, EncoderLayer, Injected
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward, Path
@@ -21,6 +21,7 @@ __all__ = [
     "Path",
     "ProductDecoder",
     "Questions",
+    "Tail",
     "answer_probabilities",
     "hf_names",
     "load_config",

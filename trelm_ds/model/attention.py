@@ -14,6 +14,33 @@ from trelm_ds.model.encoder_config import EncoderConfig
 _HALF = (torch.float16, torch.bfloat16)
 
 
+class Tail(NamedTuple):
+    """The last documents of a batch, where they are much shorter than the others: padded by themselves, if at all."""
+
+    documents: int
+    """how many"""
+    tokens: int
+    """in all of them"""
+    max_seqlen: int
+    """at least the longest of them"""
+
+
+class Grid(NamedTuple):
+    """Some neighbouring documents as rows of equal length, for kernels that know no packed ones."""
+
+    first: int
+    """rows [first, last) of T are theirs"""
+    last: int
+    documents: int
+    """B"""
+    length: int
+    """S, at least the longest of them"""
+    slots: Tensor | None
+    """[last - first] int64: place of each token in the grid [B * S]; None when every document fills its row"""
+    key_mask: Tensor | None
+    """[B, 1, 1, S] bool: True where the grid holds a token; None when it does everywhere"""
+
+
 class PackedLayout(NamedTuple):
     """Where the documents of a packed batch lie; computed once per forward pass, without waiting for the device.
 
@@ -26,28 +53,40 @@ class PackedLayout(NamedTuple):
     """S, at least the longest document"""
     positions: Tensor
     """[T] int64: position of each token in its document, from 0"""
-    slots: Tensor | None
-    """[T] int64: row of each token in the padded [B * S] grid; None when every document fills its row"""
-    key_mask: Tensor | None
-    """[B, 1, 1, S] bool: True where the grid holds a token; None when it does everywhere"""
+    grids: tuple[Grid, ...]
+    """all documents, in order"""
 
 
-def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int) -> PackedLayout:
+def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, tail: Tail | None = None) -> PackedLayout:
     """Lays out `num_tokens` (T) tokens in documents.
 
     Args:
         cu_seqlens: [B + 1] int32, from 0 to T.
         max_seqlen: length of the longest document, or more.
         num_tokens: T.
+        tail: shorter documents at the end.
     """
     documents, device = cu_seqlens.numel() - 1, cu_seqlens.device
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     document = torch.repeat_interleave(torch.arange(documents, device=device), lengths, output_size=num_tokens)
     positions = torch.arange(num_tokens, device=device) - starts[document]
-    if num_tokens == documents * max_seqlen:
-        return PackedLayout(cu_seqlens, max_seqlen, positions, None, None)
-    key_mask = torch.arange(max_seqlen, device=device) < lengths[:, None]
-    return PackedLayout(cu_seqlens, max_seqlen, positions, document * max_seqlen + positions, key_mask[:, None, None])
+
+    def grid(begin: int, end: int, first: int, last: int, length: int) -> Grid:
+        """Of documents [begin, end), which are rows [first, last)."""
+        if last - first == (end - begin) * length:
+            return Grid(first, last, end - begin, length, None, None)
+        slots = (document[first:last] - begin) * length + positions[first:last]
+        key_mask = torch.arange(length, device=device) < lengths[begin:end, None]
+        return Grid(first, last, end - begin, length, slots, key_mask[:, None, None])
+
+    if tail is None or not 0 < tail.documents < documents:
+        return PackedLayout(cu_seqlens, max_seqlen, positions, (grid(0, documents, 0, num_tokens, max_seqlen),))
+    begin, first = documents - tail.documents, num_tokens - tail.tokens
+    grids = (
+        grid(0, begin, 0, first, max_seqlen),
+        grid(begin, documents, first, num_tokens, min(tail.max_seqlen, max_seqlen)),
+    )
+    return PackedLayout(cu_seqlens, max_seqlen, positions, grids)
 
 
 def packed_attention(
@@ -69,7 +108,7 @@ def packed_attention(
         key, value: [T, H, d].
         layout: where the documents lie.
         dropout_p: dropout on the attention probabilities.
-        query_layout: where the queries of each document lie, if not every token has one.
+        query_layout: where the queries of each document lie, if not every token has one; neither layout has a tail.
 
     Returns:
         [Q, H, d].
@@ -80,23 +119,32 @@ def packed_attention(
         attended = varlen_attn(query, key, value, *bounds, *lengths)
         assert isinstance(attended, Tensor)  # a tuple only where more was asked for
         return attended
+    parts = [
+        _grid_attention(query, key, value, asking, grid, dropout_p)
+        for asking, grid in zip(queries.grids, layout.grids, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _grid_attention(query: Tensor, key: Tensor, value: Tensor, asking: Grid, grid: Grid, dropout_p: float) -> Tensor:
+    """The rows of one grid's queries [n, H, d]."""
     padded = F.scaled_dot_product_attention(
-        _padded(query, queries),
-        _padded(key, layout),
-        _padded(value, layout),
-        attn_mask=layout.key_mask,
+        _padded(query, asking),
+        _padded(key, grid),
+        _padded(value, grid),
+        attn_mask=grid.key_mask,
         dropout_p=dropout_p,
     )
     rows = padded.transpose(1, 2).flatten(0, 1)
-    return rows if queries.slots is None else rows.index_select(0, queries.slots)
+    return rows if asking.slots is None else rows.index_select(0, asking.slots)
 
 
-def _padded(packed: Tensor, layout: PackedLayout) -> Tensor:
-    """[T, H, d] -> [B, H, S, d], zeros where a document has no token."""
-    documents, length = layout.cu_seqlens.numel() - 1, layout.max_seqlen
-    if layout.slots is not None:
-        packed = packed.new_zeros(documents * length, *packed.shape[1:]).index_copy(0, layout.slots, packed)
-    return packed.view(documents, length, *packed.shape[1:]).transpose(1, 2)
+def _padded(packed: Tensor, grid: Grid) -> Tensor:
+    """[T, H, d] -> [B, H, S, d] of a grid's documents, zeros where a document has no token."""
+    rows = packed[grid.first : grid.last]
+    if grid.slots is not None:
+        rows = rows.new_zeros(grid.documents * grid.length, *rows.shape[1:]).index_copy(0, grid.slots, rows)
+    return rows.view(grid.documents, grid.length, *rows.shape[1:]).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trelm_ds.model.attention import PackedLayout, SelfAttention, packed_layout
+from trelm_ds.model.attention import PackedLayout, SelfAttention, Tail, packed_layout
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
 
@@ -118,7 +118,12 @@ class Encoder(nn.Module):
         initialize(self, config)
 
     def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, injected: Injected | None = None
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        injected: Injected | None = None,
+        tail: Tail | None = None,
     ) -> Tensor:
         """Encodes B documents of together T tokens, each by itself.
 
@@ -127,6 +132,7 @@ class Encoder(nn.Module):
             cu_seqlens: [B + 1] int32, where each starts; from 0 to T.
             max_seqlen: length of the longest document.
             injected: tokens whose word embedding is replaced (Eq. 7).
+            tail: shorter documents at the end; told so, they are not padded to the longest. Changes no result.
 
         Returns:
             [T, D] last-layer states.
@@ -139,7 +145,7 @@ class Encoder(nn.Module):
                 f"a document of {max_seqlen} tokens is longer than the model's {self.config.max_position_embeddings} "
                 "positions; prepare the corpus with shorter sequences"
             )
-        layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel())
+        layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel(), tail)
         hidden = self.embeddings(input_ids, layout.positions, injected)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.assessing import ProductDecoder, Questions, contrastive_loss
+from trelm_ds.model.attention import Tail
 from trelm_ds.model.encoder import Encoder, Injected, WordEmbedding, initialize
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import activation
@@ -84,6 +85,7 @@ class MaskedLanguageModel(nn.Module):
         labels: Tensor,
         injected: Injected | None = None,
         questions: Questions | None = None,
+        tail: Tail | None = None,
     ) -> MaskedLMOutput:
         """Both losses of Eq. 3 on packed sequences and the queries packed behind them; the head runs on masked rows.
 
@@ -95,8 +97,9 @@ class MaskedLanguageModel(nn.Module):
             labels: [M] int64, the true tokens.
             injected: tokens whose embedding follows Eq. 7.
             questions: facts to complete; may hold none on a rank where others have some.
+            tail: shorter documents at the end: the queries.
         """
-        hidden = self.encoder(input_ids, cu_seqlens, max_seqlen, injected)
+        hidden = self.encoder(input_ids, cu_seqlens, max_seqlen, injected, tail)
         logits = self.logits(hidden.index_select(0, positions)).float()
         # A sum over no token is 0 with zero gradients, where a skipped head would leave this rank without the gradients
         # that the others wait to average.

@@ -13,6 +13,7 @@ from trelm_ds.corpus import TOKEN_COUNTS, TokenizerInfo
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits, keyed_uniform
 from trelm_ds.knowledge import TripleDraw, Triples
+from trelm_ds.model import Tail
 from trelm_ds.ragged import offsets_of, spread
 from trelm_ds.shards import Manifest
 from trelm_ds.training.batch import Batch, Facts, Items
@@ -35,6 +36,7 @@ class Annotation(NamedTuple):
     max_seqlen: int
     items: Items | None
     facts: Facts | None
+    queries: Tail | None
     counts: dict[str, int]
 
 
@@ -119,6 +121,7 @@ class Annotator:
             "facts": len(asked.mention),
             "query tokens": len(queries.tokens),
         }
+        count = len(queries.lengths)
         return Annotation(
             torch.from_numpy(np.concatenate([read.masked, queries.tokens])),
             torch.from_numpy(offsets_of(lengths).astype(np.int32)),
@@ -127,6 +130,7 @@ class Annotator:
             self._facts(asked, queries, len(read.tokens), self._routed(read, mentions, asked))
             if self._has_facts
             else None,
+            Tail(count, len(queries.tokens), int(queries.lengths.max())) if count else None,
             counts,
         )
 

@@ -12,6 +12,7 @@ import torch
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.keyed_random import keyed_bits, keyed_uniform
+from trelm_ds.model import Tail
 from trelm_ds.ragged import offsets_of, spread
 
 _CHOICE, _REPLACEMENT, _RANDOM_TOKEN = 11, 12, 13  # set the three draws' keys apart
@@ -82,6 +83,7 @@ class Batch(NamedTuple):
         sequences: B.
         items: knowledge items; None where the run has no knowledge.
         facts: to complete; None where the run has no assessing.
+        queries: Q, their tokens, the longest; None where there are none.
     """
 
     input_ids: torch.Tensor
@@ -92,6 +94,7 @@ class Batch(NamedTuple):
     sequences: int
     items: Items | None = None
     facts: Facts | None = None
+    queries: Tail | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; from pinned memory the copy runs beside the computation."""

@@ -127,7 +127,7 @@ class StepDataset(Dataset[StepBatches | UserError]):
         masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
         if self.annotator is None:
             cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
-            made = Annotation(torch.from_numpy(masked), cu_seqlens, int(lengths.max()), None, None, {})
+            made = Annotation(torch.from_numpy(masked), cu_seqlens, int(lengths.max()), None, None, None, {})
         else:
             mentions = self.reader.mentions(readable)
             made = self.annotator(Sequences(tokens, masked, chosen, lengths, epochs, sample_ids, *mentions))
@@ -140,6 +140,7 @@ class StepDataset(Dataset[StepBatches | UserError]):
             len(sample_ids),
             made.items,
             made.facts,
+            made.queries,
         )
         return batch, int((readable != sample_ids).sum()), made.counts
 

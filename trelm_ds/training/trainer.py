@@ -272,7 +272,8 @@ class Trainer:
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
             self.engine.set_gradient_accumulation_boundary(index == len(read.micro_batches) - 1)
-            output = self.engine(*batch[:5], *(step_knowledge.inputs(batch) if step_knowledge else ()))
+            known = step_knowledge.inputs(batch) if step_knowledge else (None, None)
+            output = self.engine(*batch[:5], *known, batch.queries)
             loss = output.mlm_loss * mlm_factor
             if output.cka_loss is not None:
                 loss = loss + output.cka_loss * cka_factor
