@@ -148,13 +148,20 @@ def percents(folder: Path, key: str) -> dict[str, float]:
     return {tier: 100 * score[key] for tier, score in (result["tiers"] | {"all": result}).items()}
 
 
-def curve(folder: Path) -> dict[str, list[float]]:
-    """MLM loss at every log point, by step and by seconds of training."""
-    points = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+def log_points(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folders: list[Path]) -> dict[str, list[float]]:
+    """MLM loss of the first seed at every log point, by step and by seconds of training.
+
+    Seconds are at the fastest seed's median speed: the others shared the machine with more.
+    """
+    points = log_points(folders[0])
+    batch = yaml.safe_load((folders[0] / "run" / "config.yaml").read_text())["trainer"]["global_batch_size"]
+    speed = max(statistics.median(point["sequences_per_s"] for point in log_points(folder)) for folder in folders)
     steps = [point["step"] for point in points]
-    batch = yaml.safe_load((folder / "run" / "config.yaml").read_text())["trainer"]["global_batch_size"]
-    took = np.diff([0, *steps]) * batch / np.array([point["sequences_per_s"] for point in points])
-    seconds = np.cumsum(took).round(1).tolist()
+    seconds = [round(step * batch / speed, 1) for step in steps]
     return {"step": steps, "seconds": seconds, "mlm_loss": [round(point["mlm_loss"], 4) for point in points]}
 
 
@@ -168,7 +175,7 @@ def report(found: dict[str, list[Path]], steps: int, seeds: list[int]) -> dict[s
             "lowest": {tier: round(min(one[tier] for one in each), 1) for tier in each[0]},
             "highest": {tier: round(max(one[tier] for one in each), 1) for tier in each[0]},
             "seeds": [{tier: round(value, 1) for tier, value in one.items()} for one in each],
-            "curve": curve(folders[0]),
+            "curve": curve(folders),
         }
     majority = percents(next(iter(found.values()))[0], "majority_baseline")
     return {
