@@ -16,12 +16,15 @@ from tests.training import test_knowledge as knowledge
 from tests.training.test_knowledge import comparable, equals_export, with_cka
 from tests.training.test_pretrain import continued, fails, train, train_then_continue, without_dropout
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
+from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
 from trelm_ds.routing import KnowledgePaths, read_paths
+from trelm_ds.shards import Manifest
 from trelm_ds.training.checkpoint import checkpoints_folder, committed
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.export import full_weights
 from trelm_ds.training.routing import FOLDER
+from trelm_ds.training.setup import build_model
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
@@ -99,16 +102,18 @@ def test_off_the_path_nothing_moves(stage: int, precision: str, tiny_dataset: Pa
         stage,
         precision,
         {"refresh_every": 1000, "density": 0.1},
-        max_steps=51,
-        checkpoint_every=1,
-        keep_checkpoints=60,
+        max_steps=50,
+        checkpoint_every=50,
         micro_batch_tokens=80,
-        log_every=51,
+        log_every=50,
     )
     assert settings.optimizer.max_grad_norm > 0
     assert settings.optimizer.weight_decay > 0
     run_distributed_test(train_on_a_rank, 2, settings, tiny_dataset, tmp_path / "run")
-    first, last = (weights_at(tmp_path / "run", step, stage) for step in (1, 51))
+    last, manifest = weights_at(tmp_path / "run", 50, stage), Manifest.load(tiny_dataset)
+    first = build_model(settings, TokenizerInfo(**manifest.tokenizer), manifest.max_length).state_dict()
+    if precision == "bf16":  # in which DeepSpeed takes the weights over
+        first = {name: weight.bfloat16().float() for name, weight in first.items()}
     paths = read_paths(committed(tmp_path / "run")[0] / FOLDER)["path"]
     assert paths.shape == (2, 5)
     for layer, path in enumerate(paths):
@@ -117,7 +122,7 @@ def test_off_the_path_nothing_moves(stage: int, precision: str, tiny_dataset: Pa
         for name, before in neurons_of(first, layer).items():
             after = neurons_of(last, layer)[name]
             assert torch.equal(before[off], after[off]), name
-            assert (before[path] != after[path]).float().mean() > 0.9, name
+            assert (before[path] != after[path]).all(), name
     others = [name for name in first if not any(f"feed_forward.{neuron}" in name for neuron in NEURONS)]
     assert all(not torch.equal(first[name], last[name]) for name in others)
 
