@@ -37,8 +37,8 @@ WARM_UP = 2  # steps of each, not counted
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """Dense, and routed in both ways; refreshed once, in the warm-up."""
-    once = replace(config.routing, enabled=True, refresh_every=1 << 30, start_step=0)
+    """Dense, and routed in both ways; refreshed once, in the warm-up, by all facts: a sample of few may hold none."""
+    once = replace(config.routing, enabled=True, refresh_every=1 << 30, start_step=0, sample_fraction=1.0)
     return {
         "dense": replace(config, routing=replace(config.routing, enabled=False)),
         "routed, all": replace(config, routing=replace(once, trainable="all")),
@@ -57,13 +57,15 @@ def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], 
                 trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
-            refreshing = trainer.routing
+            refreshing = trainer.routing  # of the last variant
             assert refreshing is not None
             refreshes = []
             for _ in range(WARM_UP + rounds):
                 for one in timed.values():
                     one.step()
                 refreshes.append(refreshing.metrics(1.0)["attribution_time_share"])  # seconds
+            if refreshing.paths.neurons is None:
+                raise SystemExit("no fact was asked, so there is no path; take more sequences a step")
     finally:
         disconnect()
     steps = {name: statistics.median(one.steps[WARM_UP:]) for name, one in timed.items()}
@@ -98,7 +100,8 @@ def main() -> None:
     add_settings(parser)
     always = ["--tracking.enabled", "false", "--loader.workers", "0"]
     config = parse(parser, [*settings, *always])[0]
-    steps, refresh = measure(config, own.data, own.rounds)
+    steps, whole = measure(config, own.data, own.rounds)
+    refresh = config.routing.sample_fraction * whole  # the facts of a sample, of all that were measured
     manifest = Manifest.load(own.data)
     model = predicted(config, manifest.n_tokens / manifest.n_sequences, manifest.tokenizer["vocab_size"])
     dense, every = steps["dense"], config.routing.refresh_every
