@@ -46,7 +46,9 @@ def variants(config: Config) -> dict[str, Config]:
     dkplm = replace(
         injection,
         injection=replace(config.injection, probability=1.0),
-        cka=replace(config.cka, decoder="product", triple="same"),
+        cka=replace(
+            config.cka, decoder="product", triple="same", mentions="chosen", facts_per_mention=1, negatives=200
+        ),
     )
     return {
         "mlm": mlm,

@@ -96,6 +96,8 @@ class KnowledgePaths:
             return
         folder.mkdir(parents=True, exist_ok=True)
         state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
+        if self.turnover is not None:
+            state["turnover"] = torch.tensor(self.turnover, dtype=torch.float64)
         save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
 
     def load(self, folder: FilePath) -> None:
@@ -117,20 +119,23 @@ class KnowledgePaths:
                 raise UserError(f"{folder / FILE}: {name} is {list(state[name].shape)}, the run has {list(shape)}")
         state = {name: tensor.to(self._device) for name, tensor in state.items()}
         self.neurons = state["path"]
+        self.turnover = state["turnover"].item() if "turnover" in state else None
         self.scores = Scores(*(state[f"score_{name}"] for name in Scores._fields))
 
 
 def read_paths(folder: FilePath) -> dict[str, Tensor]:
-    """What a checkpoint holds of its paths: "path" int64 [L, S] and the scores as "score_neurons", ...
+    """What a checkpoint holds of its paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
 
     Raises:
         UserError: no such file, or a damaged one.
     """
     try:
-        state = load_file(folder / FILE)
-        return {name: state[name] for name in ("path", *(f"score_{field}" for field in Scores._fields))}
-    except (OSError, SafetensorError, KeyError) as error:
+        state: dict[str, Tensor] = load_file(folder / FILE)
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / FILE}: cannot be read: {' '.join(str(error).split())}") from None
+    if missing := {"path", *(f"score_{field}" for field in Scores._fields)} - state.keys():
+        raise UserError(f"{folder / FILE}: lacks {', '.join(sorted(missing))}")
+    return state
 
 
 def _count(size: int, density: float) -> int:
