@@ -147,7 +147,7 @@ class CkaConfig:
 class RoutingConfig:
     """Dynamic knowledge routing (paper 3.3): only neurons that assessed facts come from are updated."""
 
-    enabled: bool = False
+    enabled: bool = True
     """find knowledge paths by attribution and restrict the feed-forward layers' updates to them"""
     density: float = 0.1
     """share of each layer's neurons on its path"""

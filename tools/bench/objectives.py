@@ -1,5 +1,7 @@
 """What TRELM's objectives cost: step time of each, part by part, relative to plain MLM in the same run.
 
+Without knowledge routing, of which tools/bench/step.py measures what it saves.
+
 python tools/bench/objectives.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
     [--out docs/benchmarks/objectives.json] [--trainer.global_batch_size 32 ...]
 
@@ -37,6 +39,7 @@ WARM_UP = 2  # steps of each, not counted
 
 def variants(config: Config) -> dict[str, Config]:
     """Objectives by what is added to plain MLM."""
+    config = replace(config, routing=replace(config.routing, enabled=False))
     off = replace(config.memory, enabled=False)
     nothing = replace(config.cka, decoder="none")
     chosen = SelectionConfig(importance="none")

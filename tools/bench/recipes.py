@@ -50,11 +50,16 @@ SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
     "trelm, without injection": ("trelm_without_injection", []),
     "trelm, without memory": ("trelm_without_memory", []),
     "trelm, without assessing": ("trelm_without_assessing", []),
+    "trelm, without routing": ("trelm_without_routing", []),
     "trelm, product": ("trelm", ["--cka.decoder", "product"]),
     "trelm, injection 1.0": ("trelm", ["--injection.probability", "1.0"]),
     "trelm, product, injection 1.0": ("trelm", ["--cka.decoder", "product", "--injection.probability", "1.0"]),
 }
-TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm")}
+TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm", "trelm, without routing")} | {
+    "trelm, routing 25%": ("trelm", ["--routing.density", "0.25"]),
+    "trelm, routing 100%": ("trelm", ["--routing.density", "1.0"]),
+    "trelm, ffn only": ("trelm", ["--routing.trainable", "ffn_only"]),
+}
 
 
 @dataclass
