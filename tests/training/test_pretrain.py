@@ -21,6 +21,7 @@ from trelm_ds.config import (
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
+    RoutingConfig,
     SelectionConfig,
     TrackingConfig,
     TrainerConfig,
@@ -39,11 +40,12 @@ PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10],
 
 
 def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
-    """Plain masked language modelling; knowledge has tests of its own (test_knowledge)."""
+    """Plain masked language modelling; knowledge and routing have tests of their own."""
     return Config(
         selection=SelectionConfig(strategy="none"),
         memory=MemoryConfig(enabled=False),
         cka=CkaConfig(decoder="none"),
+        routing=RoutingConfig(enabled=False),
         model=ModelConfig(
             hidden_size=32,
             num_hidden_layers=2,

@@ -42,18 +42,22 @@ SAMPLE_SHAPE = [
 ]
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
-# name -> recipe file, overrides
+# name -> recipe file, overrides. Ablations have no routing either, so they stand beside TRELM without it.
+_DENSE = ["--routing.enabled", "false"]
 SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
     "mlm": ("mlm", []),
     "dkplm": ("dkplm", []),
     "trelm": ("trelm", []),
-    "trelm, without injection": ("trelm_without_injection", []),
-    "trelm, without memory": ("trelm_without_memory", []),
-    "trelm, without assessing": ("trelm_without_assessing", []),
     "trelm, without routing": ("trelm_without_routing", []),
-    "trelm, product": ("trelm", ["--cka.decoder", "product"]),
-    "trelm, injection 1.0": ("trelm", ["--injection.probability", "1.0"]),
-    "trelm, product, injection 1.0": ("trelm", ["--cka.decoder", "product", "--injection.probability", "1.0"]),
+    "trelm, without injection": ("trelm_without_injection", _DENSE),
+    "trelm, without memory": ("trelm_without_memory", _DENSE),
+    "trelm, without assessing": ("trelm_without_assessing", []),
+    "trelm, product": ("trelm", ["--cka.decoder", "product", *_DENSE]),
+    "trelm, injection 1.0": ("trelm", ["--injection.probability", "1.0", *_DENSE]),
+    "trelm, product, injection 1.0": (
+        "trelm",
+        ["--cka.decoder", "product", "--injection.probability", "1.0", *_DENSE],
+    ),
 }
 TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm", "trelm, without routing")} | {
     "trelm, routing 25%": ("trelm", ["--routing.density", "0.25"]),
