@@ -161,6 +161,11 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         (["--routing.top_layers", "0"], "--routing.top_layers: must be at least 1"),
         (["--optimizer.lr", "fast"], "--optimizer.lr: expected float, got 'fast'"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz: unknown setting; did you mean --trainer.max_steps?"),
+        (
+            ["--trainer.max_steps", "2000", "--routing.start_step", "2000"],
+            "--routing.start_step: must be less than trainer.max_steps 2000, or no path is ever chosen, got 2000",
+        ),
+        (["--optimizer.betas", "[0.9, 0.9999]"], "--optimizer.betas: with routing at most"),
         (["--trainer.max_steps", "5"], "--optimizer.warmup_steps: must be less than trainer.max_steps 5, got 1000"),
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
         (["--masking.random_share", "0.5"], "mask_share + random_share must be at most 1"),

@@ -62,6 +62,7 @@ _SHARES = (
     "routing.score_ema",
     "loader.max_corrupted",
 )
+_LARGEST_BETA = 0.9997  # beyond it bias is still to be corrected where the counting of updates ends, at 32,767
 
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -94,11 +95,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         heads = model.num_attention_heads
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
     yield from _knowledge_problems(config)
-    top = config.routing.top_layers
-    if top is not None and top < 1:
-        yield "routing.top_layers", f"must be at least 1, got {top}"
-    if config.routing.score_ema == 1:
-        yield "routing.score_ema", "must be less than 1, or no new score counts"
+    yield from _routing_problems(config)
     if trainer.keep_checkpoints < 2:
         reason = "so that a failed save never costs the last good one"
         yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"
@@ -128,3 +125,18 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "memory.word_frequency", f"must be 1 <= lowest <= highest, got {[low, high]}"
     if memory.word_quantiles is not None and not 0 <= memory.word_quantiles[0] <= memory.word_quantiles[1] <= 1:
         yield "memory.word_quantiles", f"must be 0 <= low <= high <= 1, got {list(memory.word_quantiles)}"
+
+
+def _routing_problems(config: Config) -> Iterator[tuple[str, str]]:
+    routing, betas = config.routing, config.optimizer.betas
+    if routing.top_layers is not None and routing.top_layers < 1:
+        yield "routing.top_layers", f"must be at least 1, got {routing.top_layers}"
+    if routing.score_ema == 1:
+        yield "routing.score_ema", "must be less than 1, or no new score counts"
+    if not routing.enabled:
+        return
+    if routing.start_step >= config.trainer.max_steps:
+        limit = f"trainer.max_steps {config.trainer.max_steps}"
+        yield "routing.start_step", f"must be less than {limit}, or no path is ever chosen, got {routing.start_step}"
+    if max(betas) > _LARGEST_BETA:
+        yield "optimizer.betas", f"with routing at most {_LARGEST_BETA}, got {list(betas)}; or routing.enabled false"

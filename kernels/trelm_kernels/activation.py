@@ -12,6 +12,8 @@ BLOCK_T, BLOCK_F = 16, 128
 
 def activate(inputs: Tensor, activation: str) -> Tensor:
     """The activation of that name."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: must be one of {', '.join(ACTIVATIONS)}, got {activation}")
     if activation == "relu":
         return F.relu(inputs)
     return F.gelu(inputs, approximate="none" if activation == "gelu" else "tanh")
@@ -20,7 +22,7 @@ def activate(inputs: Tensor, activation: str) -> Tensor:
 def before_activation(gradient: Tensor, inputs: Tensor, activation: str) -> Tensor:
     """Gradient by the activation's inputs from that by its outputs."""
     if activation == "relu":
-        return gradient * (inputs > 0)
+        return torch.where(inputs <= 0, 0, gradient)
     return torch.ops.aten.gelu_backward(gradient, inputs, approximate="none" if activation == "gelu" else "tanh")
 
 
@@ -31,7 +33,7 @@ def padded(chosen: int) -> int:
 
 def reference(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """`activation_backward` in plain torch."""
-    by_inputs = before_activation(gradient, inputs, activation)
+    by_inputs = before_activation(gradient, inputs, activation).contiguous()
     gap = padded(len(rows)) - len(rows)
     chosen_gradient, chosen = by_inputs.index_select(1, rows), activate(inputs.index_select(1, rows), activation)
     return by_inputs, F.pad(chosen_gradient, (0, gap)), F.pad(chosen, (0, gap))
@@ -55,15 +57,15 @@ def backward_and_compact(
     BLOCK_F: tl.constexpr,
 ):
     """One tile. A gather would later read nearly every sector again; here the values are in registers anyway."""
-    t = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
-    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    t = (tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = (t < tokens)[:, None] & (f < neurons)[None, :]
     slot = tl.load(slots + f, mask=f < neurons, other=-1)
     g = tl.load(gradient + t[:, None] * gradient_stride + f[None, :], mask=inside, other=0.0)
     x = tl.load(inputs + t[:, None] * inputs_stride + f[None, :], mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "relu":
-        slope = tl.where(x > 0, 1.0, 0.0)
-        output = tl.maximum(x, 0.0)
+        slope = tl.where(x <= 0, 0.0, 1.0)
+        output = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "gelu":
         below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
         slope = below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
@@ -73,7 +75,10 @@ def backward_and_compact(
         below = tl.sigmoid(twice)
         slope = below + x * below * tl.sigmoid(-twice) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
         output = x * below
-    back = (g.to(tl.float32) * slope).to(g.dtype)
+    back = g.to(tl.float32) * slope
+    if ACTIVATION == "relu":
+        back = tl.where(x <= 0, 0.0, back)  # where the gradient is infinite too
+    back = back.to(g.dtype)
     tl.store(by_inputs + t[:, None] * neurons + f[None, :], back, mask=inside)
     place = t[:, None] * chosen_stride + slot[None, :]
     kept = inside & (slot >= 0)[None, :]
@@ -83,6 +88,8 @@ def backward_and_compact(
 
 def launch(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """`activation_backward` by the kernel."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: must be one of {', '.join(ACTIVATIONS)}, got {activation}")
     tokens, neurons = inputs.shape
     gradient, inputs = (x if x.stride(1) == 1 else x.contiguous() for x in (gradient, inputs))
     by_inputs = gradient.new_empty(tokens, neurons)
@@ -90,7 +97,7 @@ def launch(gradient: Tensor, inputs: Tensor, rows: Tensor, activation: str) -> t
     if tokens and neurons:
         slots = torch.full((neurons,), -1, dtype=torch.int32, device=rows.device)
         slots[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-        backward_and_compact[(triton.cdiv(neurons, BLOCK_F), triton.cdiv(tokens, BLOCK_T))](
+        backward_and_compact[(triton.cdiv(tokens, BLOCK_T), triton.cdiv(neurons, BLOCK_F))](
             gradient,
             inputs,
             slots,

@@ -47,7 +47,15 @@ def launch(gradient: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
     if chosen:
         flags = kept.to(torch.uint8)
         mask_rows[(programs,)](
-            gradient, rows, flags, partial, chosen, gradient.shape[1], BLOCK_S=BLOCK_S, BLOCK_D=BLOCK_D, num_warps=4
+            gradient,
+            rows.contiguous(),
+            flags,
+            partial,
+            chosen,
+            gradient.shape[1],
+            BLOCK_S=BLOCK_S,
+            BLOCK_D=BLOCK_D,
+            num_warps=4,
         )
     return partial.sum(0)
 

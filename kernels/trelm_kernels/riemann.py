@@ -59,7 +59,8 @@ def partial_scores(
             mask=(t < targets)[:, None] & (f < neurons)[None, :],
             other=0.0,
         )
-        scores += tl.sum(tl.maximum(activation.to(tl.float32) * product, 0.0), axis=0)
+        attribution = activation.to(tl.float32) * product
+        scores += tl.sum(tl.maximum(attribution, 0.0, propagate_nan=tl.PropagateNan.ALL), axis=0)
     tl.store(partial + tl.program_id(1).to(tl.int64) * neurons + f, scores, mask=f < neurons)
 
 

@@ -103,7 +103,7 @@ def sum_splits(
 
 def launch(left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
     """`path_weight_gradient` by the kernels."""
-    tokens, chosen, size = len(left), len(rows), right.shape[1]
+    tokens, chosen, size, rows = len(left), len(rows), right.shape[1], rows.contiguous()
     left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
     weight = right.new_zeros(neurons, size)
     bias = right.new_zeros(neurons if with_bias else 0)

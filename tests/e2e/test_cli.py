@@ -189,6 +189,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
             ["neurons", "x", "--prompt", "[MASK]", "--answer", "x", "--out", "a"],
             "--out: give a file such as neurons.json",
         ),
+        (["neurons", "x", "--prompt", "[MASK]", "--answer", "x", "--out", "/proc/n.json"], "--out: /proc cannot be"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),
     ],

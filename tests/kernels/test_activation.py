@@ -59,6 +59,24 @@ def test_far_from_zero() -> None:
             torch.testing.assert_close(one[:, :5], other[:, :5], atol=1e-6, rtol=1e-6)
 
 
+def test_what_is_not_finite_passes_as_in_torch() -> None:
+    inf, nan = float("inf"), float("nan")
+    before, gradient = torch.tensor([[nan, 1.0, -1.0, 2.0, 0.0]]), torch.tensor([[3.0, nan, inf, inf, inf]])
+    leaf = before.clone().requires_grad_()
+    after = activate(leaf, "relu")
+    after.backward(gradient)
+    for backward in (launch, reference):
+        by_inputs, _, chosen = backward(gradient, before, torch.arange(5), "relu")
+        torch.testing.assert_close(by_inputs, leaf.grad, equal_nan=True)
+        torch.testing.assert_close(chosen[:, :5], after.detach(), equal_nan=True)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    for backward in (launch, reference):
+        with pytest.raises(ValueError, match="activation: must be one of relu, gelu, gelu_tanh, got silu"):
+            backward(*inputs((2, 3, 1)), "silu")
+
+
 def test_no_token() -> None:
     for backward in (launch, reference):
         shapes = [tuple(x.shape) for x in backward(*inputs((0, 5, 2)), "gelu")]
@@ -73,4 +91,7 @@ def test_strided_inputs() -> None:
 
 
 def test_the_operator_is_well_formed() -> None:
-    torch.library.opcheck(activation_backward, (*inputs((6, 12, 4)), "gelu"))
+    gradient, before, rows = inputs((6, 12, 4))
+    torch.library.opcheck(activation_backward, (gradient, before, rows, "gelu"))
+    turned = (x.t().contiguous().t() for x in (gradient, before))
+    torch.library.opcheck(activation_backward, (*turned, rows, "relu"))

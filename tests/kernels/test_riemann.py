@@ -52,3 +52,10 @@ def test_the_operator_is_well_formed() -> None:
 def test_repeatable() -> None:
     given = inputs((3, 300, 20, 10), torch.float32)
     assert torch.equal(launch(*given), launch(*given))
+
+
+def test_a_score_of_nan_is_seen() -> None:
+    gradients, weights, values, activations = inputs((3, 7, 8, 5), torch.float32)
+    activations[2, 1] = float("nan")
+    for scores in (launch, reference):
+        assert scores(gradients, weights, values, activations).isnan().tolist() == [False, True, False, False, False]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tests.routing.test_attribution import build, sizes, view_of
 from trelm_ds.corpus import TOKENIZER_FOLDER, load_tokenizer
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, Questions, answer_probabilities
 from trelm_ds.routing import Explanation, explain, plot, table, to_json
 
 PROMPT = "Person01 lives in [MASK]."
@@ -42,6 +43,37 @@ def test_asks_what_a_cloze_reader_would(tokenizer, tmp_path: Path) -> None:  # t
     assert found.scores.max() > 0
 
 
+def test_attributes_the_probability_that_it_prints(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    model = model_for(len(tokenizer))
+    with torch.no_grad():
+        model.head.bias.copy_(torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0)))
+    shown = []
+
+    def spy(states: torch.Tensor, word: Any, questions: Questions) -> torch.Tensor:
+        found = answer_probabilities(states, word, questions)
+        shown.append(found.detach())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trelm_ds.routing.attribution.answer_probabilities", spy)
+        found = explain(model, tokenizer, PROMPT, "City03", "right20")
+    # One of right20's nodes is 1, where nothing is scaled: there the attributed P is the printed one.
+    tokens = len(tokenizer("City03", add_special_tokens=False)["input_ids"])
+    means = torch.cat([probabilities.view(-1, tokens).mean(1) for probabilities in shown])
+    assert (means - found.probability).abs().min() < 1e-6
+
+
+def test_space_around_the_answer_is_none_of_it(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    model = model_for(len(tokenizer))
+    spaced, plain = (explain(model, tokenizer, PROMPT, answer) for answer in (" City03 ", "City03"))
+    assert torch.equal(spaced.scores, plain.scores)
+
+
+def test_dollars_are_no_formula(tmp_path: Path) -> None:
+    plot(Explanation(r"a $\foo{$ [MASK]", "x", 0.5, torch.ones(1, 2), None), tmp_path / "map.png")
+    assert (tmp_path / "map.png").is_file()
+
+
 def test_lists_the_strongest_and_what_is_on_the_path(tmp_path: Path) -> None:
     scores = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 2.0]])
     found = Explanation(PROMPT, "City03", 0.25, scores, torch.tensor([[0]]))  # the upper layer alone has a path
@@ -66,7 +98,12 @@ def test_lists_the_strongest_and_what_is_on_the_path(tmp_path: Path) -> None:
         ("no blank", "City03", "--prompt: must hold [MASK] once"),
         ("[MASK] [MASK]", "City03", "--prompt: must hold [MASK] once"),
         (PROMPT, "  ", "--answer: must not be empty"),
-        (PROMPT, "\u4e2d", "--answer: the tokenizer knows no token"),
+        (PROMPT, "\u4e2d", "--answer: the tokenizer does not know all of"),
+        (PROMPT, "City03 \u4e2d", "--answer: the tokenizer does not know all of"),
+        (PROMPT, "[MASK]", "--answer: [MASK] is no text"),
+        (PROMPT, "City03 \udcff", "--answer: is not valid UTF-8"),
+        ("\udcff " + PROMPT, "City03", "--prompt: is not valid UTF-8"),
+        ("[SEP] " + PROMPT, "City03", "--prompt: [SEP] is no text"),
         (PROMPT * 1 + " near the river" * 9, "City03", "--prompt: has"),
     ],
 )

@@ -56,6 +56,21 @@ def test_turnover_counts_what_has_left() -> None:
     assert ours.turnover == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("facts", [0, 3])
+def test_a_refresh_that_finds_nothing_leaves_the_path(facts: int) -> None:
+    ours = paths()
+    nothing = Scores(*(torch.zeros_like(score) for score in scores(0)[:3]), torch.tensor(float(facts)))
+    ours.update(nothing)
+    assert ours.neurons is None
+    ours.update(scores(0))
+    before = ours.neurons
+    ours.update(nothing)
+    assert ours.neurons is before
+    assert ours.scores is not None
+    assert torch.equal(ours.scores.neurons, scores(0).neurons / 4)
+    assert (ours.scores.facts.item(), ours.turnover) == (facts, 0.0)
+
+
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
     paths().save(tmp_path)  # nothing before the first refresh
     assert not (tmp_path / FILE).exists()

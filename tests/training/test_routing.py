@@ -18,12 +18,12 @@ from tests.training.test_pretrain import continued, fails, train, train_then_con
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
-from trelm_ds.routing import KnowledgePaths, read_paths
+from trelm_ds.routing import KnowledgePaths, Scores, read_paths
 from trelm_ds.shards import Manifest
 from trelm_ds.training.checkpoint import checkpoints_folder, committed
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.export import full_weights
-from trelm_ds.training.routing import FOLDER
+from trelm_ds.training.routing import FOLDER, Routing
 from trelm_ds.training.setup import build_model
 from trelm_ds.training.signals import StopSignals
 from trelm_ds.training.tracking import read_metrics
@@ -262,5 +262,26 @@ def test_nothing_asked_nothing_routed(one_rank: Ranks, tiny_dataset: Path, tmp_p
         train(settings, tiny_dataset, tmp_path / "run", one_rank)
     assert not (committed(tmp_path / "run")[0] / FOLDER).exists()
     rare = with_cka(config(), max_token_share=1e-9)  # asks, but hardly ever
-    train(rare, tiny_dataset, tmp_path / "rare", one_rank)
+    with pytest.warns(UserWarning, match="routing: at step 0 no fact was looked at, so all neurons are updated"):
+        train(rare, tiny_dataset, tmp_path / "rare", one_rank)
     assert all("path_neurons" not in point for point in read_metrics(tmp_path / "rare"))
+
+
+def test_scores_that_are_not_finite_choose_nothing(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Routing, *_: Any) -> Scores:
+        neurons = torch.ones(2, 48).index_fill(1, torch.tensor([3]), float("nan"))
+        return Scores(neurons, torch.ones(2, 32), torch.ones(2, 32), torch.ones(()))
+
+    monkeypatch.setattr(Routing, "_attribute", broken)
+    with pytest.warns(UserWarning, match="routing: at step 0 scores are not finite numbers"):
+        train(config(max_steps=2), tiny_dataset, tmp_path / "run", one_rank)
+    assert all("path_neurons" not in point for point in read_metrics(tmp_path / "run"))
+
+
+def test_routing_that_is_off_may_have_any_settings(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config(routing={"enabled": False}, max_steps=2), tiny_dataset, run, one_rank)
+    train(config(routing={"enabled": False, "density": 0.5}), tiny_dataset, run, one_rank)
+    assert len(read_metrics(run)) == 4

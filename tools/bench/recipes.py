@@ -132,18 +132,36 @@ def _with_tiers(source: Path, target: Path, dataset: Path) -> None:
     staging.rename(target)
 
 
+def check_settings(run_folder: Path, settings: list[str]) -> None:
+    """Refuses a run of that name that was made with other settings; those of the model are the start model's."""
+    made = run_folder / "config.yaml"
+    if not made.is_file():
+        return
+    command = [sys.executable, "-m", "trelm_ds", "pretrain", *settings, "--print-config"]
+    wanted = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for section, values in yaml.safe_load(made.read_text()).items():
+        for name, value in values.items():
+            now = wanted.get(section, {}).get(name, value)  # a setting that there is no more
+            if section != "model" and now != value:
+                raise SystemExit(
+                    f"{run_folder}: made with {section}.{name} {value}, now {now}; remove it, or another --work"
+                )
+
+
 def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
     """Trains, exports and probes one run, or what of it is missing; returns its folder."""
     recipe, overrides = world.plan[name]
     folder = runs / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     log, result = folder / "log.txt", folder / "lama.json"
-    if result.is_file():
-        return folder
     configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
     seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
     place = ["--data", str(world.dataset), "--out", str(folder / "run")]
-    trelm(log, "pretrain", *configs, *place, *QUIET, *seeds, *world.overrides, *overrides)
+    settings = [*configs, *place, *QUIET, *seeds, *world.overrides, *overrides]
+    check_settings(folder / "run", settings)
+    if result.is_file():
+        return folder
+    trelm(log, "pretrain", *settings)
     trelm(log, "export", str(folder / "run"), str(folder / "model"))
     where = ["--model", str(folder / "model"), "--data", str(world.lama), "--out", str(result)]
     trelm(log, "evaluate", "lama", *where)

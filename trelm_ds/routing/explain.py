@@ -56,13 +56,17 @@ def explain(
         path: int64 [L', S], of a checkpoint.
 
     Raises:
-        UserError: a prompt without exactly one [MASK], an answer that is no text, more tokens than positions.
+        UserError: a prompt without exactly one [MASK], an answer that is no text or that the tokenizer cannot write,
+            more tokens than positions.
     """
     if prompt.count(MASK) != 1:
         raise UserError(f"--prompt: must hold {MASK} once, got {prompt!r}")
-    if not answer.strip():
-        raise UserError("--answer: must not be empty")
     before, after = prompt.split(MASK)
+    answer = answer.strip()
+    _check_text("--prompt", before + after, tokenizer)
+    _check_text("--answer", answer, tokenizer)
+    if not answer:
+        raise UserError("--answer: must not be empty")
     encoded = tokenizer(before + answer + after, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
     positions = torch.tensor(
@@ -75,21 +79,41 @@ def explain(
     if len(ids) > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings
         raise UserError(f"--prompt: has {len(ids)} tokens, the model reads {most}; shorten it")
-    if not len(positions) or not (set(ids[positions].tolist()) - {tokenizer.unk_token_id}):
-        raise UserError(f"--answer: the tokenizer knows no token of {answer!r}")
     labels = ids[positions]
+    if not len(positions) or tokenizer.unk_token_id in labels.tolist():
+        raise UserError(f"--answer: the tokenizer does not know all of {answer!r}")
     ids = ids.index_fill(0, positions, tokenizer.mask_token_id)
     nothing = positions.new_zeros(0)
     fact = torch.zeros_like(positions)
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
+    # Training compares words without the head's bias, a cloze reader with it: as if by corrected candidates, all words.
+    words, bias = torch.arange(model.config.vocab_size), model.head.bias
     questions = Questions(
-        labels, fact, torch.arange(len(fact)), positions, nothing.view(0, 2), torch.zeros(0, 1), fact[:1] > 0, nothing
+        labels,
+        fact,
+        torch.arange(len(fact)),
+        positions,
+        nothing.view(0, 2),
+        torch.zeros(0, 1),
+        fact[:1] > 0,
+        words,
+        -bias,
     )
     found = attribute(model, Documents(ids, bounds, len(ids), None, questions), QUADRATURES[quadrature])
     with torch.no_grad():
         logits = model.logits(model.encoder(ids, bounds, len(ids))[positions]).float()
     probability = logits.softmax(-1).gather(1, labels[:, None]).mean().item()
     return Explanation(prompt, answer, probability, found.neurons, path)
+
+
+def _check_text(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: is not valid UTF-8") from None
+    for token in tokenizer.all_special_tokens:
+        if token in text:
+            raise UserError(f"{name}: {token} is no text for this tokenizer; leave it out")
 
 
 def on_path(found: Explanation) -> Tensor | None:
@@ -162,7 +186,7 @@ def plot(found: Explanation, file: Path) -> None:
     heat.set_xlabel(f"neuron (strongest of {padded.shape[1] // columns} neighbours)")
     heat.set_ylabel("layer")
     heat.set_yticks(range(layers))
-    heat.set_title(f"{found.prompt} -> {found.answer}  (p = {found.probability:.3f})", fontsize=10)
+    heat.set_title(f"{found.prompt} -> {found.answer}  (p = {found.probability:.3f})", fontsize=10, parse_math=False)
     whole = found.scores.sum(1)
     sums.barh(range(layers), whole.tolist(), color="tab:gray", label="all")
     chosen = on_path(found)

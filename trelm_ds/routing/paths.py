@@ -50,8 +50,13 @@ class KnowledgePaths:
         """Chooses the paths anew.
 
         Args:
-            found: sums over all ranks, the same on each, of at least one fact.
+            found: sums over all ranks, the same on each. Without a fact, or a neuron that any fact comes from, the
+                paths stay.
         """
+        if not found.neurons.any():
+            if self.scores is not None:
+                self.scores, self.turnover = self.scores._replace(facts=found.facts), 0.0
+            return
         new = Scores._make([*(score / found.facts for score in found[:3]), found.facts])
         if self.scores is not None:
             old = self._config.score_ema
@@ -98,7 +103,10 @@ class KnowledgePaths:
         state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
         if self.turnover is not None:
             state["turnover"] = torch.tensor(self.turnover, dtype=torch.float64)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
+        except SafetensorError as error:  # what a full disk is to safetensors
+            raise OSError(f"{folder / FILE}: {error}") from error
 
     def load(self, folder: FilePath) -> None:
         """Takes the state up again.

@@ -22,7 +22,7 @@ from trelm_ds.training.negatives import Negatives
 from trelm_ds.training.queries import Asked, Queries, Questions
 from trelm_ds.training.spans import Sequences, Spans, WordFinder, items_of
 
-_APPLY, _TRIPLE, _KEEP, _APPLY_WORD, _ROUTE = 32, 33, 34, 35, 36  # set the draws' keys apart
+_APPLY, _TRIPLE, _KEEP, _APPLY_WORD, _ROUTE, _ROUTE_FACT = 32, 33, 34, 35, 36, 37  # set the draws' keys apart
 
 
 class Annotation(NamedTuple):
@@ -240,7 +240,13 @@ class Annotator:
         owner = mentions.owner[asked.mention]
         routed = (drawn < routing.sample_fraction)[owner]
         if self.config.cka.decoder == "product":
-            routed &= np.diff(owner, prepend=-1) != 0
+            # Drawn like the sequences, so that every fact has its turn over the passes.
+            first = np.flatnonzero(np.diff(owner, prepend=-1))
+            counts = np.diff(first, append=len(owner))
+            drawn = keyed_uniform(_ROUTE_FACT, after=keyed_bits(self._seed, read.epochs, read.sample_ids))
+            one = np.zeros(len(owner), dtype=bool)
+            one[first + (drawn[owner[first]] * counts).astype(np.int64)] = True
+            routed &= one
         return routed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class Routing:
     def __init__(self, config: Config, sizes: EncoderConfig, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
         self.paths = KnowledgePaths(config.routing, sizes, ranks.device)
-        self._seconds = 0.0  # of attribution since the last log point
+        self._seconds, self._warned = 0.0, False  # of attribution since the last log point
 
     def refresh(self, engine: DeepSpeedEngine, read: StepBatches, knowledge: StepKnowledge, step: int) -> None:
         """Chooses the paths anew where the schedule says so; before the step.
@@ -58,10 +59,19 @@ class Routing:
         for score in scores:
             dist.all_reduce(score)
             dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
-        if scores.facts > 0:
+        if all(bool(score.isfinite().all()) for score in scores):
             self.paths.update(scores)
             self.paths.install(engine.module)
+            self._warn_of_nothing(step, "no fact was looked at, so all neurons are updated; raise sample_fraction")
+        else:
+            self._warn_of_nothing(step, "scores are not finite numbers, so there is no path yet")
         self._seconds += self._now() - begun
+
+    def _warn_of_nothing(self, step: int, reason: str) -> None:
+        """Once, where a refresh has left the run without a path."""
+        if self.paths.neurons is None and not self._warned and self._ranks.rank == 0:
+            self._warned = True
+            warnings.warn(f"routing: at step {step} {reason}", stacklevel=3)
 
     def _attribute(self, view: MaskedLanguageModel, read: StepBatches, knowledge: StepKnowledge) -> Scores:
         routing, device = self._config.routing, self._ranks.device

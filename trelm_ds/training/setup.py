@@ -133,6 +133,7 @@ def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> 
     for name, value in flatten(config).items():
         # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
         free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
+        free = free or (name.startswith("routing.") and not routes(config) and name != "routing.enabled")
         if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return common
