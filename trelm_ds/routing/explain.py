@@ -192,6 +192,6 @@ def plot(found: Explanation, file: Path) -> None:
     chosen = on_path(found)
     if chosen is not None:
         sums.barh(range(layers), (found.scores * chosen).sum(1).tolist(), color="tab:orange", label="on path")
-        sums.legend(frameon=False, fontsize=8)
+        sums.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     sums.set_xlabel("sum of the layer")
     figure.savefig(file, dpi=130)

@@ -83,8 +83,8 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_clipping": (config.optimizer.max_grad_norm, "optimizer.max_grad_norm"),
         "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
         "steps_per_print": (1_000_000_000, "this program, which logs by itself (trainer.log_every)"),
-        "zero_allow_untested_optimizer": (True, "this program: its optimizer is torch's AdamW"),
-        "zero_force_ds_cpu_optimizer": (False, "this program: its optimizer is torch's AdamW"),
+        "zero_allow_untested_optimizer": (True, "this program, which has an AdamW of its own"),
+        "zero_force_ds_cpu_optimizer": (False, "this program, which has an AdamW of its own"),
     }
     for name, (value, source) in ours.items():
         _fill(content, name, value, source, path)

@@ -36,7 +36,7 @@ class Routing:
     """
 
     def __init__(self, config: Config, sizes: EncoderConfig, ranks: Ranks) -> None:
-        self._config, self._ranks = config, ranks
+        self._config, self._sizes, self._ranks = config, sizes, ranks
         self.paths = KnowledgePaths(config.routing, sizes, ranks.device)
         self._seconds, self._warned = 0.0, False  # of attribution since the last log point
 
@@ -121,6 +121,13 @@ class Routing:
         if whole > 0:
             found["path_gradient_kept"] = (kept / whole) ** 0.5
         return found
+
+    def describe(self) -> str:
+        """For people: what is updated."""
+        routing, sizes = self._config.routing, self._sizes
+        layers = sizes.num_hidden_layers - self.paths.first_layer
+        every = f"chosen every {routing.refresh_every} steps by {routing.sample_fraction:.3g} of the facts"
+        return f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons are updated, {every}"
 
     def save(self, checkpoint: Path) -> None:
         """Writes the paths into a checkpoint, from rank 0."""

@@ -242,6 +242,8 @@ class Trainer:
             notes.append(f"knowledge: {sizes}")
         if self.steps.annotator is not None:
             notes.append(f"selection: {self.steps.annotator.index.describe_importance()}")
+        if self.routing is not None:
+            notes.append(f"routing: {self.routing.describe()}")
         return Journal(self.config, self.ds_config, self.run, self.step, self._about(), notes)
 
     def _about(self) -> dict[str, Any]:
