@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
-import re
-import time
+import subprocess
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trelm_ds.config import Config, flatten
-from trelm_ds.errors import UserError
-from trelm_ds.files import write_atomically
+from trelm_ds.config import Config, flatten, public
+from trelm_ds.files import append_line, write_atomically
+from trelm_ds.redact import without_password
 from trelm_ds.shards import Damage
+from trelm_ds.training.drain import Drain, say
+from trelm_ds.training.mlflow_sender import Sender
+from trelm_ds.training.spool import SPOOL, Spool
 
 METRICS = "metrics.jsonl"
 QUARANTINE = "quarantine.jsonl"
-_RUN_ID = "mlflow_run.json"
+_WAIT_FINISHED_S = 60.0
+_WAIT_STOPPED_S = 10.0
 
 
 def tracking_uri(config: Config, run: Path) -> str:
@@ -38,8 +41,7 @@ class MetricsFile:
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **metrics}))
 
 
 def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
@@ -54,8 +56,7 @@ def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
         if (damage.shard, damage.offset) not in known:
             warnings.warn(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})", stacklevel=2)
             entry = {name: value for name, value in damage._asdict().items() if name != "block"}
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry | {"step": step}) + "\n")
+            append_line(path, json.dumps(entry | {"step": step}))
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -73,105 +74,72 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 class MlflowRun:
-    """An MLflow run that outlives interruptions: its id is kept in the run folder.
+    """An MLflow run that outlives interruptions of training and of the server.
 
-    What MLflow cannot take while training goes on (its server is down) costs a warning, never the run.
+    What is logged goes into the spool in the run folder; a thread brings it to MLflow.
 
     Args:
         config: of the run, logged as parameters.
         run: its folder.
+        step: steps done before.
         about: further parameters: what the configuration does not say.
+        tags: of the MLflow run.
 
     Raises:
-        UserError: the store cannot be opened at the start.
+        UserError: the tracking address cannot work. A server that does not answer is no such case.
     """
 
-    def __init__(self, config: Config, run: Path, about: dict[str, Any]) -> None:
-        # Defaults retry for minutes; training waits meanwhile.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        self.uri = tracking_uri(config, run)
-        try:
-            self._client = MlflowClient(self.uri)
-            self.run_id = self._continue(config, run) or self._start(config, run, about)
-        except Exception as error:  # whatever the store raises
-            shown = without_password(self.uri)
-            reason = _first_line(error).replace(self.uri, shown)
-            raise UserError(f"tracking.uri: cannot use {shown}: {without_password(reason)}") from None
-
-    def _continue(self, config: Config, run: Path) -> str | None:
-        try:
-            run_id = json.loads((run / _RUN_ID).read_text(encoding="utf-8"))["run_id"]
-        except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
-            return None
-        try:
-            self._client.update_run(run_id, status="RUNNING")
-            logged = self._client.get_run(run_id).data.params
-            # Parameters cannot be changed; what a continuation does otherwise becomes a tag.
-            for name, value in flatten(public(config)).items():
-                if name in logged and logged[name] != str(value):
-                    self._client.set_tag(run_id, f"continued.{name}", str(value))
-        except Exception:  # another store, or the run was deleted there: start a new one
-            return None
-        return run_id
-
-    def _start(self, config: Config, run: Path, about: dict[str, Any]) -> str:
-        from mlflow.entities import Param
-
-        name = config.tracking.experiment
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            local = self.uri.startswith("sqlite:")
-            location = (run.resolve().parent / "mlartifacts").as_uri() if local else None
-            experiment_id = self._client.create_experiment(name, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-        started = self._client.create_run(experiment_id, run_name=config.tracking.run_name or run.name)
-        run_id = started.info.run_id
-        parameters = [Param(key, str(value)) for key, value in (flatten(public(config)) | about).items()]
-        self._client.log_batch(run_id, params=parameters)
-        write_atomically(run / _RUN_ID, json.dumps({"run_id": run_id, "experiment": name}) + "\n")
-        return run_id
+    def __init__(self, config: Config, run: Path, step: int, about: dict[str, Any], tags: dict[str, str]) -> None:
+        self._run, self._failed = run, False
+        self._spool = Spool(run)
+        sender = Sender(run, tracking_uri(config, run), say)
+        params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
+        self._spool.begin(step, config.tracking.experiment, config.tracking.run_name or run.name, params, tags)
+        self._drain = Drain(sender)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        from mlflow.entities import Metric
+        """A log point; one of a step that is recorded already is left out."""
+        self._note(lambda: self._spool.metrics(step, metrics))
 
-        now = int(time.time() * 1000)
-        entries = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._try(lambda: self._client.log_batch(self.run_id, metrics=entries))
-
-    def log_file(self, path: Path) -> None:
-        self._try(lambda: self._client.log_artifact(self.run_id, str(path)))
+    def log_file(self, name: str) -> None:
+        """A file of the run folder."""
+        self._note(lambda: self._spool.file(name))
 
     def end(self, status: Literal["FINISHED", "KILLED", "FAILED"]) -> None:
-        self._try(lambda: self._client.set_terminated(self.run_id, status=status))
+        """Waits for MLflow, but not for long: a run that is stopped has little time, and is to be continued."""
+        self._note(lambda: self._spool.status(status))
+        if left := self._drain.close(_WAIT_FINISHED_S if status == "FINISHED" else _WAIT_STOPPED_S):
+            say(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
 
-    def _try(self, call: Callable[[], Any]) -> None:
+    def _note(self, write: Callable[[], Any]) -> None:
         try:
-            call()
-        except Exception as error:
-            warnings.warn(
-                f"MLflow: {without_password(_first_line(error))} (metrics are also in {METRICS})", stacklevel=3
-            )
+            write()
+        except OSError as error:  # a full disk is no reason to stop training
+            if not self._failed:
+                say(f"{self._run / SPOOL}: cannot be written ({error.strerror}); MLflow will lack what is logged now")
+            self._failed = True
+        self._drain.wake()
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line.split(" (Caused by")[0][:300]
+def source_tags(hosts: list[str]) -> dict[str, str]:
+    """MLflow's tags of where a run comes from: program, user, commit of a checkout; and the names of the nodes."""
+    tags = {"mlflow.source.name": "trelm pretrain", "mlflow.source.type": "JOB"}
+    with contextlib.suppress(OSError, KeyError):  # a user id without a name, as in containers
+        tags["mlflow.user"] = getpass.getuser()
+    if commit := _git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    return tags | {f"system.node-{number}": host for number, host in enumerate(hosts)}
 
 
-def without_password(text: str) -> str:
-    """The text with user and password taken out of every address in it."""
-    return re.sub(r"(\w://)[^/@\s]*@", r"\1...@", text)
+def _git_commit() -> str | None:
+    """The commit this package runs from; None where it is installed, also below somebody else's checkout."""
 
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
-def public(config: Config) -> Config:
-    """The configuration as it may be written down: no password in the tracking address."""
-    uri = config.tracking.uri
-    return replace(config, tracking=replace(config.tracking, uri=uri and without_password(uri)))
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
