@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from trelm_ds.errors import UserError
 from trelm_ds.model import DECODER, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
 from trelm_ds.training import checkpoint
-from trelm_ds.training.distributed import import_deepspeed
+from trelm_ds.training.saved_state import open_saved_state
 
 
 class Opened(NamedTuple):
@@ -77,20 +74,6 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
 
 
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
-    """The fp32 weights of a verified checkpoint, gathered from all ranks' files."""
-    if zero_stage == 0:
-        return _module_weights(folder)
-    import_deepspeed()
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints its progress
-        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    # Under ZeRO 1 DeepSpeed looks for trained weights only; what routing has frozen is where the model itself is kept.
-    return _module_weights(folder) | weights if zero_stage == 1 else weights
-
-
-def _module_weights(folder: Path) -> dict[str, Tensor]:
-    """The model's weights as rank 0 has saved them, in fp32."""
-    # DeepSpeed's files are pickles; they were checked against the manifest's hashes before this point.
-    state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return {name: tensor.float() for name, tensor in state["module"].items()}
+    """The weights of a verified checkpoint, in fp32, gathered from all ranks' files."""
+    saved = open_saved_state(folder, zero_stage)
+    return {name: saved.weight(name) for name in saved.shapes}
