@@ -1,0 +1,53 @@
+"""Named points at which a test kills the run: `TRELM_KILL_AT=POINT[:N[:RANK]]`.
+
+The process that reaches POINT for the N-th time (from 1; default 1) on RANK (default: any) kills itself with SIGKILL,
+and with RANK `all` the parent and all it has started as well, as when a node loses power.
+Without the variable nothing happens. tools/kill_run.py and the tests use it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+POINTS = (
+    "step-read",  # the step's batch is there
+    "routing-refreshed",  # new paths are installed
+    "step-backward",  # gradients are complete, nothing is updated
+    "step-updated",  # weights are, the memory bank is not
+    "step-done",  # before the log point
+    "log-written",  # metrics.jsonl has the log point
+    "save-started",  # the hidden folder is there, empty
+    "save-mid-file",  # part of a file is written
+    "save-between-files",  # DeepSpeed's are written, ours are not
+    "save-written",  # all of this rank's files are, no manifest
+    "commit-before-manifest",
+    "commit-before-rename",
+    "commit-before-pointer",
+    "commit-before-prune",
+    "prune-mid",  # the manifest of an old checkpoint is gone, its files are not
+)
+
+_reached: Counter[str] = Counter()
+
+
+def reach(point: str) -> None:
+    """Marks a point of the program; kills the process where the environment asks for it."""
+    if plan := os.environ.get("TRELM_KILL_AT"):
+        _reached[point] += 1
+        name, _, rest = plan.partition(":")
+        number, _, rank = rest.partition(":")
+        if name == point and _reached[point] == int(number or 1) and rank in ("", "all", os.environ.get("RANK", "0")):
+            _kill(everyone=rank == "all")
+
+
+def _kill(everyone: bool) -> None:
+    if everyone:
+        import psutil
+
+        parent = psutil.Process(os.getppid())
+        for process in (parent, *parent.children()):
+            if process.pid != os.getpid():
+                process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
