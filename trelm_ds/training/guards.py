@@ -1,0 +1,118 @@
+"""Steps that are not taken: a loss or gradient that is not finite on any rank, a loss far above the last ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trelm_ds.config import GuardsConfig
+from trelm_ds.errors import CommonError
+from trelm_ds.files import append_line
+from trelm_ds.routing import LazyAdamW
+
+SKIPPED = "skipped_steps.jsonl"  # in the run folder
+_RECENT = 1000  # steps over which skipped ones are counted
+LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
+
+
+class SkippableAdamW(LazyAdamW):
+    """`LazyAdamW` that can be told to leave everything as it is.
+
+    DeepSpeed calls `step` at the end of its own, once for every group or partition.
+
+    Attributes:
+        skips: whether `step` does nothing.
+    """
+
+    skips = False
+
+    def step(self, closure: Any = None) -> Any:
+        """One step, or none."""
+        return None if self.skips else super().step(closure)
+
+
+class Guard:
+    """Judges steps by numbers that are the same on all ranks, so that all of them come to the same decision.
+
+    Args:
+        settings: window and budget.
+        run: where skipped steps are written down.
+        writes: whether this rank does.
+    """
+
+    def __init__(self, settings: GuardsConfig, run: Path, writes: bool) -> None:
+        self._settings, self._path, self._writes = settings, run / SKIPPED, writes
+        self._losses: deque[float] = deque(maxlen=settings.spike_window)
+        self._skipped: deque[int] = deque()  # steps of the last 1,000
+        self.count = 0  # of the whole run
+
+    def judge(self, loss: float) -> str | None:
+        """Why a step with this loss must not be taken; None where nothing speaks against it.
+
+        Args:
+            loss: mean over the whole global batch.
+        """
+        if not math.isfinite(loss):
+            return LOSS
+        if self._settings.spike_sigma and len(self._losses) == self._settings.spike_window:
+            mean = statistics.fmean(self._losses)
+            if loss > mean + self._settings.spike_sigma * statistics.pstdev(self._losses, mean):
+                return SPIKE
+        return None
+
+    def took(self, loss: float) -> None:
+        """A step was taken."""
+        self._losses.append(loss)
+
+    def skipped(self, step: int, reason: str, loss: float, samples: Iterable[int]) -> None:
+        """Writes down that a step was not.
+
+        Args:
+            step: its number, from 1.
+            reason: why.
+            loss: its mean loss.
+            samples: ids of its global batch.
+
+        Raises:
+            CommonError: more have been skipped than the budget allows.
+        """
+        self.count += 1
+        self._skipped.append(step)
+        while self._skipped[0] <= step - _RECENT:
+            self._skipped.popleft()
+        if self._writes:
+            entry = {"step": step, "reason": reason, "loss": repr(loss), "samples": list(samples)}
+            try:
+                append_line(self._path, json.dumps(entry))
+            except OSError as error:  # a full disk is no reason to stop training
+                warnings.warn(f"{self._path}: cannot be written: {error.strerror}", stacklevel=2)
+        if len(self._skipped) > (budget := self._settings.max_skipped):
+            raise CommonError(
+                f"guards.max_skipped: {len(self._skipped)} of the last {min(step, _RECENT):,} steps were skipped, "
+                f"{budget} are allowed; the last is step {step} ({reason}), its samples are in {self._path}; lower "
+                "optimizer.lr, or look at the samples, and start the same command again"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint's manifest."""
+        return {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes a state up again."""
+        self._losses.extend(state.get("losses", []))
+        self._skipped.extend(state.get("skipped", []))
+        self.count = state.get("count", 0)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
+    """Of all gradients together. They must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
