@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from trelm_ds import __version__
 from trelm_ds.errors import RankError, UserError
 from trelm_ds.files import write_atomically
+from trelm_ds.redact import without_password
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
@@ -32,7 +33,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a check failed, 2 a mistake of the user's, 128 + n stopped by signal n."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 a check failed, 2 a mistake of the user's, 75 stopped by its time limit, 128 + n by signal n.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _warn_in_one_line
     try:
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         # Under torchrun all ranks raise the same mistake; one line is enough.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"trelm: error: {error}", file=sys.stderr, flush=True)
+            print(f"trelm: error: {without_password(str(error))}", file=sys.stderr, flush=True)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _warn_in_one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"warning: {without_password(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def _run(arguments: list[str]) -> int:
@@ -62,11 +66,13 @@ def _run(arguments: list[str]) -> int:
     _add_prepare(commands)
     _add_verify(commands)
     commands.add_parser("pretrain", help="train on a prepared dataset", add_help=False)
+    _add_sync(commands)
     _add_export(commands)
     _add_evaluate(commands)
     _add_importance(commands)
     _add_strategies(commands)
     _add_neurons(commands)
+    _add_checkpoints(commands)
     if arguments[:1] == ["pretrain"]:  # its options are the settings' tree, read by jsonargparse
         return _pretrain(arguments[1:])
     namespace = parser.parse_args(arguments)
@@ -213,7 +219,7 @@ def _pretrain(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from jsonargparse import ArgumentParser
 
-    from trelm_ds.config import to_yaml
+    from trelm_ds.config import public, to_yaml
     from trelm_ds.settings import add_settings, parse
 
     parser = ArgumentParser(
@@ -229,14 +235,37 @@ def _pretrain(arguments: list[str]) -> int:
     add_settings(parser)
     config, namespace = parse(parser, arguments)
     if namespace.print_config:
-        print(to_yaml(config), end="")
+        print(to_yaml(public(config)), end="")
         return 0
     for name in ("data", "out"):
         if getattr(namespace, name) is None:
             raise UserError(f"--{name}: required; see `trelm pretrain --help`")
-    from trelm_ds.training import pretrain
+    from trelm_ds.training import FailedElsewhereError, pretrain
 
-    return pretrain(config, namespace.data, Path(namespace.out))
+    try:
+        return pretrain(config, namespace.data, Path(namespace.out))
+    except FailedElsewhereError:  # which has been said
+        return 1
+
+
+def _add_sync(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "sync",
+        help="send a run's waiting log points to MLflow",
+        description="Sends what MLflow could not take while the run was training. A run that continues does it by "
+        "itself. Nothing is sent twice, so it may be repeated.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--uri", help="tracking URI (default: the one that the run uses)")
+    parser.set_defaults(action=_sync)
+
+
+def _sync(namespace: argparse.Namespace) -> int:
+    from trelm_ds.training import sync
+
+    number, address = sync(namespace.run, namespace.uri)
+    print(f"{namespace.run}: {number} entries sent to {address}")
+    return 0
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -401,6 +430,29 @@ def _neurons(namespace: argparse.Namespace) -> int:
         plot(found, namespace.out.with_suffix(".png"))
         print(f"{namespace.out} and {namespace.out.with_suffix('.png')} written")
     return 0
+
+
+def _add_checkpoints(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "checkpoints",
+        help="list, check or prune a run's checkpoints",
+        description="Lists the committed checkpoints of a run. Exit code 1 when --verify finds a damaged one.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `trelm pretrain`")
+    parser.add_argument("--verify", action="store_true", help="check size and hash of every file")
+    parser.add_argument("--prune", type=int, metavar="KEEP", help="keep the newest KEEP, remove the others")
+    parser.set_defaults(action=_checkpoints)
+
+
+def _checkpoints(namespace: argparse.Namespace) -> int:
+    from trelm_ds.training.catalogue import catalogue, prune_run, to_table
+
+    if namespace.prune is not None:
+        for path in prune_run(namespace.run, namespace.prune):
+            print(f"{path}: removed")
+    found = catalogue(namespace.run, namespace.verify)
+    print(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet")
+    return int(any(entry.problem for entry in found))
 
 
 def _check_result_file(out: Path | None, example: str) -> None:

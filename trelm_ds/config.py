@@ -6,10 +6,12 @@ A run is one YAML file plus dotted overrides: `trelm pretrain --config run.yaml 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import yaml
+
+from trelm_ds.redact import without_password
 
 
 @dataclass
@@ -230,11 +232,31 @@ class TrainerConfig:
     log_every: int = 10
     """steps between two log points (progress bar, MLflow)"""
     checkpoint_every: int = 1000
-    """steps between two checkpoints; one is always written at the end and on SIGINT, SIGTERM or SIGUSR1"""
+    """steps between two checkpoints; one is always written at the end and when the run is stopped"""
+    max_minutes: float | None = None
+    """stop after this time, with a checkpoint and exit code 75; the same command continues"""
+    async_checkpoints: bool = True
+    """write checkpoints on a thread while the next step computes its gradients; false: training waits for the disk"""
     keep_checkpoints: int = 2
     """number of newest checkpoints kept, at least 2"""
+    keep_every: int | None = None
+    """checkpoints at multiples of this step are kept for good"""
     resume: str = "auto"
     """auto: continue RUN's last checkpoint; never: refuse to start where one exists; else a checkpoint to start from"""
+
+
+@dataclass
+class GuardsConfig:
+    """Steps that are not taken, and how many of them end the run."""
+
+    spike_sigma: float = 0.0
+    """skip a step whose loss is this many standard deviations above the mean of the last spike_window; 0: never"""
+    spike_window: int = 100
+    """steps taken that a loss is compared with"""
+    max_skipped: int = 10
+    """steps of the last 1,000 that may be skipped, for this or because loss or gradient is not finite"""
+    hang_minutes: float = 20.0
+    """end a run in which nothing has moved for so long, with the stacks of all ranks in RUN/stacks; 0: never"""
 
 
 @dataclass
@@ -249,6 +271,8 @@ class TrackingConfig:
     """experiment name"""
     run_name: str | None = None
     """default: the run folder's name"""
+    system_metrics_every_s: float = 10.0
+    """seconds between two looks at each node's CPU, memory, disk, network and GPUs; 0: none"""
 
 
 @dataclass
@@ -265,6 +289,7 @@ class Config:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -275,6 +300,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         value, name = getattr(config, item.name), f"{prefix}{item.name}"
         leaves |= flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
     return leaves
+
+
+def public(config: Config) -> Config:
+    """The configuration as it may be written down: no password in the tracking address."""
+    uri = config.tracking.uri
+    return replace(config, tracking=replace(config.tracking, uri=uri and without_password(uri)))
 
 
 def to_yaml(config: Config) -> str:

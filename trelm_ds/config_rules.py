@@ -29,6 +29,7 @@ _POSITIVE = (
     "trainer.micro_batch_tokens",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "guards.spike_window",
 )
 _NOT_NEGATIVE = (
     "injection.refresh_every",
@@ -43,6 +44,10 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.max_grad_norm",
     "trainer.seed",
+    "guards.spike_sigma",
+    "guards.max_skipped",
+    "guards.hang_minutes",
+    "tracking.system_metrics_every_s",
 )
 _SHARES = (
     "model.hidden_dropout_prob",
@@ -96,6 +101,9 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
     yield from _knowledge_problems(config)
     yield from _routing_problems(config)
+    for name in ("trainer.keep_every", "trainer.max_minutes"):
+        if value[name] is not None and not value[name] > 0:
+            yield name, f"must be greater than 0, got {value[name]}"
     if trainer.keep_checkpoints < 2:
         reason = "so that a failed save never costs the last good one"
         yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"

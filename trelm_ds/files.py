@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -83,6 +84,23 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         os.fsync(stream.fileno())
     temporary.replace(path)
     fsync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line whole or not at all: a piece of one, left by a full disk, would spoil the next line too.
+
+    Raises:
+        OSError: it cannot be written; the file is as before.
+    """
+    data = line.encode("utf-8") + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) < len(data):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def canonical_json(value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PEOPLE
+from tests.e2e.launch import environment, torchrun, trelm
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
 optimizer: {warmup_steps: 2}
@@ -26,24 +27,6 @@ routing: {enabled: true, refresh_every: 1, sample_fraction: 1.0}
 trainer:
   {max_steps: 8, global_batch_size: 16, micro_batch_tokens: 64, precision: fp32, log_every: 2, checkpoint_every: 4}
 """
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trelm_ds", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment() | changes, timeout=300)
-
-
-def torchrun(ranks: int, *arguments: object) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*launcher, "-m", "trelm_ds", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +132,54 @@ def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings:
     read = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
     losses = [[(json.loads(line)["step"], json.loads(line)["loss"]) for line in lines] for lines in read]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_mlflow_server_is_down_trains_and_is_sent_later(
+    tiny_dataset: Path, settings: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    run, store = tmp_path / "run", f"sqlite:///{tmp_path / 'later.db'}"
+    common = ("--config", settings, "--data", tiny_dataset, "--out", run)
+    with socket.socket() as reserved:  # bound, but nobody listens
+        reserved.bind(("127.0.0.1", 0))
+        uri = f"http://me:geheim@127.0.0.1:{reserved.getsockname()[1]}"
+        changes = ("--tracking.uri", uri, "--tracking.system_metrics_every_s", "0.1")
+        trained = trelm("pretrain", *common, *changes)
+    assert trained.returncode == 0, trained.stderr
+    assert "done: step 8" in trained.stderr
+    assert f"entries wait for MLflow (http://...@127.0.0.1:{uri.rsplit(':', 1)[1]} does not answer)" in trained.stderr
+    assert "geheim" not in trained.stderr + trained.stdout
+    for file in run.iterdir():
+        assert file.is_dir() or b"geheim" not in file.read_bytes(), file
+
+    for number in (9, 0):  # run, two files, four log points, loss curve, status; then nothing
+        synced = trelm("sync", run, "--uri", store)
+        assert synced.returncode == 0, synced.stderr
+        assert f"{run}: {number} entries sent to {store}" in synced.stdout
+    client = MlflowClient(store)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("trelm").experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert "geheim" not in str(tracked.data)
+    assert [point.step for point in client.get_metric_history(tracked.info.run_id, "loss")] == [2, 4, 6, 8]
+    assert client.get_metric_history(tracked.info.run_id, "system/node-0/cpu_percent")
+    assert "system/node-0/cpu_percent" in (run / "metrics.jsonl").read_text()
+    names = {item.path for item in client.list_artifacts(tracked.info.run_id)}
+    assert names == {"config.yaml", "ds_config.json", "loss.png"}
+    assert "holds no mlflow_spool.jsonl" in refused(trelm("sync", tmp_path))
+
+
+@pytest.mark.slow
+def test_without_tracking_mlflow_is_not_needed(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    """DeepSpeed imports it where it can (and runs without), so that it is loaded says nothing; here it cannot be."""
+    (tmp_path / "mlflow.py").write_text("raise ImportError('asked for')\n")
+    common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
+    path = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    result = trelm(*common, "--tracking.enabled", "false", PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "run" / "mlflow_spool.jsonl").exists()
+    assert "mlflow.db: asked for" in refused(trelm(*common, PYTHONPATH=path))
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
@@ -297,3 +328,9 @@ def test_a_store_that_cannot_be_opened_is_one_line(tiny_dataset: Path, settings:
     common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     message = refused(trelm(*common, MLFLOW_TRACKING_URI="sqlite:////proc/nowhere/mlflow.db"))
     assert "tracking.uri: cannot use sqlite:////proc/nowhere/mlflow.db" in message
+    message = refused(trelm(*common, "--tracking.uri", "http://me:geheim@host:port"))
+    assert "tracking.uri: cannot use http://...@host:port" in message
+    shown = trelm(*common, "--tracking.uri", "http://me:geheim@host:5000", "--print-config")
+    assert "uri: http://...@host:5000" in shown.stdout
+    for mistake in (("--tracking.url", "http://me:geheim@host"), ("--tracking.enabled", "http://me:geheim@host")):
+        assert "geheim" not in refused(trelm(*common, *mistake))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.e2e.test_cli import environment
+from tests.e2e.launch import environment
 from tests.importance.conftest import make_backbone, reshard
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.errors import UserError

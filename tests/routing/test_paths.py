@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.routing.test_attribution import build, sizes
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.routing import KnowledgePaths, Scores, read_paths
+from trelm_ds.routing import KnowledgePaths, Scores, read_paths, save_paths
 from trelm_ds.routing.paths import FILE
 
 
@@ -72,14 +72,14 @@ def test_a_refresh_that_finds_nothing_leaves_the_path(facts: int) -> None:
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
-    paths().save(tmp_path)  # nothing before the first refresh
+    save_paths(paths().state(), tmp_path)  # nothing before the first refresh
     assert not (tmp_path / FILE).exists()
     ours, again = paths(), paths()
     again.load(tmp_path)
     assert again.neurons is None
     for refresh in range(2):
         ours.update(scores(refresh))
-        ours.save(tmp_path)
+        save_paths(ours.state(), tmp_path)
         again = paths()
         again.load(tmp_path)
         assert again.turnover == ours.turnover
@@ -92,7 +92,7 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     ours = paths()
     ours.update(scores(0))
-    ours.save(tmp_path)
+    save_paths(ours.state(), tmp_path)
     other = KnowledgePaths(RoutingConfig(density=0.5), sizes(), torch.device("cpu"))
     with pytest.raises(UserError, match=r"path is \[3, 6\], the run has \[3, 12\]"):
         other.load(tmp_path)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.test_cli import ROOT, environment
+from tests.e2e.launch import ROOT, environment
 from tests.importance.conftest import make_backbone
 from trelm_ds.shards import Manifest
 

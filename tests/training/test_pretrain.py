@@ -32,7 +32,7 @@ from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.training import export
 from trelm_ds.training.checkpoint import committed, read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
 
@@ -225,9 +225,6 @@ def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, run
     assert "made with another trainer.global_batch_size (32, now 16)" in fails(
         config(max_steps=6, global_batch_size=16), tiny_dataset, run, one_rank
     )
-    assert "written by 1 rank(s) under ZeRO 1, this run has 1 under ZeRO 2" in fails(
-        config(2), tiny_dataset, run, one_rank
-    )
     wider = config()
     wider.model.intermediate_size = 64
     assert "made with another model" in fails(wider, tiny_dataset, run, one_rank)
@@ -283,7 +280,13 @@ def test_a_checkpoint_starts_another_run_once(one_rank: Ranks, tiny_dataset: Pat
 def test_an_exploding_loss_writes_no_checkpoint(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     wild = config(max_steps=20)
     wild.optimizer.lr, wild.optimizer.max_grad_norm = 1e30, 0.0
-    assert "the loss is not a finite number" in fails(wild, tiny_dataset, tmp_path / "wild", one_rank)
+    with pytest.warns(UserWarning, match=r"checkpoint at step 4 not committed: .* are not finite numbers"):
+        message = fails(wild, tiny_dataset, tmp_path / "wild", one_rank)
+    assert "guards.max_skipped: 11 of the last" in message
+    assert not committed(tmp_path / "wild")
+    skipped = [json.loads(line) for line in (tmp_path / "wild" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in skipped] == ["loss not finite"] * 11
+    assert len(skipped[0]["samples"]) == 32
 
 
 def test_no_sound_checkpoint_is_an_error(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
@@ -303,21 +306,6 @@ def test_a_half_written_save_is_ignored_and_cleared(one_rank: Ranks, tiny_datase
     train(config(), tiny_dataset, run, one_rank)
     assert sorted(path.name for path in folder.glob("*step*")) == ["step-00000002", "step-00000004"]
     assert json.loads((folder / "latest.json").read_text()) == {"checkpoint": "step-00000004", "step": 4}
-
-
-def test_a_full_disk_keeps_what_was_committed(
-    one_rank: Ranks, tiny_dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
-
-    monkeypatch.setattr("deepspeed.DeepSpeedEngine.save_checkpoint", full)
-    message = fails(config(max_steps=6), tiny_dataset, run, one_rank)
-    assert "cannot write the checkpoint (PytorchStreamWriter failed" in message
-    monkeypatch.undo()
-    assert committed(run)[0].name == "step-00000004"
-    train(config(max_steps=6), tiny_dataset, run, one_rank)
-    assert committed(run)[0].name == "step-00000006"
 
 
 def test_other_tokenizers_and_lengths_are_refused(

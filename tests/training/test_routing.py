@@ -25,7 +25,7 @@ from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.export import full_weights
 from trelm_ds.training.routing import FOLDER, Routing
 from trelm_ds.training.setup import build_model
-from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
 

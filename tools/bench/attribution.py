@@ -40,7 +40,7 @@ from trelm_ds.config import (
 from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Questions, answer_probabilities
 from trelm_ds.routing import QUADRATURES, Documents, Quadrature, attribute, frozen, gauss_legendre
 from trelm_ds.training.distributed import connect, disconnect
-from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 from trelm_ds.routing.adamw import LazyAdamW
 from trelm_ds.routing.attribution import Documents, Scores, attribute, frozen, no_scores
 from trelm_ds.routing.explain import Explanation, explain, plot, table, to_json
-from trelm_ds.routing.paths import KnowledgePaths, first_layer, read_paths
+from trelm_ds.routing.paths import KnowledgePaths, first_layer, read_paths, save_paths
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "plot",
     "read_paths",
     "right_riemann",
+    "save_paths",
     "table",
     "to_json",
 ]

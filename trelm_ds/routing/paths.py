@@ -95,18 +95,14 @@ class KnowledgePaths:
         on_path = scores.gather(1, self.neurons).sum(1)
         return (on_path / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)).tolist()
 
-    def save(self, folder: FilePath) -> None:
-        """Writes the state; nothing before the first refresh."""
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, which later refreshes do not change; empty before the first."""
         if self.scores is None or self.neurons is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
+            return {}
         state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
         if self.turnover is not None:
             state["turnover"] = torch.tensor(self.turnover, dtype=torch.float64)
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
-        except SafetensorError as error:  # what a full disk is to safetensors
-            raise OSError(f"{folder / FILE}: {error}") from error
+        return state
 
     def load(self, folder: FilePath) -> None:
         """Takes the state up again.
@@ -129,6 +125,22 @@ class KnowledgePaths:
         self.neurons = state["path"]
         self.turnover = state["turnover"].item() if "turnover" in state else None
         self.scores = Scores(*(state[f"score_{name}"] for name in Scores._fields))
+
+
+def save_paths(state: dict[str, Tensor], folder: FilePath) -> list[FilePath]:
+    """Writes a state of `KnowledgePaths`, if there is any; returns the files.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not state:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
+    except SafetensorError as error:  # what a full disk is to safetensors
+        raise OSError(f"{folder / FILE}: {error}") from error
+    return [folder / FILE]
 
 
 def read_paths(folder: FilePath) -> dict[str, Tensor]:

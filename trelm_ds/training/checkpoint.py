@@ -1,30 +1,22 @@
-"""Checkpoints: committed, or they do not exist (DESIGN 6).
-
-All ranks write into a hidden folder, which is flushed to disk, described by a manifest, renamed, and only then named by
-our own pointer `latest.json`. A kill at any point leaves the last committed checkpoint as it was.
-"""
+"""Checkpoints as they lie on disk: which are committed, whether they are sound, how they are loaded (DESIGN 6)."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trelm_ds import __version__
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, read_json, sha256_of, write_atomically
+from trelm_ds.files import read_json, sha256_of
 
 if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
-    from trelm_ds.training.distributed import Ranks
+    pass
 
 MANIFEST = "manifest.json"
 POINTER = "latest.json"
@@ -44,6 +36,7 @@ class CheckpointInfo:
         order: where reading goes on: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
         files: path within the checkpoint -> [bytes, sha256].
         versions: of the libraries that wrote it.
+        guard: losses and skipped steps, as `Guard.state` gives them.
     """
 
     step: int
@@ -53,14 +46,8 @@ class CheckpointInfo:
     order: dict[str, Any]
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
-
-
-class Saved(Protocol):
-    """A part of a run that has files of its own in a checkpoint."""
-
-    def save(self, checkpoint: Path) -> None:
-        """Writes them into the checkpoint's folder, those of this rank."""
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -99,13 +86,22 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
     for file in checkpoint.rglob("*"):
         if file.is_file() and file != path and str(file.relative_to(checkpoint)) not in listed:
             raise UserError(f"{file}: not in the checkpoint's manifest; nothing vouches for it")
-    for name, (size, digest) in listed.items():
-        file = checkpoint / name
-        if not file.is_file():
-            raise UserError(f"{file}: missing from the checkpoint")
-        if file.stat().st_size != size or sha256_of(file) != digest:
-            raise UserError(f"{file}: its content does not match the checkpoint's manifest")
+    with ThreadPoolExecutor(8) as threads:  # hashing leaves the interpreter to others
+        for problem in threads.map(lambda item: _problem(checkpoint / item[0], *item[1]), listed.items()):
+            if problem is not None:
+                raise UserError(problem)
     return info
+
+
+def _problem(file: Path, size: int, digest: str) -> str | None:
+    try:
+        if not file.is_file():
+            return f"{file}: missing from the checkpoint"
+        if file.stat().st_size != size or sha256_of(file) != digest:
+            return f"{file}: its content does not match the checkpoint's manifest"
+    except OSError as error:
+        return f"{file}: cannot be read: {error.strerror}"
+    return None
 
 
 def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
@@ -125,66 +121,6 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
     return None
 
 
-def save(
-    engine: DeepSpeedEngine,
-    run: Path,
-    info: CheckpointInfo,
-    tokenizer: Path,
-    keep: int,
-    ranks: Ranks,
-    parts: Iterable[Saved] = (),
-) -> Path:
-    """Commits a checkpoint; collective. Returns its folder.
-
-    Args:
-        engine: at the end of a step.
-        run: the run folder.
-        info: without files and versions, which are filled here.
-        tokenizer: folder that is copied into the checkpoint, so that it can be exported by itself.
-        keep: how many committed checkpoints stay.
-        parts: what else this rank writes into the checkpoint's folder.
-    """
-    folder = checkpoints_folder(run)
-    final = folder / f"step-{info.step:08d}"
-    work = folder / f".{final.name}.partial"
-    if ranks.rank == 0:
-        for left in (*folder.glob(".step-*"), *folder.glob("step-*")):
-            if left.name.startswith(".") or not (left / MANIFEST).is_file():  # of a save or a removal that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        shutil.copytree(tokenizer, work / "tokenizer")
-    ranks.barrier()
-    try:
-        engine.save_checkpoint(str(folder), tag=work.name, save_latest=False)
-        for part in parts:
-            part.save(work)
-        ranks.barrier()
-        if ranks.local_rank == 0:
-            _flush(work)  # each node flushes what its own ranks wrote
-        ranks.barrier()
-        if ranks.rank == 0:
-            _commit(work, final, info)
-            write_atomically(folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
-            _prune(run, keep)
-    except (OSError, RuntimeError) as error:  # torch raises the latter when a disk is full
-        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        reason = (
-            f"cannot write the checkpoint ({' '.join(str(error).split())[:200]}); {free / 1e6:,.0f} MB are free there"
-        )
-        raise UserError(f"{folder}: {reason}; the checkpoints before it are untouched") from error
-    ranks.barrier()
-    return final
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            fsync_folder(path)
-        else:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    fsync_folder(folder)
-
-
 def versions() -> dict[str, str]:
     """Of this program and the libraries that train."""
     import deepspeed
@@ -196,37 +132,3 @@ def versions() -> dict[str, str]:
         "deepspeed": deepspeed.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _commit(work: Path, final: Path, info: CheckpointInfo) -> None:
-    paths = sorted(path for path in work.rglob("*") if path.is_file())
-    info.files = {str(path.relative_to(work)): [path.stat().st_size, sha256_of(path)] for path in paths}
-    info.versions = versions()
-    write_atomically(work / MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
-    if final.exists():  # damaged, or of a continuation from an earlier step: this one replaces it
-        (final / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(final)
-    work.rename(final)
-    fsync_folder(final.parent)
-
-
-def _prune(run: Path, keep: int) -> None:
-    for old in committed(run)[keep:]:
-        (old / MANIFEST).unlink()  # from here on it does not exist, whatever happens to the rest
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, world_size: int, zero_stage: int) -> None:
-    """Restores weights, optimizer and schedule from a verified checkpoint; collective.
-
-    Raises:
-        UserError: it was written by another number of ranks or under another ZeRO stage.
-    """
-    if (info.world_size, info.zero_stage) != (world_size, zero_stage):
-        raise UserError(
-            f"{checkpoint}: written by {info.world_size} rank(s) under ZeRO {info.zero_stage}, this run has "
-            f"{world_size} under ZeRO {zero_stage}; start it with the former, or with another --out"
-        )
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if loaded is None:
-        raise UserError(f"{checkpoint}: DeepSpeed could not load it")

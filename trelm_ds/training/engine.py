@@ -12,8 +12,8 @@ from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.model import KeyValueFeedForward
-from trelm_ds.routing import LazyAdamW
 from trelm_ds.training.distributed import import_deepspeed
+from trelm_ds.training.guards import SkippableAdamW
 from trelm_ds.training.setup import routes
 
 if TYPE_CHECKING:
@@ -125,24 +125,25 @@ def parameter_groups(model: nn.Module, weight_decay: float, routed: bool) -> lis
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 lazy = routed and isinstance(module, KeyValueFeedForward) and name != "value_bias"
-                groups.setdefault((lazy, parameter.dim() > 1), []).append(parameter)
+                shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 has taken the data itself apart
+                groups.setdefault((lazy, len(shape) > 1), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if matrices else 0.0} | ({"lazy": True} if lazy else {})
         for (lazy, matrices), parameters in sorted(groups.items(), reverse=True)
     ]
 
 
-def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> DeepSpeedEngine:
-    """DeepSpeed's engine around the model, with AdamW, lazy for routed neurons, and a warm-up and decay schedule."""
+def build_engine(
+    model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device
+) -> tuple[DeepSpeedEngine, SkippableAdamW]:
+    """DeepSpeed's engine around the model, with a schedule of warm-up and decay, and the optimizer within it."""
     from transformers import get_scheduler
 
     deepspeed = import_deepspeed()
 
     settings: OptimizerConfig = config.optimizer
-    routed = routes(config)
-    optimizer = (LazyAdamW if routed else torch.optim.AdamW)(
-        parameter_groups(model, settings.weight_decay, routed), lr=settings.lr, betas=settings.betas, eps=settings.eps
-    )
+    groups = parameter_groups(model, settings.weight_decay, routes(config))
+    optimizer = SkippableAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
 
     def schedule(basic: torch.optim.Optimizer) -> Any:
@@ -151,4 +152,4 @@ def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any], de
     engine, *_ = deepspeed.initialize(
         model=model.to(device), optimizer=optimizer, lr_scheduler=schedule, config=ds_config, dist_init_required=False
     )
-    return engine
+    return engine, optimizer

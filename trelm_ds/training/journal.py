@@ -8,11 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.config import Config, to_yaml
+from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.files import write_atomically
 from trelm_ds.training import checkpoint
 from trelm_ds.training.plot import plot_loss
-from trelm_ds.training.tracking import MetricsFile, MlflowRun, public, read_metrics
+from trelm_ds.training.stopping import describe
+from trelm_ds.training.tracking import METRICS, MetricsFile, MlflowRun, read_metrics, source_tags
 
 
 class Journal:
@@ -24,25 +25,35 @@ class Journal:
         run: its folder.
         step: steps done before.
         about: what the configuration does not say; becomes MLflow parameters.
+        hosts: names of the nodes.
         notes: lines to print at the start.
 
     Raises:
-        UserError: the tracking store cannot be opened.
+        UserError: the tracking address cannot work.
     """
 
     def __init__(
-        self, config: Config, ds_config: dict[str, Any], run: Path, step: int, about: dict[str, Any], notes: list[str]
+        self,
+        config: Config,
+        ds_config: dict[str, Any],
+        run: Path,
+        step: int,
+        about: dict[str, Any],
+        hosts: list[str],
+        notes: list[str],
     ) -> None:
-        self._config, self._run, self._warned = config, run, False
+        self._config, self._run = config, run
+        self._warned = self._warned_of_disk = False
         write_atomically(run / "config.yaml", to_yaml(public(config)))
         write_atomically(run / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
         for note in [*notes, *([f"continuing {run} at step {step}"] if step else [])]:
             print(note, file=sys.stderr, flush=True)
         self._metrics = MetricsFile(run, step)
-        self._tracker = MlflowRun(config, run, about) if config.tracking.enabled else None
-        if self._tracker:
+        self._tracker = None
+        if config.tracking.enabled:
+            self._tracker = MlflowRun(config, run, step, about, source_tags(hosts))
             for name in ("config.yaml", "ds_config.json"):
-                self._tracker.log_file(run / name)
+                self._tracker.log_file(name)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Writes a log point."""
@@ -53,7 +64,12 @@ class Journal:
                 "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
                 stacklevel=2,
             )
-        self._metrics.log(step, values)
+        try:
+            self._metrics.log(step, values)
+        except OSError as error:  # a full disk is no reason to stop training
+            if not self._warned_of_disk:
+                warnings.warn(f"{self._run / METRICS}: cannot be written ({error.strerror})", stacklevel=2)
+            self._warned_of_disk = True
         if self._tracker:
             self._tracker.log(step, values)
 
@@ -63,17 +79,17 @@ class Journal:
             self._tracker.end("FAILED")
 
     def finish(self, step: int, stop: int) -> None:
-        """The run has come to its end, or to a signal's."""
+        """The run has come to its end, or was asked to stop: `stop` says by what."""
         stopped = stop and step < self._config.trainer.max_steps
         try:
             if read_metrics(self._run):
                 plot_loss(self._run, self._run / "loss.png")
                 if self._tracker:
-                    self._tracker.log_file(self._run / "loss.png")
+                    self._tracker.log_file("loss.png")
         except OSError as error:  # a full disk: the checkpoint is what counts
             warnings.warn(f"no loss curve: {error}", stacklevel=2)
         if self._tracker:
             self._tracker.end("KILLED" if stopped else "FINISHED")
-        what = f"stopped by signal {stop}; the same command continues" if stopped else "done"
+        what = f"stopped by {describe(stop)}; the same command continues" if stopped else "done"
         last = next(iter(checkpoint.committed(self._run)), "no checkpoint")
         print(f"{what}: step {step}, {last}", file=sys.stderr, flush=True)

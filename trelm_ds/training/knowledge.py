@@ -29,6 +29,7 @@ from trelm_ds.training.batch import Batch
 from trelm_ds.training.distributed import Ranks
 from trelm_ds.training.knowledge_index import KnowledgeIndex
 from trelm_ds.training.loader import StepBatches
+from trelm_ds.training.saver import Captured
 from trelm_ds.training.vector_sources import FromFile, NameEncoder, token_means, word_embedding
 
 if TYPE_CHECKING:
@@ -79,12 +80,15 @@ class Knowledge:
         if self.bank is not None:
             self.bank.initialise(token_means(word, *self._index.memory_tokens()))
 
-    def refresh(self, engine: DeepSpeedEngine, step: int) -> None:
-        """Computes the vectors anew where the schedule says so; before the step."""
+    def refresh_due(self, step: int) -> bool:
+        """Whether the schedule has the vectors computed anew before this step."""
         injection = self._config.injection
-        due = step and injection.refresh_every and step % injection.refresh_every == 0
-        if due and injection.source != "file":
-            self._fill_vectors(engine, word_embedding(engine))
+        due = step > 0 and injection.refresh_every > 0 and step % injection.refresh_every == 0
+        return due and injection.source != "file"
+
+    def refresh(self, engine: DeepSpeedEngine) -> None:
+        """Computes the vectors anew."""
+        self._fill_vectors(engine, word_embedding(engine))
 
     def _fill_vectors(self, engine: DeepSpeedEngine, word: Tensor) -> None:
         if self.vectors is None:
@@ -133,12 +137,17 @@ class Knowledge:
         tables = {"bytes of vectors on this rank": self.vectors, "bytes of memory on this rank": self.bank}
         return self._index.describe() | {name: table.bytes for name, table in tables.items() if table is not None}
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes this rank's rows into a checkpoint."""
+    def capture(self) -> Captured:
+        """This rank's rows for a checkpoint. Not copied: nothing may change them before they are written."""
+        return Captured(sum(table.bytes for table in (self.vectors, self.bank) if table is not None), self._save)
+
+    def _save(self, checkpoint: Path) -> list[Path]:
+        files = []
         if self.vectors is not None:
-            self.vectors.save(checkpoint / FOLDER, "vectors")
+            files.append(self.vectors.save(checkpoint / FOLDER, "vectors"))
         if self.bank is not None:
-            self.bank.save(checkpoint / FOLDER)
+            files += self.bank.save(checkpoint / FOLDER)
+        return files
 
     def load(self, checkpoint: Path) -> None:
         """Takes this rank's rows from a checkpoint, of whatever number of ranks.

@@ -19,8 +19,8 @@ from trelm_ds.training.annotate import Annotation, Annotator, number_rows
 from trelm_ds.training.batch import Batch, Masker
 from trelm_ds.training.packing import pack
 from trelm_ds.training.parcel import Parcel
-from trelm_ds.training.signals import ASKING
 from trelm_ds.training.spans import Sequences
+from trelm_ds.training.stopping import ASKING
 
 _PREFETCH = 2  # steps that each worker holds ready
 

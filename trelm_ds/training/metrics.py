@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -31,6 +32,13 @@ class Window:
         self.counts["tokens"] += len(batch.input_ids)
         self.counts["sequences"] += batch.sequences
 
+    def absorb(self, step: Window, taken: bool) -> None:
+        """Adds a step's window; of one that was not taken only what it has cost."""
+        if taken:
+            self.count(step._sums | dict(step.counts))
+        else:
+            self.count({name: step.counts[name] for name in ("tokens", "sequences")})
+
     def count(self, numbers: Mapping[str, int | Tensor]) -> None:
         """Adds to the counts."""
         for name, number in numbers.items():
@@ -58,7 +66,7 @@ def summary(totals: dict[str, float], mlm_weight: float, seconds: float) -> dict
         seconds: of training in the window.
     """
     of = Counter(totals)
-    mlm = of["mlm_loss"] / max(1.0, of["masked"])
+    mlm = of["mlm_loss"] / of["masked"] if of["masked"] else math.nan  # no step was taken
     cka = of["cka_loss"] / max(1.0, of["asked"])
     sequences = max(1.0, of["sequences"])
     metrics = {

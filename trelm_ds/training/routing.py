@@ -15,10 +15,11 @@ from torch import Tensor
 
 from trelm_ds.config import Config
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
-from trelm_ds.routing import QUADRATURES, Documents, KnowledgePaths, Scores, attribute, frozen, no_scores
+from trelm_ds.routing import QUADRATURES, Documents, KnowledgePaths, Scores, attribute, frozen, no_scores, save_paths
 from trelm_ds.training.distributed import Ranks, import_deepspeed
 from trelm_ds.training.knowledge import StepKnowledge
 from trelm_ds.training.loader import StepBatches
+from trelm_ds.training.saver import Captured
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -129,10 +130,12 @@ class Routing:
         every = f"chosen every {routing.refresh_every} steps by {routing.sample_fraction:.3g} of the facts"
         return f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons are updated, {every}"
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes the paths into a checkpoint, from rank 0."""
-        if self._ranks.rank == 0:
-            self.paths.save(checkpoint / FOLDER)
+    def capture(self) -> Captured:
+        """The paths for a checkpoint, from rank 0."""
+        state = self.paths.state() if self._ranks.rank == 0 else {}
+        return Captured(
+            sum(tensor.nbytes for tensor in state.values()), lambda checkpoint: save_paths(state, checkpoint / FOLDER)
+        )
 
     def load(self, checkpoint: Path, model: MaskedLanguageModel) -> None:
         """Takes the paths from a checkpoint.

@@ -10,17 +10,74 @@ from typing import Any
 import torch
 
 from trelm_ds.config import Config, ModelConfig, flatten
-from trelm_ds.corpus import TokenizerInfo, check_vocabulary
+from trelm_ds.corpus import (
+    TOKENIZER_FOLDER,
+    TokenizerInfo,
+    check_vocabulary,
+    describe,
+    inverse_marker,
+    load_tokenizer,
+    word_starts,
+)
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, ProductDecoder, load_pretrained
 from trelm_ds.routing import first_layer
+from trelm_ds.shards import BLOCK_SEQUENCES, SampleOrder, ShardReader, Substitution, check_files, open_storage
 from trelm_ds.training import checkpoint
 from trelm_ds.training.annotate import Annotator
+from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
+from trelm_ds.training.distributed import Ranks
+from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
 from trelm_ds.training.loader import StepDataset
 
 _WEIGHTS = 22  # sets this random stream's key apart from dropout's
+
+
+def open_run(config: Config, data: str, ranks: Ranks) -> tuple[StepDataset, MaskedLanguageModel]:
+    """What a rank reads from disk.
+
+    Raises:
+        UserError: dataset and settings do not fit together.
+    """
+    settings, batch_size = config.loader, config.trainer.global_batch_size
+    storage = open_storage(data, Path(settings.cache_dir), settings.cache_gb)
+    tokenizer_folder = storage.folder / TOKENIZER_FOLDER
+    reader = ShardReader(storage, settings.window_blocks + batch_size // BLOCK_SEQUENCES + 8)
+    if settings.tail == "drop" and reader.manifest.n_sequences < batch_size:
+        raise UserError(
+            f'loader.tail: "drop" leaves nothing of {reader.manifest.n_sequences} sequences, fewer than '
+            f'trainer.global_batch_size {batch_size}; use "wrap" or a smaller batch'
+        )
+    tokenizer = load_tokenizer(tokenizer_folder)
+    info = describe(tokenizer)
+    if info != TokenizerInfo(**reader.manifest.tokenizer):
+        raise UserError(f"{tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
+    if "://" in data and config.selection.importance == "required":
+        raise UserError(
+            "selection.importance: is required, but scores are not read from behind a URL; copy the dataset into a "
+            "folder"
+        )
+    starts, annotator = word_starts(tokenizer), None
+    if knows(config):
+        if ranks.local_rank == 0:
+            check_files(storage.folder, reader.manifest, KNOWLEDGE_FILES)
+        annotator = Annotator(storage.folder, config, info, starts, inverse_marker(tokenizer))
+    steps = StepDataset(
+        reader,
+        SampleOrder(
+            reader.block_sizes, settings.seed, settings.window_blocks, batch_size if settings.tail == "drop" else 1
+        ),
+        Masker(config.masking, info, starts, settings.seed),
+        Substitution(reader, settings.seed, settings.max_corrupted),
+        batch_size,
+        config.trainer.micro_batch_tokens,
+        ranks.rank,
+        ranks.world_size,
+        annotator,
+    )
+    return steps, build_model(config, info, reader.manifest.max_length)
 
 
 def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedLanguageModel:

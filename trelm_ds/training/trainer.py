@@ -5,43 +5,46 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trelm_ds import faults
 from trelm_ds.config import Config
-from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo, describe, inverse_marker, load_tokenizer, word_starts
+from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock
 from trelm_ds.keyed_random import keyed_bits
-from trelm_ds.model import MaskedLanguageModel
 from trelm_ds.progress import ProgressBar
-from trelm_ds.shards import BLOCK_SEQUENCES, Damage, SampleOrder, ShardReader, Substitution, check_files, open_storage
+from trelm_ds.shards import Damage
 from trelm_ds.training import checkpoint
-from trelm_ds.training.annotate import Annotator
-from trelm_ds.training.batch import Masker
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.training.first_failure import first_failure_speaks
+from trelm_ds.training.guards import GRADIENT, Guard, gradient_norm
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import StepKnowledge, open_knowledge
-from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
-from trelm_ds.training.loader import StepBatches, StepDataset, StepLoader
+from trelm_ds.training.loader import StepBatches, StepLoader
 from trelm_ds.training.metrics import Window, summary
+from trelm_ds.training.resharding import load
 from trelm_ds.training.routing import Routing
+from trelm_ds.training.saver import Saver
 from trelm_ds.training.setup import (
-    build_model,
     choose_checkpoint,
     identity,
-    knows,
+    open_run,
     restrict,
     routes,
     warn_of_nothing,
     with_sizes,
 )
-from trelm_ds.training.signals import StopSignals
+from trelm_ds.training.stopping import StopRequests, StopSignals, exit_code
+from trelm_ds.training.system_metrics import SystemMetrics
 from trelm_ds.training.tracking import note_quarantine
+from trelm_ds.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -50,7 +53,7 @@ _DROPOUT = 21  # sets this random stream's key apart from others
 
 
 def pretrain(config: Config, data: str, run: Path) -> int:
-    """Trains to `trainer.max_steps` or until a signal asks to stop; collective over the ranks that torchrun started.
+    """Trains to `trainer.max_steps` or until something asks to stop; collective over the ranks that torchrun started.
 
     Args:
         config: checked settings.
@@ -58,17 +61,22 @@ def pretrain(config: Config, data: str, run: Path) -> int:
         run: folder for checkpoints, metrics and the resolved configuration; a run found there is continued.
 
     Returns:
-        0 when all steps are done, 128 + the signal's number when stopped by one (a checkpoint is committed first).
+        0 when all steps are done. When stopped, after a checkpoint: 128 + the signal's number, 75 at
+        `trainer.max_minutes`, 130 by the stop file.
 
     Raises:
         UserError: settings, dataset and run folder do not fit together.
     """
     ranks = connect()
     try:
-        with StopSignals() as signals:
-            return Trainer(config, data, run, ranks, signals).train()
-    finally:
+        watchdog = Watchdog(ranks, run, config.guards.hang_minutes)
+        with first_failure_speaks(), StopSignals() as signals, watchdog:
+            code = Trainer(config, data, run, ranks, signals, watchdog).train()
+    except CommonError:
         disconnect()
+        raise
+    disconnect()  # not after a failure of one rank: it would wait for the others
+    return code
 
 
 def _raise(problem: UserError | None) -> None:
@@ -79,17 +87,29 @@ def _raise(problem: UserError | None) -> None:
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, config: Config, data: str, run: Path, ranks: Ranks, signals: StopSignals) -> None:
-        self.config, self.run, self.ranks, self.signals = config, run, ranks, signals
+    def __init__(
+        self,
+        config: Config,
+        data: str,
+        run: Path,
+        ranks: Ranks,
+        signals: StopSignals,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self.config, self.run, self.ranks = config, run, ranks
+        self.watchdog = watchdog or Watchdog(ranks, run, 0)
+        self.requests = StopRequests(signals, run, config.trainer.max_minutes, looks_for_file=ranks.rank == 0)
         self.ds_config = resolve_ds_config(config, ranks.world_size)
         # Nodes may see different files, so all ranks hear of what any of them misses.
-        self.steps, model = ranks.all_agree(lambda: self._open(data))
+        self.steps, model = ranks.all_agree(lambda: open_run(config, data, ranks))
         self.config = config = with_sizes(config, model.config)
         self.identity = identity(config, model, self.steps)
         info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
         resumed = self._find_checkpoint()
         ranks.all_agree(lambda: restrict(model, config))
-        self.engine: DeepSpeedEngine = build_engine(model, config, self.ds_config, ranks.device)
+        self.engine: DeepSpeedEngine
+        self.engine, self.optimizer = build_engine(model, config, self.ds_config, ranks.device)
+        self.guard = Guard(config.guards, run, writes=ranks.rank == 0)
         self.routing = Routing(config, model.config, ranks) if routes(config) else None
         self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
         if ranks.rank == 0:
@@ -102,12 +122,13 @@ class Trainer:
             if self.knowledge is not None:
                 self.knowledge.start(self.engine)
         else:
-            checkpoint.load(self.engine, *resumed, ranks.world_size, self._zero_stage)
+            load(self.engine, *resumed, self._zero_stage, ranks)
             if (knowledge := self.knowledge) is not None:
                 ranks.all_agree(lambda: knowledge.load(resumed[0]))
             if (routing := self.routing) is not None:
                 ranks.all_agree(lambda: routing.load(resumed[0], self.engine.module))
             self.step = resumed[1].step
+            self.guard.load(resumed[1].guard)
             if resumed[1].order != self._order_state():
                 raise UserError(
                     f"{resumed[0]}: its reading position is not that of step {self.step}; use another --out"
@@ -119,49 +140,12 @@ class Trainer:
         self.loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
         self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
         self.saved_step = self.step if checkpoint.committed(run) else None
+        parts = [part for part in (self.knowledge, self.routing) if part is not None]
+        tokenizer = self.steps.reader.storage.folder / TOKENIZER_FOLDER
+        self.saver = Saver(self.engine, run, tokenizer, config.trainer, ranks, parts)
         self.window = Window()
-        self.last_loss = torch.zeros(())
         self.lr = self.memory_lambda = 0.0
-
-    def _open(self, data: str) -> tuple[StepDataset, MaskedLanguageModel]:
-        """What this rank reads from disk."""
-        settings, batch_size = self.config.loader, self.config.trainer.global_batch_size
-        storage = open_storage(data, Path(settings.cache_dir), settings.cache_gb)
-        self.tokenizer_folder = storage.folder / TOKENIZER_FOLDER
-        reader = ShardReader(storage, settings.window_blocks + batch_size // BLOCK_SEQUENCES + 8)
-        if settings.tail == "drop" and reader.manifest.n_sequences < batch_size:
-            raise UserError(
-                f'loader.tail: "drop" leaves nothing of {reader.manifest.n_sequences} sequences, fewer than '
-                f'trainer.global_batch_size {batch_size}; use "wrap" or a smaller batch'
-            )
-        tokenizer = load_tokenizer(self.tokenizer_folder)
-        info = describe(tokenizer)
-        if info != TokenizerInfo(**reader.manifest.tokenizer):
-            raise UserError(f"{self.tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
-        if "://" in data and self.config.selection.importance == "required":
-            raise UserError(
-                "selection.importance: is required, but scores are not read from behind a URL; copy the dataset into a "
-                "folder"
-            )
-        starts, annotator = word_starts(tokenizer), None
-        if knows(self.config):
-            if self.ranks.local_rank == 0:
-                check_files(storage.folder, reader.manifest, KNOWLEDGE_FILES)
-            annotator = Annotator(storage.folder, self.config, info, starts, inverse_marker(tokenizer))
-        steps = StepDataset(
-            reader,
-            SampleOrder(
-                reader.block_sizes, settings.seed, settings.window_blocks, batch_size if settings.tail == "drop" else 1
-            ),
-            Masker(self.config.masking, info, starts, settings.seed),
-            Substitution(reader, settings.seed, settings.max_corrupted),
-            batch_size,
-            self.config.trainer.micro_batch_tokens,
-            self.ranks.rank,
-            self.ranks.world_size,
-            annotator,
-        )
-        return steps, build_model(self.config, info, reader.manifest.max_length)
+        self.grad_norm: float | None = None  # where DeepSpeed keeps none
 
     def _order_state(self) -> dict[str, Any]:
         """Where reading goes on after `self.step` steps; small, and found without reading anything."""
@@ -189,6 +173,8 @@ class Trainer:
         """
         with contextlib.ExitStack() as held:
             self.ranks.all_agree(lambda: self._take_folder(held))
+            self.system = SystemMetrics(self.config.tracking.system_metrics_every_s, self.run, self.ranks)
+            held.callback(self.system.close)
             return self._loop()
 
     def _take_folder(self, held: contextlib.ExitStack) -> None:
@@ -203,7 +189,7 @@ class Trainer:
 
     def _loop(self) -> int:
         first_rank = self.ranks.rank == 0
-        journal = self._open_journal() if first_rank else None
+        journal = self.ranks.all_agree(lambda: self._open_journal() if first_rank else None)
         total, every = self.config.trainer.max_steps, self.config.trainer
         since, stop = time.monotonic(), 0
         self.engine.train()
@@ -211,18 +197,24 @@ class Trainer:
             with ProgressBar("pretrain", total, self.step, enabled=first_rank) as bar:
                 while self.step < total and not stop:
                     stop = self._train_step()
+                    faults.reach("step-done")
                     note = ""
                     due = self.step % every.log_every == 0 or self.step == total or stop
                     if due:
                         values, since = self._summary(since), time.monotonic()
                         if journal:
                             journal.log(self.step, values)
+                        faults.reach("log-written")
                         note = f"loss {values['loss']:.3f}  {values['tokens_per_s']:,.0f} tokens/s"
                     bar.advance(note=note)
                     if self.step % every.checkpoint_every == 0 or self.step == total or stop:
                         self._save()
-                        since = time.monotonic()  # a checkpoint's time is no training time
+            with self.watchdog.patient():
+                self.saver.settle()
+            if self.saver.failed:
+                raise CommonError(f"{self.saver.failed}; mend that and start the same command again")
         except BaseException as error:
+            self.saver.abandon()
             if journal:
                 journal.fail()
             if isinstance(error, UserError) and not isinstance(error, CommonError):
@@ -233,7 +225,7 @@ class Trainer:
         if journal:
             journal.finish(self.step, stop)
         self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
-        return 128 + stop if stop and self.step < total else 0
+        return exit_code(stop) if stop and self.step < total else 0
 
     def _open_journal(self) -> Journal:
         notes = []
@@ -244,7 +236,7 @@ class Trainer:
             notes.append(f"selection: {self.steps.annotator.index.describe_importance()}")
         if self.routing is not None:
             notes.append(f"routing: {self.routing.describe()}")
-        return Journal(self.config, self.ds_config, self.run, self.step, self._about(), notes)
+        return Journal(self.config, self.ds_config, self.run, self.step, self._about(), self.system.hosts, notes)
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
@@ -259,42 +251,99 @@ class Trainer:
         }
 
     def _train_step(self) -> int:
-        """One optimizer step; returns the number of the signal that asks to stop after it, or 0."""
-        read, masked_everywhere, asked_everywhere = self._read_step()
+        """One optimizer step; returns the reason to stop after it, or 0."""
+        read, masked, asked = self._read_step()
+        faults.reach("step-read")
         step_knowledge = self._open_knowledge(read)
         if self.routing is not None and step_knowledge is not None:
             self.routing.refresh(self.engine, read, step_knowledge, self.step)
+            faults.reach("routing-refreshed")
+        window = Window()
+        loss = self._accumulate(read, step_knowledge, window, masked, asked)
+        faults.reach("step-backward")
+        with self.watchdog.patient():
+            self.saver.settle()  # what it writes changes from here on
+        taken = self._update(loss)
+        faults.reach("step-updated")
+        if step_knowledge and taken:
+            window.count(step_knowledge.close())
+        self.window.absorb(window, taken)
+        self.step += 1
+        self.watchdog.stepped(self.step)
+        return self.ranks.max(self.requests.reason())
+
+    def _accumulate(
+        self, read: StepBatches, step_knowledge: StepKnowledge | None, window: Window, masked: float, asked: float
+    ) -> torch.Tensor:
+        """Forward and backward passes of a step; returns this rank's part of its loss, times the number of ranks.
+
+        Args:
+            read: this rank's part of the step.
+            step_knowledge: of the step.
+            window: counts it.
+            masked, asked: tokens of the global batch to predict, and of answers.
+        """
         # DeepSpeed averages over ranks. Undone by these factors, the step's losses are means over all masked tokens,
         # and over all tokens of answers, of the global batch, whatever the number of ranks.
-        self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
-        mlm_factor = self.mlm_weight * self.ranks.world_size / max(1.0, masked_everywhere)
-        cka_factor = (1 - self.mlm_weight) * self.ranks.world_size / max(1.0, asked_everywhere)
+        mlm_factor = self.mlm_weight * self.ranks.world_size / max(1.0, masked)
+        cka_factor = (1 - self.mlm_weight) * self.ranks.world_size / max(1.0, asked)
+        total, last = torch.zeros((), device=self.ranks.device), len(read.micro_batches) - 1
         for index, stored in enumerate(read.micro_batches):
             batch = stored.to(self.ranks.device)
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
-            self.engine.set_gradient_accumulation_boundary(index == len(read.micro_batches) - 1)
+            self.engine.set_gradient_accumulation_boundary(index == last)
             known = step_knowledge.inputs(batch) if step_knowledge else (None, None)
             output = self.engine(*batch[:5], *known, batch.queries)
             loss = output.mlm_loss * mlm_factor
             if output.cka_loss is not None:
                 loss = loss + output.cka_loss * cka_factor
             self.engine.backward(loss, scale_wrt_gas=False)
-            self.engine.step()
+            if index < last:
+                self.engine.step()
+            self.watchdog.beat()
             if step_knowledge:
                 step_knowledge.observe(batch, stored.items and stored.items.window, output.states)
-            self.last_loss = loss.detach()
-            self.window.add(batch, output)
-        if step_knowledge:
-            self.window.count(step_knowledge.close())
-        self.step += 1
-        return self.ranks.max(self.signals.received)
+            total += loss.detach()
+            window.add(batch, output)
+        return total
+
+    def _update(self, loss: torch.Tensor) -> bool:
+        """Updates the weights unless loss or gradient speaks against it; returns whether it did.
+
+        Args:
+            loss: of `_accumulate`.
+        """
+        self.lr = self.engine.get_lr()[0]  # of this step; afterwards it is the next one's
+        mean = self.ranks.sum(float(loss))[0] / self.ranks.world_size
+        reason = self.guard.judge(mean)
+        if self._zero_stage == 0 and self.config.trainer.precision == "fp32":
+            self.grad_norm = gradient_norm(self.optimizer)
+            if reason is None and not math.isfinite(self.grad_norm):
+                reason = GRADIENT
+        self.optimizer.skips = reason is not None
+        self.engine.step()
+        if not self.engine.was_step_applied():  # DeepSpeed has met a gradient that is not finite, and says nothing
+            reason = reason or GRADIENT
+            self.engine.lr_scheduler.step()  # the schedule counts steps, taken or not
+        if reason is None:
+            self.guard.took(mean)
+            return True
+        if self.ranks.rank == 0:
+            warnings.warn(f"step {self.step + 1} skipped: {reason} (loss {mean:.4g})", stacklevel=2)
+        batch_size = self.config.trainer.global_batch_size
+        _, samples = self.steps.order.samples(self.step * batch_size, batch_size)
+        self.guard.skipped(self.step + 1, reason, mean, samples.tolist())
+        return False
 
     def _open_knowledge(self, read: StepBatches) -> StepKnowledge | None:
         """What the step takes from vector table and memory bank; its look-ups have begun."""
         if self.knowledge is None:
             return None
-        self.knowledge.refresh(self.engine, self.step)
+        if self.knowledge.refresh_due(self.step):
+            with self.watchdog.patient():
+                self.saver.settle()  # the vectors are in the checkpoint
+                self.knowledge.refresh(self.engine)
         epoch = self.step * self.config.trainer.global_batch_size // self.steps.order.epoch_samples
         self.memory_lambda = self.knowledge.memory_lambda(self.step, epoch)
         return self.knowledge.open_step(read, self.memory_lambda)
@@ -340,27 +389,24 @@ class Trainer:
     def _summary(self, since: float) -> dict[str, float]:
         """The metrics since the last log point, over all ranks."""
         window, self.window = self.window, Window()
-        seconds = time.monotonic() - since
+        pause, self.saver.pause_s = self.saver.pause_s, 0.0
+        seconds = time.monotonic() - since - pause  # waiting for checkpoints is no training
         metrics = summary(window.totals(self.ranks), self.mlm_weight, seconds)
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:  # under ZeRO 0 in fp32 DeepSpeed keeps none
+        norm = self.engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
+        if norm is not None:
             metrics["grad_norm"] = float(norm)
+        metrics |= {"skipped_steps": float(self.guard.count), "checkpoint_wait_s": pause}
         if self.knowledge is not None and (bank := self.knowledge.bank) is not None:
             rows, filled = self.ranks.sum(len(bank.contexts.local), bank.filled_rows)
             metrics |= {"memory_lambda": self.memory_lambda, "memory_filled": filled / max(1.0, rows)}
         if self.routing is not None:
             metrics |= self.routing.metrics(seconds)
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
-        return metrics | {"lr": self.lr, "epoch": epoch}
+        return metrics | {"lr": self.lr, "epoch": epoch} | self.system.means()
 
     def _save(self) -> None:
         if self.step == self.saved_step:
             return
-        if self.ranks.max(int(not math.isfinite(float(self.last_loss)))):
-            raise UserError(
-                "the loss is not a finite number, so no checkpoint is written; lower optimizer.lr and start again from "
-                "the last one"
-            )
         self.saved_step = self.step
         info = CheckpointInfo(
             step=self.step,
@@ -368,7 +414,7 @@ class Trainer:
             zero_stage=self._zero_stage,
             identity=self.identity,
             order=self._order_state(),
+            guard=self.guard.state(),
         )
-        keep = self.config.trainer.keep_checkpoints
-        parts = [part for part in (self.knowledge, self.routing) if part is not None]
-        checkpoint.save(self.engine, self.run, info, self.tokenizer_folder, keep, self.ranks, parts)
+        with self.watchdog.patient():
+            self.saver.begin(info)

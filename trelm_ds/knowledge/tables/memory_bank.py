@@ -207,10 +207,9 @@ class MemoryBank:
         self.contexts.local[places] = before + new.long()
         return len(distinct)
 
-    def save(self, folder: Path) -> None:
-        """Writes this rank's share, into a folder that all ranks share."""
-        self.table.save(folder, "memory")
-        self.contexts.save(folder, "memory-contexts")
+    def save(self, folder: Path) -> list[Path]:
+        """Writes this rank's share, into a folder that all ranks share; returns the files."""
+        return [self.table.save(folder, "memory"), self.contexts.save(folder, "memory-contexts")]
 
     def load(self, folder: Path) -> None:
         """Reads what any number of ranks saved.

@@ -197,8 +197,8 @@ class ShardedTable:
         assert group is not None, f"no group for values on {values.device}"
         return dist.all_to_all_single(output, values, received, sent, group=group, async_op=True)
 
-    def save(self, folder: Path, name: str) -> None:
-        """Writes this rank's shard, `{name}-{rank}-of-{N}.safetensors`, in `folder`.
+    def save(self, folder: Path, name: str) -> Path:
+        """Writes this rank's shard, `{name}-{rank}-of-{N}.safetensors`, in `folder`; returns its path.
 
         Raises:
             OSError: it cannot be written.
@@ -210,6 +210,7 @@ class ShardedTable:
             save_file({"rows": self.local}, path, {"table": self._size})
         except SafetensorError as error:  # what a full disk is to safetensors
             raise OSError(f"{path}: {error}") from error
+        return path
 
     def load(self, folder: Path, name: str) -> None:
         """Reads what any number of ranks saved, each rank its own rows, with one old shard in memory at a time.
