@@ -230,3 +230,16 @@ def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     assert [entry.step for entry in catalogue(run, verify=True)] == [4, 3, 2]
     assert not (run / ".lock").exists()
     assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
+
+
+def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    with StopSignals() as signals:
+        trainer = Trainer(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer.engine.train()
+        trainer._train_step()
+        trainer.engine.module.head.norm.weight.data[0] = float("nan")
+        trainer._save()
+        with pytest.warns(UserWarning, match=r"mp_rank_00_model_states\.pt: weights or moments are not finite numbers"):
+            trainer.saver.settle()
+        trainer.loader.close()
+    assert not committed(tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.distributed import run_distributed_test
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, train, without_dropout
 from trelm_ds.config import Config, GuardsConfig, RoutingConfig
+from trelm_ds.training.checkpoint import committed
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.tracking import read_metrics
@@ -129,3 +131,12 @@ def test_the_window_of_losses_is_continued(one_rank: Ranks, tiny_dataset: Path, 
     losses = [point["loss"] for point in read_metrics(tmp_path / "run")]
     assert trainer.guard.state()["losses"] == pytest.approx(losses, rel=1e-6)
     assert trainer.guard.judge(1e9) == "loss spike"
+
+
+def test_a_save_waits_for_a_finite_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    with StopSignals() as signals:
+        trainer = Trainer(config(max_steps=6), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        accumulate = trainer._accumulate
+        trainer._accumulate = lambda *given: accumulate(*given) * (math.nan if trainer.step == 3 else 1)  # type: ignore[method-assign]
+        assert trainer.train() == 0
+    assert [path.name for path in committed(tmp_path / "run")] == ["step-00000006", "step-00000005"]  # 5 for 4

@@ -24,7 +24,7 @@ from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.engine import build_engine, resolve_ds_config
 from trelm_ds.training.first_failure import first_failure_speaks
-from trelm_ds.training.guards import GRADIENT, Guard, gradient_norm
+from trelm_ds.training.guards import GRADIENT, LOSS, Guard, gradient_norm
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import StepKnowledge, open_knowledge
 from trelm_ds.training.loader import StepBatches, StepLoader
@@ -144,6 +144,7 @@ class Trainer:
         tokenizer = self.steps.reader.storage.folder / TOKENIZER_FOLDER
         self.saver = Saver(self.engine, run, tokenizer, config.trainer, ranks, parts)
         self.window = Window()
+        self.save_due, self.finite = False, True  # the last step's numbers
         self.lr = self.memory_lambda = 0.0
         self.grad_norm: float | None = None  # where DeepSpeed keeps none
 
@@ -207,7 +208,10 @@ class Trainer:
                         faults.reach("log-written")
                         note = f"loss {values['loss']:.3f}  {values['tokens_per_s']:,.0f} tokens/s"
                     bar.advance(note=note)
-                    if self.step % every.checkpoint_every == 0 or self.step == total or stop:
+                    self.save_due |= self.step % every.checkpoint_every == 0
+                    # After a step without a finite loss weights may be beyond saving: sound checkpoints must not give
+                    # way to theirs. The end is saved all the same, or the same batch would end every new start.
+                    if (self.save_due and self.finite) or self.step == total or stop:
                         self._save()
             with self.watchdog.patient():
                 self.saver.settle()
@@ -326,6 +330,7 @@ class Trainer:
         if not self.engine.was_step_applied():  # DeepSpeed has met a gradient that is not finite, and says nothing
             reason = reason or GRADIENT
             self.engine.lr_scheduler.step()  # the schedule counts steps, taken or not
+        self.finite = reason not in (LOSS, GRADIENT)
         if reason is None:
             self.guard.took(mean)
             return True
@@ -407,6 +412,7 @@ class Trainer:
     def _save(self) -> None:
         if self.step == self.saved_step:
             return
+        self.save_due = False
         self.saved_step = self.step
         info = CheckpointInfo(
             step=self.step,
