@@ -188,6 +188,7 @@ def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
     process.start()
     process.join()
     assert process.exitcode == 0
+    sync(run, uri)  # what a slow machine has not sent by the end of the run
     found = check_arrived_once(uri, run, list(range(1, last + 1)))
     assert found.info.status == "FINISHED"
 
