@@ -65,7 +65,7 @@ def point(step: int) -> dict[str, float]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.02)
