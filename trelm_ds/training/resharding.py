@@ -143,22 +143,23 @@ def _names_in_order(engine: DeepSpeedEngine) -> list[str]:
 
 def _slots(engine: DeepSpeedEngine) -> Iterator[Slot]:
     """All of this rank, those of one master together."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    optimizer, stage, rank = engine.optimizer, engine.zero_optimization_stage(), torch.distributed.get_rank()
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
     groups = [group["params"] for group in _base_optimizer(engine).param_groups]
-    parameters = dict(engine.module.named_parameters())
-    names = _names_in_order(engine)
     if stage == 0:  # a master for each parameter
-        for name, master in zip(names, itertools.chain(*groups), strict=True):
+        for name, master in zip(_names_in_order(engine), itertools.chain(*groups), strict=True):
             yield Slot(name, 0, master, 0, master.numel())
-        return
-    for name in names:  # a master for each group
-        parameter = parameters[name]
-        if stage == 3:
-            index, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            start = length * torch.distributed.get_rank()
-            size = max(0, min(length, parameter.ds_numel - start))
-            yield Slot(name, start, optimizer.fp32_partitioned_groups_flat[index], offset, size)
-        elif (mapping := parameter._hp_mapping) is not None:  # None: no part of it is with this rank
-            (master,) = groups[mapping.param_group_index]
-            place = mapping.hp_fragment_address
-            yield Slot(name, mapping.lp_fragment_address.start, master, place.start, place.numel)
+    elif stage == 3:  # a piece of each parameter, the last ones padded
+        for index, parameters in enumerate(optimizer.fp16_groups):
+            for parameter in parameters:
+                _, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                size = max(0, min(length, parameter.ds_numel - rank * length))
+                yield Slot(names[parameter], rank * length, optimizer.fp32_partitioned_groups_flat[index], offset, size)
+    else:  # a piece of each group's parameters in a row
+        orders = zip(groups, optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True)
+        for (master,), parameters, offsets in orders:
+            piece = rank * master.numel()
+            for parameter, offset in zip(parameters, offsets, strict=True):
+                first, last = max(offset, piece), min(offset + parameter.numel(), piece + master.numel())
+                if first < last:
+                    yield Slot(names[parameter], first - offset, master, first - piece, last - first)

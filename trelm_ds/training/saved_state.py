@@ -153,14 +153,25 @@ def _partitioned(checkpoint: Path, _: Sequence[str]) -> SavedState:
     """ZeRO 1 and 2: each group is one flat tensor, cut into as many pieces as there are ranks."""
     model_states = _load(checkpoint / "mp_rank_00_model_states.pt")
     saved = SavedState(common=_common(model_states))
-    for optimizer in _optimizers(checkpoint, model_states["dp_world_size"]):
+    for rank, optimizer in enumerate(_optimizers(checkpoint, model_states["dp_world_size"])):
         inner = optimizer["base_optimizer_state"]
         saved.groups = _groups(inner)
-        flats, places = optimizer["single_partition_of_fp32_groups"], optimizer["param_slice_mappings"]
-        for index, (flat, mapping) in enumerate(zip(flats, places, strict=True)):
-            for name, place in mapping.items():
-                state = _narrowed(inner["state"].get(index, {}), place.start, place.numel)
-                saved.add(name, place.numel, flat.narrow(0, place.start, place.numel), state)
+        # Not by "param_slice_mappings", which are wrong where DeepSpeed reorders a group (round_robin_gradients).
+        layout = zip(
+            optimizer["single_partition_of_fp32_groups"],
+            optimizer["group_paddings"],
+            model_states["param_shapes"],
+            optimizer["param_alignment_paddings"],
+            strict=True,
+        )
+        for index, (flat, padding, shapes, paddings) in enumerate(layout):
+            length, offset = len(flat) + padding, -rank * (len(flat) + padding)  # of the group, seen from this piece
+            for (name, shape), gap in zip(shapes.items(), paddings, strict=True):
+                first, last = max(0, offset), min(offset + shape.numel(), length)
+                if first < last:
+                    state = _narrowed(inner["state"].get(index, {}), first, last - first)
+                    saved.add(name, last - first, flat[first:last], state)
+                offset += shape.numel() + gap
     _add_module(saved, model_states["module"])
     return saved
 
