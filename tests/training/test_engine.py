@@ -54,6 +54,10 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
         ({"scheduler": {}}, "'scheduler' is not read from here"),
         ({"fp16": {"enabled": True}}, "'fp16' is not read from here"),
         (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}},
+            "'zero_optimization.offload_optimizer.device' is nvme",
+        ),
+        (
             {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
             "'zero_optimization.reduce_bucket_size' is \"auto\"",
         ),

@@ -281,7 +281,7 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
     """I_p = (1 - lambda) h_e + lambda/2 (local + global), item by item, from the tables themselves."""
     with StopSignals() as signals:
         trainer = Trainer(config(), str(tiny_dataset), tmp_path / "run", one_rank, signals)
-    knowledge, read = trainer.knowledge, next(trainer.loader)
+    knowledge, read = trainer.knowledge, next(trainer.reader.loader)
     assert knowledge is not None
     bank, vectors = knowledge.bank, knowledge.vectors
     assert bank is not None
@@ -312,4 +312,4 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
             torch.testing.assert_close(injected.vectors[item], expected)
             assert injected.keep[item].item() == pytest.approx(keep)
     assert min(checked.values()) > 3
-    trainer.loader.close()
+    trainer.reader.loader.close()

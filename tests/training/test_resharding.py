@@ -196,12 +196,13 @@ def restart_from(run: Path, copy: Path, ranks: Ranks) -> Path:
 
 
 def save(cases: list[Case], data: Path, folder: Path, ranks: Ranks) -> list[dict[int, list[int]]]:
-    """Undisturbed runs; besides, what each holds when it is continued as it was, by DeepSpeed's own loading."""
+    """Undisturbed runs; besides, what each holds when DeepSpeed itself has loaded it."""
     samples = []
     for case in cases:
         run, settings = folder / case.run, case.config(case.stage, folder)
         samples.append(Run(settings, data, run, ranks).train())
         again = Run(settings, data, restart_from(run, folder / f"{case.run}-again", ranks), ranks)
+        again.trainer.engine.load_checkpoint(str(run / "checkpoints"), tag=f"step-{SAVED_AT:08d}")
         state = live_state(again.trainer)
         if ranks.rank == 0:
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, run / "state.safetensors")

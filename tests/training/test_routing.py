@@ -194,7 +194,7 @@ def test_backward_stops_below_the_lowest_trained_layer(one_rank: Ranks, tiny_dat
         layer.register_forward_hook(lambda _, __, output, number=number: seen.append((number, output.requires_grad)))
     trainer.engine.train()
     trainer._train_step()
-    trainer.loader.close()
+    trainer.reader.loader.close()
     assert set(seen) == {(0, False), (1, True)}
 
 

@@ -164,7 +164,7 @@ def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path,
         trainer._train_step()
         trainer._save()
         trainer.saver.settle()
-        trainer.loader.close()
+        trainer.reader.loader.close()
     assert [path.name for path in committed(place)] == ["step-00000002"]
 
 
@@ -241,5 +241,5 @@ def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dat
         trainer._save()
         with pytest.warns(UserWarning, match=r"mp_rank_00_model_states\.pt: weights or moments are not finite numbers"):
             trainer.saver.settle()
-        trainer.loader.close()
+        trainer.reader.loader.close()
     assert not committed(tmp_path / "run")

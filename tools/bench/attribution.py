@@ -190,7 +190,7 @@ def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
             trainer = Trainer(config, data, Path(folder), ranks, signals)
             view = frozen(trainer.engine.module, {n: p.detach() for n, p in trainer.engine.module.named_parameters()})
             for _ in range(steps):
-                read = next(trainer.loader)
+                read = next(trainer.reader.loader)
                 assert trainer.knowledge is not None
                 knowledge = trainer.knowledge.open_step(read, 0.0)
                 for one in read.micro_batches:
@@ -203,7 +203,7 @@ def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
                     for name, rule in rules.items():
                         found = attribute(view, given, rule)
                         scores[name] = scores.get(name, 0) + torch.cat([found.neurons.flatten(), found.facts[None]])
-            trainer.loader.close()
+            trainer.reader.loader.close()
     finally:
         disconnect()
     layers = view.config.num_hidden_layers

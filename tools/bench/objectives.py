@@ -66,8 +66,8 @@ class Timed:
     """A trainer whose steps and reading are timed apart."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._loader = trainer, trainer.loader
-        trainer.loader = self  # type: ignore[assignment]  # its steps are taken from here
+        self._trainer, self._loader = trainer, trainer.reader.loader
+        trainer.reader.loader = self  # type: ignore[assignment]  # its steps are taken from here
         self.steps: list[float] = []
         self.reading: list[float] = []
         self.tokens: list[int] = []

@@ -7,16 +7,13 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from trelm_ds import __version__
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json, sha256_of
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "manifest.json"
 POINTER = "latest.json"

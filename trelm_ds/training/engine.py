@@ -73,6 +73,11 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     zero = content.setdefault("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(offload := zero.get(key), dict) and offload.get("device") == "nvme":
+            raise UserError(
+                f"{path}: 'zero_optimization.{key}.device' is nvme, whose files no checkpoint would hold; use cpu"
+            )
     ours: dict[str, tuple[Any, str]] = {
         "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
         # How many micro-batches a step has follows from its tokens, and the trainer tells the engine which is the last.

@@ -1,8 +1,9 @@
-"""Continuing on another number of ranks, or under another ZeRO stage, than those that saved a checkpoint.
+"""Loading a checkpoint on any number of ranks and under any ZeRO stage, whatever it was saved by.
 
 Nothing is converted on disk. The files of all ranks that saved are mapped into memory, and each rank copies from them
 what is its own now, element by element by the parameter's name. So the checkpoint stays as it is, there is no copy
-that could be half written, and what was in the optimizer is in it again to the bit.
+that could be half written, and what was in the optimizer is in it again to the bit. DeepSpeed's own loading, which
+wants the same ranks, stage and even `round_robin_gradients` without checking them, is not used.
 """
 
 from __future__ import annotations
@@ -61,18 +62,13 @@ def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, zero_s
     Raises:
         UserError: the files cannot be read on some rank, or are of another model.
     """
-    if (info.world_size, info.zero_stage) == (ranks.world_size, zero_stage):
-        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        if loaded is None:
-            raise UserError(f"{checkpoint}: DeepSpeed could not load it")
-        return
     saved = ranks.all_agree(lambda: _open(engine, checkpoint, info.zero_stage))
     _load_weights(engine, saved, ranks)
     _load_optimizer(engine, saved)
     engine.lr_scheduler.load_state_dict(saved.common["lr_scheduler"])
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.common[counter])
-    if ranks.rank == 0:
+    if ranks.rank == 0 and (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
         before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
         print(f"{checkpoint}: saved by {before}, continued by {now}", file=sys.stderr, flush=True)
 

@@ -18,7 +18,6 @@ from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.progress import ProgressBar
-from trelm_ds.shards import Damage
 from trelm_ds.training import checkpoint
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
@@ -41,9 +40,9 @@ from trelm_ds.training.setup import (
     warn_of_nothing,
     with_sizes,
 )
+from trelm_ds.training.step_reader import StepReader
 from trelm_ds.training.stopping import StopRequests, StopSignals, exit_code
 from trelm_ds.training.system_metrics import SystemMetrics
-from trelm_ds.training.tracking import note_quarantine
 from trelm_ds.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -77,11 +76,6 @@ def pretrain(config: Config, data: str, run: Path) -> int:
         raise
     disconnect()  # not after a failure of one rank: it would wait for the others
     return code
-
-
-def _raise(problem: UserError | None) -> None:
-    if problem is not None:
-        raise problem
 
 
 class Trainer:
@@ -137,8 +131,8 @@ class Trainer:
                 raise UserError(
                     f"trainer.max_steps: is {config.trainer.max_steps}, {run} is at step {self.step} already"
                 )
-        self.loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
-        self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
+        loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
+        self.reader = StepReader(loader, self.steps.substitution, run, ranks)
         self.saved_step = self.step if checkpoint.committed(run) else None
         parts = [part for part in (self.knowledge, self.routing) if part is not None]
         tokenizer = self.steps.reader.storage.folder / TOKENIZER_FOLDER
@@ -225,7 +219,7 @@ class Trainer:
                 raise RankError(f"rank {self.ranks.rank}, step {self.step}: {error}") from None
             raise
         finally:
-            self.loader.close()
+            self.reader.loader.close()
         if journal:
             journal.finish(self.step, stop)
         self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
@@ -256,7 +250,9 @@ class Trainer:
 
     def _train_step(self) -> int:
         """One optimizer step; returns the reason to stop after it, or 0."""
-        read, masked, asked = self._read_step()
+        read, masked, asked = self.reader.read(self.step)
+        steps = int(self.ranks.rank == 0)  # summed over ranks later
+        self.window.count({"corrupted": read.substituted, "steps": steps} | read.counts)
         faults.reach("step-read")
         step_knowledge = self._open_knowledge(read)
         if self.routing is not None and step_knowledge is not None:
@@ -327,7 +323,7 @@ class Trainer:
                 reason = GRADIENT
         self.optimizer.skips = reason is not None
         self.engine.step()
-        if not self.engine.was_step_applied():  # DeepSpeed has met a gradient that is not finite, and says nothing
+        if not self.engine.was_step_applied():  # DeepSpeed has met a gradient that is not finite
             reason = reason or GRADIENT
             self.engine.lr_scheduler.step()  # the schedule counts steps, taken or not
         self.finite = reason not in (LOSS, GRADIENT)
@@ -352,39 +348,6 @@ class Trainer:
         epoch = self.step * self.config.trainer.global_batch_size // self.steps.order.epoch_samples
         self.memory_lambda = self.knowledge.memory_lambda(self.step, epoch)
         return self.knowledge.open_step(read, self.memory_lambda)
-
-    def _read_step(self) -> tuple[StepBatches, float, float]:
-        """The rank's micro-batches, and over all ranks the tokens to predict and the tokens of facts to complete.
-
-        Raises:
-            UserError: too much of the dataset is damaged, as some rank has found.
-        """
-        problem: UserError | None = None
-        read = StepBatches.empty()
-        try:
-            read = next(self.loader)
-        except UserError as error:
-            problem = error
-        new = [damage for damage in read.damages if damage.block not in self.damages]
-        masked = sum(len(batch.labels) for batch in read.micro_batches)
-        asked = sum(len(batch.facts.labels) for batch in read.micro_batches if batch.facts is not None)
-        masked_everywhere, asked_everywhere, new_everywhere, problems = self.ranks.sum(
-            masked, asked, len(new), int(problem is not None)
-        )
-        if problems:
-            self.ranks.all_agree(lambda: _raise(problem))
-        if new_everywhere:
-            self._note_damage(new)
-        steps = int(self.ranks.rank == 0)  # summed over ranks later
-        self.window.count({"corrupted": read.substituted, "steps": steps} | read.counts)
-        return read, masked_everywhere, asked_everywhere
-
-    def _note_damage(self, new: list[Damage]) -> None:
-        """Writes damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
-        self.damages |= {damage.block: damage for damages in self.ranks.gather(new) for damage in damages}
-        if self.ranks.rank == 0:
-            note_quarantine(self.run, self.step, list(self.damages.values()))
-        self.ranks.all_agree(lambda: self.steps.substitution.check(list(self.damages.values())))
 
     def _seed_dropout(self, index: int) -> None:
         """Dropout is a function of (seed, step, micro-batch, rank), so a resumed run needs no stored state."""
