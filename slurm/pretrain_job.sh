@@ -1,0 +1,202 @@
+# A pre-training job from its checks to its end or requeue; slurm/pretrain_*.sh and sweep.sh source it after lib.sh.
+# shellcheck shell=bash disable=SC2154  # lib.sh sets script, python, cpus
+
+# pretrain_job [SETTING...]: what follows is for `trelm pretrain`.
+pretrain_job() {
+    check_request
+    state=$TRELM_OUT/slurm
+    mkdir -p "$state" || fail "cannot write into TRELM_OUT=$TRELM_OUT"
+    code=0 stopped_by=0 step_pid=
+    # USR1 reaches this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and commit a
+    # checkpoint. TERM (scancel, preemption) they get from Slurm itself. Either once only: a second signal makes torchrun
+    # drop its workers before they are done.
+    trap 'stop 10 && kill -USR1 "$step_pid" || true' USR1
+    trap 'stop 15' TERM
+    note_start
+    meet
+    check_nodes
+    train "$@"
+    settle
+}
+
+# --- What would fail later fails here: one line, exit code 2. ---
+check_request() {
+    local config configs
+    read -ra configs <<<"$TRELM_CONFIG"
+    ((${#configs[@]})) || fail "no configuration: set TRELM_CONFIG"
+    settings=()
+    for config in "${configs[@]}"; do
+        [[ -f $config ]] || fail "no configuration at $config: set TRELM_CONFIG"
+        settings+=(--config "$config")
+    done
+    [[ $TRELM_DATA == *://* || -d $TRELM_DATA ]] ||
+        fail "no dataset at $TRELM_DATA: make one with 'trelm prepare' or set TRELM_DATA"
+    [[ $TRELM_DATA == *://* || -f $TRELM_DATA/manifest.json ]] ||
+        fail "no manifest.json in $TRELM_DATA: not a dataset, or not finished"
+    [[ $TRELM_PROCS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
+        fail "TRELM_PROCS_PER_NODE must be a positive number, got '$TRELM_PROCS_PER_NODE'"
+}
+
+# shellcheck disable=SC2317,SC2329  # the traps call it
+stop() {
+    trap '' USR1 TERM
+    stopped_by=$1
+    say "signal $1, the ranks write a checkpoint"
+    [[ -n $step_pid ]]
+}
+
+# --- The job's history: RUN/slurm/history.jsonl, read by `trelm status` and below. ---
+# note EVENT TEXT
+note() {
+    printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s"}\n' \
+        "$SLURM_JOB_ID" "$1" "$(last_step)" "${SLURM_RESTART_COUNT:-0}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
+        "$SLURM_JOB_NODELIST" "$log" "${2//[\"\\]/}" >>"$state/history.jsonl"
+}
+
+# The step of the last committed checkpoint.
+last_step() {
+    local step
+    step=$(sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$TRELM_OUT/checkpoints/latest.json" 2>/dev/null || true)
+    echo "${step:-0}"
+}
+
+# Counts this start; a job that starts again and again without a new checkpoint ends.
+note_start() {
+    local steps step
+    log=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* StdOut=\([^ ]*\).*/\1/p')
+    step=$(last_step)
+    mapfile -t steps < <(sed -n 's/^{"job": "'"$SLURM_JOB_ID"'", "event": "start", "step": \([0-9]*\),.*/\1/p' \
+        "$state/history.jsonl" 2>/dev/null)
+    if ((${#steps[@]} > TRELM_MAX_RESTARTS)); then
+        give_up "started ${#steps[@]} times, TRELM_MAX_RESTARTS is $TRELM_MAX_RESTARTS: submit it again if that is right"
+    fi
+    if ((${#steps[@]} >= TRELM_MAX_STALLS)) && [[ $(printf '%s\n' "${steps[@]: -TRELM_MAX_STALLS}" | sort -u) == "$step" ]]; then
+        give_up "$TRELM_MAX_STALLS starts in a row ended without a checkpoint after step $step: mend the cause, see $log"
+    fi
+    note start ""
+}
+
+give_up() { note stalled "$1"; fail "$1"; }
+
+# --- Where the ranks meet. Addresses come from Slurm, since node names need not resolve. ---
+meet() {
+    TRELM_NODE_ADDRESSES=$(scontrol show node -o "$SLURM_JOB_NODELIST" |
+        sed -n 's/^NodeName=\([^ ]*\) .*NodeAddr=\([^ ]*\).*/\1=\2/p' | paste -sd' ')
+    export TRELM_NODE_ADDRESSES  # every node looks up its own
+    local first
+    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    first=$(sed -n "s/^\(.* \)\?${nodes[0]}=\([^ ]*\).*/\2/p" <<<"$TRELM_NODE_ADDRESSES")
+    # The port follows from the job id, so that two jobs on one node do not meet each other.
+    endpoint=$first:$((20000 + SLURM_JOB_ID % 10000))
+    # Without it torchrun allows every process one thread, too few for data preparation and for CPU runs.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > TRELM_PROCS_PER_NODE ? cpus / TRELM_PROCS_PER_NODE : 1))}
+    # NCCL says why it failed and is quiet otherwise.
+    export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+}
+
+# launch NAME [SRUN OPTION...] -- ARGUMENT...: torchrun on all nodes, waited for; exit codes in $state/exit, one file per
+# node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else. torchrun hands the signals
+# named below to its workers and kills those still running after --shutdown-timeout, which must therefore be shorter than
+# the 180 s of --signal.
+launch() {
+    local name=$1 options=()
+    shift
+    while [[ $1 != -- ]]; do options+=("$1"); shift; done
+    shift
+    rm -rf "$state/exit" && mkdir "$state/exit"
+    export TRELM_EXIT_FOLDER=$state/exit
+    on_nodes "${options[@]}" -- "$python" -m trelm_ds.cluster.launcher \
+        --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
+        --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
+        --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
+        "$@" &
+    step_pid=$!  # in the background, because a trap runs only between commands
+    code=0
+    wait "$step_pid" || code=$?
+    while kill -0 "$step_pid" 2>/dev/null; do  # a trap interrupted the wait
+        code=0
+        wait "$step_pid" || code=$?
+    done
+    step_pid=
+}
+
+# --- Nodes that cannot train are found before they cost an hour. ---
+check_nodes() {
+    ((TRELM_HEALTH)) || return 0
+    local answers=$state/health node bad=() why=()
+    rm -rf "$answers" && mkdir "$answers"
+    launch health --time=10 -- -m trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT"
+    ((stopped_by)) && settle
+    ((code)) || return 0
+    for node in "${nodes[@]}"; do
+        [[ -f $answers/$node.bad ]] && bad+=("$node") && why+=("$node: $(<"$answers/$node.bad")")
+    done
+    if ((${#bad[@]} == 0)); then
+        for node in "${nodes[@]}"; do
+            [[ -f $answers/$node.ok ]] || { bad+=("$node"); why+=("$node: no answer"); }
+        done
+    fi
+    printf "$script: %s\n" "${why[@]}" >&2
+    ((${#bad[@]} < ${#nodes[@]} || ${#nodes[@]} == 1)) ||
+        fail "no node passed the check: see above, and site.env.example for what is expected of nodes (TRELM_HEALTH=0 skips it)"
+    printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
+    requeue "bad nodes: ${why[*]}"
+}
+
+train() {
+    local more pretrain
+    read -ra more <<<"$TRELM_ARGS"
+    pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
+    say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
+    say "$python ${pretrain[*]}"
+    launch train -- "${pretrain[@]}"
+}
+
+# --- How it ends ---
+# The exit codes of docs/checkpoints.md decide. `wait` is not asked alone: it has been seen to give 0 for killed tasks.
+settle() {
+    local codes
+    mapfile -t codes < <(cat "$state"/exit/* 2>/dev/null | sort -un)
+    local all=" ${codes[*]} "
+    if ((stopped_by == 15)); then
+        finish 143 "ended by SIGTERM (scancel, preemption)"
+    elif [[ $all == *" 2 "* ]]; then
+        finish 2 "not requeued: a mistake that no new start mends, see above"
+    elif [[ $all == *" 130 "* ]]; then
+        finish 130 "stopped by its stop file"
+    elif ((stopped_by)); then
+        requeue "signal $stopped_by"
+    elif [[ $all == " 0 " && $(find "$state/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
+        finish 0 "done"
+    elif [[ $all == *" 75 "* ]]; then
+        requeue "trainer.max_minutes are over"
+    elif [[ $all == *" 71 "* ]]; then
+        requeue "nothing moved any more"
+    else
+        requeue "exit codes ${codes[*]:-none}, srun $code"
+    fi
+}
+
+# finish CODE TEXT
+finish() {
+    note end "$2"
+    say "$2; last checkpoint: step $(last_step)"
+    exit "$1"
+}
+
+# requeue TEXT: the job starts again with what is left of its checkpoints, not on nodes that were found bad.
+requeue() {
+    if ((TRELM_REQUEUE == 0)); then
+        finish $((stopped_by ? 128 + stopped_by : code ? code : 1)) "not requeued (TRELM_REQUEUE=0): $1"
+    fi
+    note requeue "$1"
+    say "requeued: $1; last checkpoint: step $(last_step)"
+    trap '' TERM  # with which Slurm ends this script before its next line otherwise
+    scontrol requeue "$SLURM_JOB_ID" || finish 1 "cannot be requeued: submit it again, it continues"
+    if [[ -s $state/bad_nodes ]]; then
+        local exclude
+        exclude=$(sort -u "$state/bad_nodes" | paste -sd,)
+        scontrol update "jobid=$SLURM_JOB_ID" "excnodelist=$exclude" || say "$exclude: could not be excluded"
+    fi
+    exit 1
+}
