@@ -34,8 +34,11 @@ load_site() {
     TRELM_MAX_STALLS=${TRELM_MAX_STALLS:-3}
     export TRELM_MIN_DISK_GB TRELM_MIN_BUS_GBPS TRELM_MAX_CLOCK_SKEW_S
     local name
-    for name in TRELM_CHECK_GPUS TRELM_MIN_DISK_GB TRELM_MAX_RESTARTS TRELM_MAX_STALLS; do
+    for name in TRELM_CHECK_GPUS TRELM_MAX_RESTARTS TRELM_MAX_STALLS; do
         [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name must be a whole number, got '${!name}'"
+    done
+    for name in TRELM_MIN_DISK_GB TRELM_MIN_BUS_GBPS TRELM_MAX_CLOCK_SKEW_S; do
+        [[ ${!name} =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "$name must be a number, got '${!name}'"
     done
     for name in TRELM_HEALTH TRELM_REQUEUE; do
         [[ ${!name} =~ ^[01]$ ]] || fail "$name must be 0 or 1, got '${!name}'"
@@ -82,13 +85,10 @@ choose_python() {
     esac
 }
 
-# on_nodes [SRUN OPTION...] -- COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
+# on_nodes COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
 on_nodes() {
-    local options=()
-    while [[ $1 != -- ]]; do options+=("$1"); shift; done
-    shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
     # not inherit it.
     exec srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task="$cpus" \
-        "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
+        "${step_options[@]}" "${inside[@]}" "$@"
 }

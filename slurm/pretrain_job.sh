@@ -94,18 +94,18 @@ meet() {
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 }
 
-# launch NAME [SRUN OPTION...] -- ARGUMENT...: torchrun on all nodes, waited for; exit codes in $state/exit, one file per
-# node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else. torchrun hands the signals
+# launch NAME COMMAND... -- ARGUMENT...: COMMAND with torchrun's arguments, on all nodes, waited for; exit codes in
+# $state/exit, one file per node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else. torchrun hands the signals
 # named below to its workers and kills those still running after --shutdown-timeout, which must therefore be shorter than
 # the 180 s of --signal.
 launch() {
-    local name=$1 options=()
+    local name=$1 command=()
     shift
-    while [[ $1 != -- ]]; do options+=("$1"); shift; done
+    while [[ $1 != -- ]]; do command+=("$1"); shift; done
     shift
     rm -rf "$state/exit" && mkdir "$state/exit"
     export TRELM_EXIT_FOLDER=$state/exit
-    on_nodes "${options[@]}" -- "$python" -m trelm_ds.cluster.launcher \
+    on_nodes "$python" -m "${command[@]}" \
         --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
         --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
@@ -125,7 +125,7 @@ check_nodes() {
     ((TRELM_HEALTH)) || return 0
     local answers=$state/health node bad=() why=()
     rm -rf "$answers" && mkdir "$answers"
-    launch health --time=10 -- -m trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT"
+    launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" --
     ((stopped_by)) && settle
     ((code)) || return 0
     for node in "${nodes[@]}"; do
@@ -133,9 +133,10 @@ check_nodes() {
     done
     if ((${#bad[@]} == 0)); then
         for node in "${nodes[@]}"; do
-            [[ -f $answers/$node.ok ]] || { bad+=("$node"); why+=("$node: no answer"); }
+            [[ -f $answers/$node.here ]] || { bad+=("$node"); why+=("$node: no answer"); }
         done
     fi
+    ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
     printf "$script: %s\n" "${why[@]}" >&2
     ((${#bad[@]} < ${#nodes[@]} || ${#nodes[@]} == 1)) ||
         fail "no node passed the check: see above, and site.env.example for what is expected of nodes (TRELM_HEALTH=0 skips it)"
@@ -149,7 +150,7 @@ train() {
     pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
     say "$python ${pretrain[*]}"
-    launch train -- "${pretrain[@]}"
+    launch train trelm_ds.cluster.launcher -- "${pretrain[@]}"
 }
 
 # --- How it ends ---

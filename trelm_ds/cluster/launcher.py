@@ -1,15 +1,17 @@
-"""torchrun that ends as its ranks have ended.
+"""torchrun that finds its own address under Slurm and ends as its ranks have ended.
 
 torchrun itself ends with 1 and a traceback whatever its ranks say, so a batch script cannot tell a mistake in the
-settings, which no new start will mend, from a lost node or a time limit. This one takes torchrun's arguments, runs it in
-this process, and turns what it raises into one line and an exit code.
+settings, which no new start will mend, from a lost node or a time limit. This one takes torchrun's arguments, runs it
+in this process, and turns what it raises into one line and an exit code.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,30 +22,33 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from trelm_ds.files import write_atomically
 
-_FIRST = (2, 75, 130, 71)  # what a batch script decides by: mistake, out of time, stop file, hang
-EXIT_FILE = "TRELM_EXIT_FILE"
+_TELLING = (2, 75, 130, 71)  # what a batch script decides by: mistake, out of time, stop file, hang
+_SIOCGIFADDR = 0x8915
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs torchrun with these arguments.
 
+    The batch script tells every node in the environment: TRELM_NODE_ADDRESSES, "n1=10.0.0.1 n2=10.0.0.2", and
+    TRELM_EXIT_FOLDER, where each node writes its exit code, since `srun` gives but one for all. Without them it is
+    torchrun as usual.
+
     Returns:
-        The exit code: 0; that of the ranks, where several differ the one that says most; 128 + n by signal n. It is also
-        written to the file that TRELM_EXIT_FILE names, since `srun` gives but one code for all nodes.
+        The exit code: 0; that of the ranks, where several differ the one that says most; 128 + n by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        torchrun.main(arguments)
+        torchrun.main([*_address(), *arguments])
         code, reason = 0, ""
     except ChildFailedError as error:
         codes = {rank: _code(failure.exitcode) for rank, failure in error.failures.items()}
         code = _most_telling(list(codes.values()))
-        ranks = ", ".join(f"rank {rank}: {of_rank}" for rank, of_rank in sorted(codes.items()))
+        ranks = ", ".join(f"rank {rank} {of_rank}" for rank, of_rank in sorted(codes.items()))
         reason = f"exit codes on {socket.gethostname()}: {ranks}"
     except SignalException as error:
         code, reason = 128 + error.sigval, f"ended by {signal.Signals(error.sigval).name}"
-    if path := os.environ.get(EXIT_FILE):
-        write_atomically(Path(path), f"{code}\n")
+    if folder := os.environ.get("TRELM_EXIT_FOLDER"):
+        write_atomically(Path(folder) / os.environ.get("SLURM_NODEID", "0"), f"{code}\n")
     if reason:
         print(f"trelm launcher: {reason}", file=sys.stderr, flush=True)
     return code
@@ -54,7 +59,36 @@ def _code(exitcode: int) -> int:
 
 
 def _most_telling(codes: Sequence[int]) -> int:
-    return next((code for code in _FIRST if code in codes), max(codes, default=1))
+    return next((code for code in _TELLING if code in codes), max(codes, default=1))
+
+
+def _address() -> list[str]:
+    """torchrun's option for this node's address; gloo is bound to the network card that has it."""
+    known = dict(pair.split("=", 1) for pair in os.environ.get("TRELM_NODE_ADDRESSES", "").split())
+    name = known.get(os.environ.get("SLURMD_NODENAME", ""))
+    if name is None:
+        return []
+    # gloo would take the card of the host's own name, which on many clusters does not resolve to one that others reach.
+    try:
+        interface = _interface_of(socket.gethostbyname(name))
+    except OSError:  # NCCL and torchrun may still know better
+        interface = None
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return [f"--local-addr={name}"]
+
+
+def _interface_of(address: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, interface in socket.if_nameindex():
+            request = struct.pack("256s", interface.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, request)
+            except OSError:  # a card without an address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return interface
+    return None
 
 
 if __name__ == "__main__":
