@@ -5,7 +5,9 @@
 pretrain_job() {
     check_request
     state=$TRELM_OUT/slurm
-    mkdir -p "$state" || fail "cannot write into TRELM_OUT=$TRELM_OUT"
+    { mkdir -p "$state" && [[ -w $state ]]; } || fail "cannot write into TRELM_OUT=$TRELM_OUT"
+    ((10#$(df --output=avail -B 1000000 "$state" | tail -n 1 | tr -d ' ') >= 1000 * ${TRELM_MIN_DISK_GB%.*})) ||
+        fail "TRELM_OUT=$TRELM_OUT: less than TRELM_MIN_DISK_GB=$TRELM_MIN_DISK_GB GB are free"
     code=0 stopped_by=0 step_pid=
     # USR1 reaches this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and commit a
     # checkpoint. TERM (scancel, preemption) they get from Slurm itself. Either once only: a second signal makes torchrun
@@ -105,7 +107,7 @@ launch() {
     shift
     rm -rf "$state/exit" && mkdir "$state/exit"
     export TRELM_EXIT_FOLDER=$state/exit
-    on_nodes "$python" -m "${command[@]}" \
+    on_nodes "$python" -m "${command[@]}" -- \
         --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
         --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
@@ -123,25 +125,39 @@ launch() {
 # --- Nodes that cannot train are found before they cost an hour. ---
 check_nodes() {
     ((TRELM_HEALTH)) || return 0
-    local answers=$state/health node bad=() why=()
+    answers=$state/health bad=()
+    local node ok
     rm -rf "$answers" && mkdir "$answers"
     launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" --
     ((stopped_by)) && settle
+    ok=$(find "$answers" -name '*.ok' -printf '%f\n' | sed 's/\.ok$//')
+    # A node may have been mended since it was found bad.
+    [[ -s $state/bad_nodes ]] && { grep -vxF "$ok" "$state/bad_nodes" >"$state/bad_nodes.new" || true; } &&
+        mv "$state/bad_nodes.new" "$state/bad_nodes"
     ((code)) || return 0
     for node in "${nodes[@]}"; do
-        [[ -f $answers/$node.bad ]] && bad+=("$node") && why+=("$node: $(<"$answers/$node.bad")")
+        if [[ -f $answers/$node.bad ]]; then
+            bad+=("$node")
+        elif [[ ! -f $answers/$node.here && -n $(find "$answers" -name '*.here') ]]; then
+            bad+=("$node") && echo "no answer" >"$answers/$node.bad"
+        fi
     done
-    if ((${#bad[@]} == 0)); then
-        for node in "${nodes[@]}"; do
-            [[ -f $answers/$node.here ]] || { bad+=("$node"); why+=("$node: no answer"); }
-        done
+    if [[ -n $(find "$answers" -name '*.here') ]] || ((${#bad[@]})); then
+        leave_bad_nodes
     fi
+    fail "the check of nodes itself failed, see above (TRELM_HEALTH=0 skips it)"
+}
+
+# Goes on elsewhere, unless too few nodes would be left.
+leave_bad_nodes() {
+    local node reasons="" others
     ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
-    printf "$script: %s\n" "${why[@]}" >&2
-    ((${#bad[@]} < ${#nodes[@]} || ${#nodes[@]} == 1)) ||
-        fail "no node passed the check: see above, and site.env.example for what is expected of nodes (TRELM_HEALTH=0 skips it)"
+    for node in "${bad[@]}"; do reasons+="${reasons:+; }$node: $(<"$answers/$node.bad")"; done
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
-    requeue "bad nodes: ${why[*]}"
+    others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
+    ((others >= SLURM_NNODES)) || give_up "$reasons; besides what $state/bad_nodes lists, partition \
+$SLURM_JOB_PARTITION has $others nodes: mend these, or what site.env.example says is expected of nodes, and submit again"
+    requeue "bad nodes: $reasons"
 }
 
 train() {

@@ -1,9 +1,11 @@
 #!/bin/bash
 # A two-node Slurm on this one host, to try slurm/*.sh without a cluster.
 #
-#   tools/local_slurm.sh up [ROOT]       start it, unless it runs, and print the `export SLURM_CONF=...` to use it
-#   tools/local_slurm.sh status [ROOT]   exit code 0 and the nodes when it runs, 1 when it does not
-#   tools/local_slurm.sh down [ROOT]     end its jobs and daemons and remove ROOT
+#   tools/local_slurm.sh up [ROOT]           start it, unless it runs, and print the `export SLURM_CONF=...` to use it
+#   tools/local_slurm.sh status [ROOT]       exit code 0 and the nodes when it runs, 1 when it does not
+#   tools/local_slurm.sh crash NODE [ROOT]   kill n1 or n2 with all that runs there, as a power failure would
+#   tools/local_slurm.sh boot NODE [ROOT]    start it again
+#   tools/local_slurm.sh down [ROOT]         end its jobs and daemons and remove ROOT
 #
 # Nodes n1 and n2 claim 64 cores and 8 GPUs each; the GPUs are mere device files, so programs run on the CPU. There is
 # no systemd and no database (so no `sacct`). All of it lives under ROOT, default ${TMPDIR:-/tmp}/trelm-slurm-<uid>.
@@ -12,8 +14,14 @@ set -euo pipefail
 
 fail() { echo "local_slurm: $2" >&2; exit "$1"; }
 
-[[ $# -ge 1 && $# -le 2 && $1 =~ ^(up|down|status)$ ]] || fail 2 "usage: $0 up|down|status [ROOT]"
+[[ ${1:-} =~ ^(up|down|status|crash|boot)$ ]] || fail 2 "usage: $0 up|down|status [ROOT], or crash|boot NODE [ROOT]"
 command=$1
+if [[ $command == crash || $command == boot ]]; then
+    node=${2:-}
+    [[ $node == n[12] ]] || fail 2 "usage: $0 $command n1|n2 [ROOT]"
+    shift
+fi
+[[ $# -le 2 ]] || fail 2 "one ROOT at most, got: ${*:2}"
 root=$(realpath -m "${2:-${TMPDIR:-/tmp}/trelm-slurm-$UID}")
 conf=$root/slurm.conf
 socket=$root/munge.socket
@@ -47,25 +55,32 @@ until_true() {
 idle_nodes() { [[ $(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$') == 2 ]]; }
 no_jobs() { [[ -z $(timeout 5 squeue -h 2>/dev/null) ]]; }
 
-# Processes of our jobs (slurmstepd included), also those whose daemons are gone.
-job_pids() {
+# pids_where TEST: processes with our SLURM_CONF whose environment ($env, one variable a line) and folder in /proc ($dir)
+# pass; also those whose daemons are gone.
+pids_where() {
     local dir env
     for dir in /proc/[0-9]*; do
         env=$(tr '\0' '\n' 2>/dev/null <"$dir/environ") || continue
-        grep -qxF "SLURM_CONF=$conf" <<<"$env" || continue
-        if grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") == */slurmstepd ]]; then
-            echo "${dir#/proc/}"
-        fi
+        grep -qxF "SLURM_CONF=$conf" <<<"$env" && "$1" && echo "${dir#/proc/}"
     done
+    return 0
 }
 
-# Kills what is left of our jobs; false as long as there was something: a killed process takes a moment to go.
-jobs_killed() {
+of_a_job() { grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") == */slurmstepd ]]; }
+# Daemons and slurmstepd inherit the first, what jobs start has the second.
+of_the_node() { grep -qxE "(TRELM_LOCAL_NODE|SLURMD_NODENAME)=$node" <<<"$env"; }
+
+# killed TEST: kills what passes; false as long as there was something, since a killed process takes a moment to go.
+killed() {
     local pids
-    mapfile -t pids < <(job_pids)
+    mapfile -t pids < <(pids_where "$1")
     [[ ${#pids[@]} == 0 ]] && return 0
     kill -KILL "${pids[@]}" 2>/dev/null || true
     return 1
+}
+
+start_node() {
+    TRELM_LOCAL_NODE=$1 slurmd -f "$conf" -N "$1" || fail 1 "slurmd did not start, see $root/log/$1.log"
 }
 
 write_config() {
@@ -143,9 +158,7 @@ up() {
             fail 1 "munged did not start: $(tail -n 1 "$root/log/munged.err")"
         until_true 10 test -S "$socket" || fail 1 "munged did not start, see $root/log/munged.log"
         slurmctld -f "$conf" -i || fail 1 "slurmctld did not start, see $root/log/slurmctld.log"
-        for name in n1 n2; do
-            slurmd -f "$conf" -N "$name" || fail 1 "slurmd did not start, see $root/log/$name.log"
-        done
+        for name in n1 n2; do start_node "$name"; done
     fi
     until_true 30 idle_nodes || fail 1 "the nodes did not come up, see $root/log"
     echo "export SLURM_CONF=$conf"
@@ -158,7 +171,7 @@ stop() {
         timeout 10 scancel --user="$(id -un)" || true
         until_true 15 no_jobs || true
     fi
-    until_true 10 jobs_killed || true
+    until_true 10 killed of_a_job || true
     for name in n2 n1 slurmctld munged; do
         alive "$name" || continue
         kill -TERM "$(cat "$root/run/$name.pid")" 2>/dev/null || true
@@ -169,8 +182,20 @@ stop() {
 
 dead() { ! alive "$1"; }
 
+up_node() { [[ $(timeout 5 sinfo -h -n "$node" -o %T 2>/dev/null) =~ ^(idle|mixed|allocated)$ ]]; }
+
 case $command in
 up) up ;;
+crash)
+    alive slurmctld || fail 1 "not running under $root"
+    until_true 10 killed of_the_node || fail 1 "$node: some of its processes do not go"
+    rm -f "$root/run/$node.pid"
+    ;;
+boot)
+    alive slurmctld || fail 1 "not running under $root"
+    alive "$node" || start_node "$node"
+    until_true 60 up_node || fail 1 "$node did not come up, see $root/log/$node.log"
+    ;;
 status)
     all_alive || fail 1 "not running under $root"
     sinfo -N -o "%N %T %C %G"

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RANK" in os.environ:
             check_process(node, options.answers)
             return 0
-        check_node(options.gpus, options.out, float(os.environ.get("TRELM_MIN_DISK_GB", "5")))
+        check_node(options.gpus, (options.out, Path(tempfile.gettempdir())))
     except BadNodeError as error:
         _answer(options.answers / f"{node}.bad", str(error))
         print(f"health: {node}: {error}", file=sys.stderr, flush=True)
@@ -67,15 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return launcher.main([*of_torchrun, "-m", "trelm_ds.cluster.health", *own])
 
 
-def check_node(gpus: int, out: Path, min_disk_gb: float) -> None:
+def check_node(gpus: int, folders: Sequence[Path]) -> None:
     """What one process sees of the node.
 
+    Args:
+        gpus: that it must have.
+        folders: that it must be able to write into.
+
     Raises:
-        BadNodeError: another number of GPUs than expected, or a disk that is full or cannot be written.
+        BadNodeError: another number of GPUs, or a folder that is missing, read-only or full.
     """
     if gpus and (found := torch.cuda.device_count()) != gpus:
         raise BadNodeError(f"{found} of {gpus} GPUs are visible")
-    for folder in (out, Path(tempfile.gettempdir())):
+    least = float(os.environ.get("TRELM_MIN_DISK_GB", "5"))
+    for folder in folders:
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(4096))
@@ -84,8 +89,8 @@ def check_node(gpus: int, out: Path, min_disk_gb: float) -> None:
             free = shutil.disk_usage(folder).free / 1e9
         except OSError as error:
             raise BadNodeError(f"cannot write into {folder}: {error.strerror}") from None
-        if free < min_disk_gb:
-            raise BadNodeError(f"{folder} has {free:.1f} GB free, TRELM_MIN_DISK_GB is {min_disk_gb:g}")
+        if free < least:
+            raise BadNodeError(f"{folder} has {free:.1f} GB free, TRELM_MIN_DISK_GB is {least:g}")
 
 
 def check_process(node: str, answers: Path) -> None:

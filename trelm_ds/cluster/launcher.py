@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; that of the ranks, where several differ the one that says most; 128 + n by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = arguments[arguments[:1] == ["--"] :]
     try:
         torchrun.main([*_address(), *arguments])
         code, reason = 0, ""
