@@ -101,7 +101,8 @@ meet() {
 # named below to its workers and kills those still running after --shutdown-timeout, which must therefore be shorter than
 # the 180 s of --signal.
 launch() {
-    local name=$1 command=()
+    local name=$1 command=() more
+    read -ra more <<<"$TRELM_TORCHRUN_ARGS"
     shift
     while [[ $1 != -- ]]; do command+=("$1"); shift; done
     shift
@@ -111,7 +112,7 @@ launch() {
         --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
         --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
-        "$@" &
+        "${more[@]}" "$@" &
     step_pid=$!  # in the background, because a trap runs only between commands
     code=0
     wait "$step_pid" || code=$?

@@ -27,7 +27,7 @@ def _root() -> Iterator[Path]:
     finally:
         down = local_slurm("down", root)
     assert (down.returncode, down.stdout) == (0, "")
-    assert processes_of(root) == []
+    assert processes_of(root) == {}
     assert not root.exists()
 
 

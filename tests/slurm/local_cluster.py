@@ -27,24 +27,25 @@ def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
-def local_slurm(command: str, root: Path) -> subprocess.CompletedProcess[str]:
+def local_slurm(command: str, root: Path, node: str = "") -> subprocess.CompletedProcess[str]:
     """Runs tools/local_slurm.sh. The output goes through a file: its daemons would hold a pipe open."""
     with tempfile.TemporaryFile("w+") as output:
-        code = subprocess.run([LOCAL_SLURM, command, root], stdout=output, stderr=output, check=False).returncode
+        arguments = [command, *([node] if node else []), root]
+        code = subprocess.run([LOCAL_SLURM, *arguments], stdout=output, stderr=output, check=False).returncode
         output.seek(0)
         return subprocess.CompletedProcess([command], code, output.read())
 
 
-def processes_of(root: Path) -> list[str]:
-    """Command lines of the processes that belong to the cluster under `root`: its daemons, its jobs."""
-    found = []
+def processes_of(root: Path) -> dict[int, str]:
+    """Command lines, by process id, of what belongs to the cluster under `root`: its daemons, its jobs."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:  # it ended meanwhile
             continue
         if command and f"SLURM_CONF={root}/slurm.conf".encode() in environment.split(b"\0"):
-            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+            found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
@@ -55,9 +56,13 @@ class Cluster:
         self.root = root
 
     def run(self, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """A Slurm command, started in the repository, with `variables` added to an environment free of TRELM_*."""
+        """A Slurm command, started in the repository, with `variables` added to an environment free of TRELM_*.
+
+        Nodes are not checked unless the variables ask for it: their GPUs are made up, and it takes a while.
+        """
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("TRELM_", "SLURM_", "SBATCH_", "OMP_"))}
-        environment = clean | {"SLURM_CONF": f"{self.root}/slurm.conf", "TRELM_VENV": sys.prefix} | variables
+        own = {"SLURM_CONF": f"{self.root}/slurm.conf", "TRELM_VENV": sys.prefix, "TRELM_HEALTH": "0"}
+        environment = clean | own | variables
         return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
 
     def submit(self, *arguments: str | Path, **variables: str) -> str:

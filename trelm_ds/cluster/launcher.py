@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torchrun as usual.
 
     Returns:
-        The exit code: 0; that of the ranks, where several differ the one that says most; 128 + n by signal n.
+        The exit code: 0; that of the first rank that failed, or of one that failed beside it and says more; 128 + n by
+        signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = arguments[arguments[:1] == ["--"] :]
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, reason = 0, ""
     except ChildFailedError as error:
         codes = {rank: _code(failure.exitcode) for rank, failure in error.failures.items()}
-        code = _most_telling(list(codes.values()))
+        code = next((code for code in _TELLING if code in codes.values()), codes[error.get_first_failure()[0]])
         ranks = ", ".join(f"rank {rank} {of_rank}" for rank, of_rank in sorted(codes.items()))
         reason = f"exit codes on {socket.gethostname()}: {ranks}"
     except SignalException as error:
@@ -57,10 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(exitcode: int) -> int:
     return 128 - exitcode if exitcode < 0 else exitcode
-
-
-def _most_telling(codes: Sequence[int]) -> int:
-    return next((code for code in _TELLING if code in codes), max(codes, default=1))
 
 
 def _address() -> list[str]:

@@ -45,7 +45,10 @@ def first_failure_speaks() -> Iterator[None]:
             line = f"rank {rank} on {socket.gethostname()}: {_in_a_line(error)}"
             first = store.compare_set(_KEY, "", line).decode()
         except RuntimeError:  # the store has gone with its process
-            raise error from None
+            if not lost:
+                raise error from None
+            print(f"trelm: rank {rank} on {socket.gethostname()} has lost the others", file=sys.stderr, flush=True)
+            raise FailedElsewhereError("the rank that kept the store") from None
         if first == line:
             if not isinstance(error, UserError):  # the command line prints those
                 print(f"trelm: error: {line}", file=sys.stderr, flush=True)
