@@ -13,7 +13,7 @@ pretrain_job() {
     # checkpoint. TERM (scancel, preemption) they get from Slurm itself. Either once only: a second signal makes torchrun
     # drop its workers before they are done.
     trap 'stop 10 && kill -USR1 "$step_pid" || true' USR1
-    trap 'stop 15' TERM
+    trap 'stop 15 || true' TERM
     note_start
     meet
     check_nodes
