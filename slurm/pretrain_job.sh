@@ -8,12 +8,12 @@ pretrain_job() {
     { mkdir -p "$state" && [[ -w $state ]]; } || fail "cannot write into TRELM_OUT=$TRELM_OUT"
     ((10#$(df --output=avail -B 1000000 "$state" | tail -n 1 | tr -d ' ') >= 1000 * ${TRELM_MIN_DISK_GB%.*})) ||
         fail "TRELM_OUT=$TRELM_OUT: less than TRELM_MIN_DISK_GB=$TRELM_MIN_DISK_GB GB are free"
-    code=0 stopped_by=0 step_pid=
+    code=0 stopped_by="" step_pid="" trained=""
     # USR1 reaches this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and commit a
-    # checkpoint. TERM (scancel, preemption) they get from Slurm itself. Either once only: a second signal makes torchrun
-    # drop its workers before they are done.
-    trap 'stop 10 && kill -USR1 "$step_pid" || true' USR1
-    trap 'stop 15 || true' TERM
+    # checkpoint. Once only: a second signal makes torchrun drop its workers before they are done. TERM (scancel,
+    # preemption) the ranks get from Slurm itself; this shell waits for them.
+    trap stop USR1
+    trap 'say "SIGTERM"' TERM
     note_start
     meet
     check_nodes
@@ -41,10 +41,10 @@ check_request() {
 
 # shellcheck disable=SC2317,SC2329  # the traps call it
 stop() {
-    trap '' USR1 TERM
-    stopped_by=$1
-    say "signal $1, the ranks write a checkpoint"
-    [[ -n $step_pid ]]
+    trap '' USR1
+    stopped_by=USR1
+    say "SIGUSR1: the ranks write a checkpoint"
+    [[ -z $step_pid ]] || kill -USR1 "$step_pid" || true
 }
 
 # --- The job's history: RUN/slurm/history.jsonl, read by `trelm status` and below. ---
@@ -120,7 +120,7 @@ launch() {
         code=0
         wait "$step_pid" || code=$?
     done
-    step_pid=
+    step_pid=""
 }
 
 # --- Nodes that cannot train are found before they cost an hour. ---
@@ -130,7 +130,7 @@ check_nodes() {
     local node ok
     rm -rf "$answers" && mkdir "$answers"
     launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" --
-    ((stopped_by)) && settle
+    [[ -z $stopped_by ]] || settle
     ok=$(find "$answers" -name '*.ok' -printf '%f\n' | sed 's/\.ok$//')
     # A node may have been mended since it was found bad.
     [[ -s $state/bad_nodes ]] && { grep -vxF "$ok" "$state/bad_nodes" >"$state/bad_nodes.new" || true; } &&
@@ -163,11 +163,13 @@ $SLURM_JOB_PARTITION has $others nodes: mend these, or what site.env.example say
 
 train() {
     local more pretrain
+    [[ -z $stopped_by ]] || settle
     read -ra more <<<"$TRELM_ARGS"
     pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
     say "$python ${pretrain[*]}"
     launch train trelm_ds.cluster.launcher -- "${pretrain[@]}"
+    trained=1
 }
 
 # --- How it ends ---
@@ -176,16 +178,18 @@ settle() {
     local codes
     mapfile -t codes < <(cat "$state"/exit/* 2>/dev/null | sort -un)
     local all=" ${codes[*]} "
-    if ((stopped_by == 15)); then
-        finish 143 "ended by SIGTERM (scancel, preemption)"
+    local job_state
+    job_state=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([^ ]*\).*/\1/p')
+    if [[ $job_state != RUNNING ]]; then  # a job that was cancelled must not rise again
+        finish 143 "ended by Slurm: $job_state"
     elif [[ $all == *" 2 "* ]]; then
         finish 2 "not requeued: a mistake that no new start mends, see above"
     elif [[ $all == *" 130 "* ]]; then
         finish 130 "stopped by its stop file"
-    elif ((stopped_by)); then
-        requeue "signal $stopped_by"
-    elif [[ $all == " 0 " && $(find "$state/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
+    elif [[ $trained && $all == " 0 " && $(find "$state/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
         finish 0 "done"
+    elif [[ -n $stopped_by ]]; then
+        requeue "SIG$stopped_by"
     elif [[ $all == *" 75 "* ]]; then
         requeue "trainer.max_minutes are over"
     elif [[ $all == *" 71 "* ]]; then
@@ -205,7 +209,9 @@ finish() {
 # requeue TEXT: the job starts again with what is left of its checkpoints, not on nodes that were found bad.
 requeue() {
     if ((TRELM_REQUEUE == 0)); then
-        finish $((stopped_by ? 128 + stopped_by : code ? code : 1)) "not requeued (TRELM_REQUEUE=0): $1"
+        local last=$((code ? code : 1))
+        [[ -z $stopped_by ]] || last=138
+        finish "$last" "not requeued (TRELM_REQUEUE=0): $1"
     fi
     note requeue "$1"
     say "requeued: $1; last checkpoint: step $(last_step)"

@@ -122,3 +122,14 @@ def _write_beyond_a_limit(path: Path) -> None:
     for _ in range(2):
         with pytest.raises(OSError, match=r"No space|too large"):
             append_line(path, "x" * 100)
+
+
+def test_a_spool_that_was_lost_goes_on_by_the_key_of_the_checkpoint(tmp_path: Path) -> None:
+    spool = begin(tmp_path)
+    spool.metrics(5, {"loss": 9.0})
+    (tmp_path / SPOOL).unlink()
+    again = Spool(tmp_path)
+    again.begin(5, "experiment", "name", {}, {}, spool.key)
+    assert again.key == spool.key
+    again.begin(5, "experiment", "name", {}, {}, "of another")
+    assert again.key == spool.key

@@ -56,8 +56,8 @@ def server(store: Path) -> Iterator[MlflowServer]:
     server.kill()
 
 
-def tracked(run: Path, uri: str, step: int = 0, **about: Any) -> MlflowRun:
-    return MlflowRun(Config(tracking=TrackingConfig(uri=uri)), run, step, about, {"from": "a test"})
+def tracked(run: Path, uri: str, step: int = 0, key: str = "", **about: Any) -> MlflowRun:
+    return MlflowRun(Config(tracking=TrackingConfig(uri=uri)), run, step, about, {"from": "a test"}, key)
 
 
 def point(step: int) -> dict[str, float]:
@@ -266,6 +266,24 @@ def test_a_continuation_is_the_same_mlflow_run(run: Path, finished: str) -> None
     again = check_arrived_once(finished, run, list(range(1, 13)))
     assert (again.info.run_id, again.info.status) == (first.info.run_id, "KILLED")
     assert again.data.tags["continued.world_size"] == "4"
+
+
+@pytest.mark.slow
+def test_a_run_folder_without_its_spool_is_the_same_mlflow_run(run: Path, finished: str) -> None:
+    from mlflow import MlflowClient
+
+    (first,) = runs_of(finished)
+    key = next(read(run / SPOOL)).content["key"]
+    for name in (SPOOL, PROGRESS):
+        (run / name).unlink()
+    tracker = tracked(run, finished, step=8, key=key)  # of a checkpoint at step 8
+    for step in range(9, 13):
+        tracker.log(step, point(step))
+    tracker.end("FINISHED")
+    (again,) = runs_of(finished)
+    assert again.info.run_id == first.info.run_id
+    history = MlflowClient(finished).get_metric_history(again.info.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(1, 13))
 
 
 @pytest.mark.slow

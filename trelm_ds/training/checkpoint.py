@@ -34,6 +34,7 @@ class CheckpointInfo:
         files: path within the checkpoint -> [bytes, sha256].
         versions: of the libraries that wrote it.
         guard: losses and skipped steps, as `Guard.state` gives them.
+        mlflow: key of the run in MLflow, for where the run folder has lost its spool.
     """
 
     step: int
@@ -44,6 +45,7 @@ class CheckpointInfo:
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
+    mlflow: str = ""
     schema: int = SCHEMA
 
 

@@ -26,6 +26,7 @@ class Journal:
         step: steps done before.
         about: what the configuration does not say; becomes MLflow parameters.
         hosts: names of the nodes.
+        mlflow_key: that the checkpoint has; "" without one.
         notes: lines to print at the start.
 
     Raises:
@@ -40,6 +41,7 @@ class Journal:
         step: int,
         about: dict[str, Any],
         hosts: list[str],
+        mlflow_key: str,
         notes: list[str],
     ) -> None:
         self._config, self._run = config, run
@@ -51,9 +53,14 @@ class Journal:
         self._metrics = MetricsFile(run, step)
         self._tracker = None
         if config.tracking.enabled:
-            self._tracker = MlflowRun(config, run, step, about, source_tags(hosts))
+            self._tracker = MlflowRun(config, run, step, about, source_tags(hosts), mlflow_key)
             for name in ("config.yaml", "ds_config.json"):
                 self._tracker.log_file(name)
+
+    @property
+    def mlflow_key(self) -> str:
+        """Of the run in MLflow, for checkpoints; "" where nothing is tracked."""
+        return self._tracker.key if self._tracker else ""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Writes a log point."""

@@ -55,17 +55,20 @@ class Recorded:
         settings: its parameters and tags as last recorded, by name; None where no run has begun.
         step: of its last log point; 0 before the first.
         status: its last one.
+        key: its own.
     """
 
     settings: dict[str, str] | None = None
     step: int = 0
     status: str = "RUNNING"
+    key: str = ""
 
     def note(self, content: dict[str, Any]) -> None:
         """Takes in the next entry."""
         kind = content["kind"]
         if kind == "run":
             self.settings, self.step, self.status = content["params"] | content["tags"], 0, "RUNNING"
+            self.key = str(content["key"])
         elif kind == "tags" and self.settings is not None:
             self.settings |= {name.removeprefix(_CONTINUED): value for name, value in content["tags"].items()}
         elif kind == "metrics":
@@ -92,11 +95,19 @@ class Spool:
         if self._path.is_file():
             os.truncate(self._path, _whole_lines(self._path))
 
-    def begin(self, step: int, experiment: str, name: str, params: dict[str, str], tags: dict[str, str]) -> None:
+    @property
+    def key(self) -> str:
+        """By which MLflow knows the run; "" before it has begun."""
+        return self._recorded.key
+
+    def begin(
+        self, step: int, experiment: str, name: str, params: dict[str, str], tags: dict[str, str], key: str = ""
+    ) -> None:
         """A training process begins, at `step` steps done before.
 
         Parameters of a run cannot be changed, so what a continuation does otherwise becomes a tag
-        `continued.<name>`. A run that starts from step 0 again with other settings is another MLflow run.
+        `continued.<name>`. A run that starts from step 0 again with other settings is another MLflow run. `key` is what
+        the checkpoint says of the run, for where the spool has been lost.
         """
         before, now = self._recorded.settings, params | tags
         changed = {} if before is None else {key: value for key, value in now.items() if before.get(key) != value}
@@ -106,7 +117,7 @@ class Spool:
             self._append(
                 {
                     "kind": "run",
-                    "key": uuid.uuid4().hex,
+                    "key": (key if before is None else "") or uuid.uuid4().hex,
                     "experiment": experiment,
                     "name": name,
                     "time": _now(),

@@ -84,18 +84,26 @@ class MlflowRun:
         step: steps done before.
         about: further parameters: what the configuration does not say.
         tags: of the MLflow run.
+        key: of the run in MLflow, as the checkpoint has it; "" for a run that begins.
 
     Raises:
         UserError: the tracking address cannot work. A server that does not answer is no such case.
     """
 
-    def __init__(self, config: Config, run: Path, step: int, about: dict[str, Any], tags: dict[str, str]) -> None:
+    def __init__(
+        self, config: Config, run: Path, step: int, about: dict[str, Any], tags: dict[str, str], key: str = ""
+    ) -> None:
         self._run, self._failed = run, False
         self._spool = Spool(run)
         sender = Sender(run, tracking_uri(config, run), say)
         params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
-        self._spool.begin(step, config.tracking.experiment, config.tracking.run_name or run.name, params, tags)
+        self._spool.begin(step, config.tracking.experiment, config.tracking.run_name or run.name, params, tags, key)
         self._drain = Drain(sender)
+
+    @property
+    def key(self) -> str:
+        """Goes into checkpoints."""
+        return self._spool.key
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """A log point; one of a step that is recorded already is left out."""

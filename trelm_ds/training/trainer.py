@@ -111,7 +111,7 @@ class Trainer:
         # theta of Eq. 3; without assessing there is nothing to share the loss with.
         asks = self.steps.annotator is not None and self.steps.annotator.asks
         self.mlm_weight = config.cka.mlm_weight if asks else 1.0
-        self.step = 0
+        self.step, self.mlflow_key = 0, ""
         if resumed is None:
             if self.knowledge is not None:
                 self.knowledge.start(self.engine)
@@ -122,6 +122,8 @@ class Trainer:
             if (routing := self.routing) is not None:
                 ranks.all_agree(lambda: routing.load(resumed[0], self.engine.module))
             self.step = resumed[1].step
+            if resumed[0].parent == checkpoint.checkpoints_folder(run):  # a branch is a run of its own
+                self.mlflow_key = resumed[1].mlflow
             self.guard.load(resumed[1].guard)
             if resumed[1].order != self._order_state():
                 raise UserError(
@@ -234,7 +236,10 @@ class Trainer:
             notes.append(f"selection: {self.steps.annotator.index.describe_importance()}")
         if self.routing is not None:
             notes.append(f"routing: {self.routing.describe()}")
-        return Journal(self.config, self.ds_config, self.run, self.step, self._about(), self.system.hosts, notes)
+        about, hosts = self._about(), self.system.hosts
+        journal = Journal(self.config, self.ds_config, self.run, self.step, about, hosts, self.mlflow_key, notes)
+        self.mlflow_key = journal.mlflow_key or self.mlflow_key
+        return journal
 
     def _about(self) -> dict[str, Any]:
         """What the configuration does not say of the run."""
@@ -384,6 +389,7 @@ class Trainer:
             identity=self.identity,
             order=self._order_state(),
             guard=self.guard.state(),
+            mlflow=self.mlflow_key,  # rank 0's, which writes the manifest
         )
         with self.watchdog.patient():
             self.saver.begin(info)
