@@ -58,6 +58,8 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tracked,) = client.search_runs([client.get_experiment_by_name("trelm").experiment_id])
     assert tracked.info.status == "FINISHED"
+    manifest = json.loads((run / "checkpoints" / "step-00000008" / "manifest.json").read_text())
+    assert tracked.data.tags["trelm.run_key"] == manifest["mlflow"]
     params = tracked.data.params
     assert (params["trainer.global_batch_size"], params["world_size"], params["zero_stage"]) == ("16", "2", "1")
     assert params["dataset.fingerprint"] == json.loads((data / "manifest.json").read_text())["fingerprint"]
