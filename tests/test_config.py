@@ -168,6 +168,8 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         (["--optimizer.betas", "[0.9, 0.9999]"], "--optimizer.betas: with routing at most"),
         (["--trainer.max_steps", "5"], "--optimizer.warmup_steps: must be less than trainer.max_steps 5, got 1000"),
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
+        (["--guards.spike_window", "100000000000000000000"], "--guards.spike_window: must be at most 1000000"),
+        (["--guards.hang_minutes", "1e300"], "--guards.hang_minutes: must be at most 1000000"),
         (["--masking.random_share", "0.5"], "mask_share + random_share must be at most 1"),
         (["--config", "nowhere.yaml"], "--config: nowhere.yaml does not exist"),
         (["--config"], "--config: needs a file"),

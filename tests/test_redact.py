@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trelm_ds.config import Config, TrackingConfig, public, to_yaml
-from trelm_ds.redact import scrub, without_password
+from trelm_ds.redact import scrub, shown, without_password
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,23 @@ def test_addresses_lose_user_and_password(address: str, shown: str) -> None:
     assert without_password(address) == shown
     assert without_password(shown) == shown
     assert without_password(f"cannot reach '{address}' today") == f"cannot reach '{shown}' today"
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        ("user:geheim@h:9", "...@h:9"),
+        ("http:/user:geheim@h", "http:/...@h"),
+        ("http://user:ge h'ei\"m@h", "http://...@h"),
+        ("http://h:5000", "http://h:5000"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_malformed_addresses_too(address: str, seen: str) -> None:
+    assert shown(address) == seen
+    assert shown(seen) == seen
+    assert scrub(f"cannot reach {address} today", address) == f"cannot reach {seen} today"
+    assert public(Config(tracking=TrackingConfig(uri=address))).tracking.uri == seen
 
 
 def test_messages_lose_the_password_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from trelm_ds.redact import without_password
+from trelm_ds.redact import shown
 
 
 @dataclass
@@ -305,7 +305,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def public(config: Config) -> Config:
     """The configuration as it may be written down: no password in the tracking address."""
     uri = config.tracking.uri
-    return replace(config, tracking=replace(config.tracking, uri=uri and without_password(uri)))
+    return replace(config, tracking=replace(config.tracking, uri=uri and shown(uri)))
 
 
 def to_yaml(config: Config) -> str:

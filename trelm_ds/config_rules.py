@@ -67,6 +67,7 @@ _SHARES = (
     "routing.score_ema",
     "loader.max_corrupted",
 )
+_AT_MOST = {"guards.spike_window": 1_000_000, "guards.hang_minutes": 1_000_000, "trainer.max_minutes": 100_000_000}
 _LARGEST_BETA = 0.9997  # beyond it bias is still to be corrected where the counting of updates ends, at 32,767
 
 
@@ -76,6 +77,9 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     for name, number in value.items():
         if isinstance(number, float) and not math.isfinite(number):
             yield name, f"must be a finite number, got {number}"
+    for name, most in _AT_MOST.items():
+        if value[name] is not None and value[name] > most:
+            yield name, f"must be at most {most}, got {value[name]}"
     for name in _POSITIVE:
         if not value[name] > 0:
             yield name, f"must be greater than 0, got {value[name]}"

@@ -78,11 +78,15 @@ def fsync_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a whole file: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # nodes share folders
-    with temporary.open("wb") as stream:
-        stream.write(data.encode("utf-8") if isinstance(data, str) else data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
 
 
@@ -130,9 +134,13 @@ def lock(path: Path, what: str) -> Iterator[None]:
     """Holds `path` for this process, so that two do not write into one folder; the file goes with the process.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be made.
     """
-    with path.open("a") as stream:
+    try:
+        stream = path.open("a")
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}") from None
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:

@@ -119,6 +119,20 @@ def test_the_rank_that_fails_first_explains_itself(settings: Path, tiny_dataset:
     assert done.stderr.count("Traceback") == 2  # of rank 1, and torchrun's own
 
 
+@pytest.mark.slow
+def test_ranks_stop_when_their_launcher_is_killed(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    place = ["--data", tiny_dataset, "--out", run, "--trainer.checkpoint_every", 100000]
+    process = started(torchrun(2, "pretrain", "--config", settings, *place), run, 3)
+    ranks = psutil.Process(process.pid).children()
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=300)
+    assert not alive
+    output = process.communicate()[0]
+    assert f"stopped by the end of its launcher; the same command continues: step {committed(run)}" in output
+    assert not (run / ".lock").exists()
+
+
 def test_two_runs_in_one_folder_do_not_mix(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["pretrain", "--config", settings, "--data", tiny_dataset, "--out", run]

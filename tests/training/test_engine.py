@@ -49,6 +49,14 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
             "'train_micro_batch_size_per_gpu' is 16, but trainer.micro_batch_tokens, which counts tokens, says 1",
         ),
         ({"bf16": {"enabled": False}}, "'bf16.enabled' is False, but trainer.precision says True"),
+        (
+            {"bf16": {"check_grad_overflow": False}},
+            "'bf16.check_grad_overflow' is False, but this program, which never",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+            "'zero_optimization.compute_grad_norm' is False, but this program, which judges steps by it, says True",
+        ),
         ({"bf16": 3}, "'bf16' must be an object"),
         ({"optimizer": {"type": "Adam"}}, "'optimizer' is not read from here; set optimizer.*"),
         ({"scheduler": {}}, "'scheduler' is not read from here"),

@@ -75,9 +75,21 @@ def test_its_state_goes_through_json(tmp_path: Path) -> None:
     guard = fed(settings, tmp_path, [0.1 + 0.2, 1 / 3, 2.0])
     guard.skipped(4, SPIKE, 99.0, [])
     again = Guard(settings, tmp_path, writes=True)
-    again.load(json.loads(json.dumps(guard.state())))
+    again.load(json.loads(json.dumps(guard.state())), 3)
     assert again.state() == guard.state()
     assert again.judge(50.0) == guard.judge(50.0) == SPIKE
+
+
+def test_steps_that_come_again_are_written_down_once(tmp_path: Path) -> None:
+    guard = Guard(GuardsConfig(max_skipped=9), tmp_path, writes=True)
+    for step in (3, 8):
+        guard.skipped(step, LOSS, math.nan, [])
+    with (tmp_path / SKIPPED).open("a") as stream:
+        stream.write('{"step": 9, "rea')  # killed
+    again = Guard(GuardsConfig(max_skipped=9), tmp_path, writes=True)
+    again.load({}, 5)
+    again.skipped(8, LOSS, math.nan, [])
+    assert [json.loads(line)["step"] for line in (tmp_path / SKIPPED).read_text().splitlines()] == [3, 8]
 
 
 def test_the_optimizer_leaves_everything_when_told_to() -> None:

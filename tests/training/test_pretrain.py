@@ -355,7 +355,9 @@ def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dat
     assert (noted["shard"], noted["sequences"], noted["step"]) == ("shard-000000.tar", 144, 0)
     assert noted["reason"] == "its checksum does not match"
 
-    with pytest.warns(UserWarning, match="damaged block"):
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "quarantine.jsonl").symlink_to("/dev/full")
+    with pytest.warns(UserWarning, match=r"quarantine\.jsonl: cannot be written: No space left on device"):
         train(tolerant, data, tmp_path / "second", one_rank)
     assert losses(tmp_path / "second") == losses(tmp_path / "run")  # the same substitutes
 

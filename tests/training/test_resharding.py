@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., Config]] = {
     ),
     "mlm": plain.config,
     "round robin": routed.config,
+    "round robin, then not": routed.config,
 }
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 ROUND_ROBIN = "round_robin.json"
@@ -58,8 +59,8 @@ class Case(NamedTuple):
     def run(self) -> str:
         return f"{self.model}-{self.precision}-zero{self.stage}-{self.ranks}"
 
-    def config(self, stage: int, folder: Path) -> Config:
-        """Under a ZeRO stage; `folder` holds the DeepSpeed file of those that need their own."""
+    def config(self, stage: int, folder: Path, saves: bool = True) -> Config:
+        """Under a ZeRO stage, for those that save or those that go on; `folder` holds a DeepSpeed file of our own."""
         settings = MODELS[self.model](
             stage,
             self.precision,
@@ -69,7 +70,7 @@ class Case(NamedTuple):
             global_batch_size=12,
             micro_batch_tokens=160,
         )
-        if self.model == "round robin" and stage == 2:
+        if stage == 2 and (self.model == "round robin" or (saves and self.model == "round robin, then not")):
             settings.trainer.ds_config = str(folder / ROUND_ROBIN)
         if self.model == "trelm":
             settings.model.num_hidden_layers = 1
@@ -88,7 +89,14 @@ CASES = {
         *same_stage(4),
         *(Case(1, stage, then) for stage in range(4) for then in range(4) if stage != then),
     ],
-    2: [*same_stage(1), *same_stage(2), *same_stage(4), Case(2, 1, 3), Case(2, 0, 2, precision="bf16")],
+    2: [
+        *same_stage(1),
+        *same_stage(2),
+        *same_stage(4),
+        Case(2, 1, 3),
+        Case(2, 0, 2, precision="bf16"),
+        Case(2, 2, 2, "round robin, then not"),
+    ],
     3: [
         *same_stage(1),
         *same_stage(2),
@@ -214,10 +222,14 @@ def resume(cases: list[Case], data: Path, folder: Path, ranks: Ranks) -> list[tu
     results = []
     for case in cases:
         copy = folder / f"{case.run}-by-{ranks.world_size}-zero{case.then}"
-        run = Run(case.config(case.then, folder), data, restart_from(folder / case.run, copy, ranks), ranks)
+        run = Run(
+            case.config(case.then, folder, saves=False), data, restart_from(folder / case.run, copy, ranks), ranks
+        )
         before, now = load_file(folder / case.run / "state.safetensors"), live_state(run.trainer)
         assert before.keys() == now.keys()
-        if case.model == "round robin":  # where DeepSpeed's own functions read other parameters than they are asked for
+        if case.model.startswith(
+            "round robin"
+        ):  # where DeepSpeed's own functions read other parameters than they are asked for
             before = {name: tensor for name, tensor in before.items() if name.split()[-1] not in OF_OPTIMIZER}
         differing = [
             name for name, tensor in before.items() if not torch.equal(tensor, now[name].reshape(tensor.shape))

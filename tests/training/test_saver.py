@@ -19,8 +19,9 @@ from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.errors import UserError
+from trelm_ds.files import lock
 from trelm_ds.training import saver as saving
-from trelm_ds.training.catalogue import catalogue, prune_run, to_table
+from trelm_ds.training.catalogue import _entry, catalogue, prune_run, to_table
 from trelm_ds.training.checkpoint import committed, read_verified
 from trelm_ds.training.distributed import Ranks
 from trelm_ds.training.stopping import StopSignals
@@ -157,10 +158,11 @@ def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path,
         (place / "checkpoints").mkdir(parents=True)
         trainer.engine.train()
         trainer._train_step()
-        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        subprocess.run(["mount", "--bind", place / "checkpoints", place / "checkpoints"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", place / "checkpoints"], check=True)
         with pytest.warns(UserWarning, match="checkpoint at step 1 not committed: .*Read-only file system"):
             trainer._save()
-        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+        subprocess.run(["umount", place / "checkpoints"], check=True)
         trainer._train_step()
         trainer._save()
         trainer.saver.settle()
@@ -190,7 +192,7 @@ def test_a_changed_byte_is_found_in_every_kind_of_file(one_rank: Ranks, tiny_dat
     assert before in committed(run)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema": 2}', "[]"])
+@pytest.mark.parametrize("content", ["", "{", '{"schema": 2}', '{"schema": 3}', "[]"])
 def test_a_damaged_manifest_leaves_the_one_before(content: str, run: Path) -> None:
     newest, before = committed(run)
     (newest / "manifest.json").write_text(content)
@@ -199,6 +201,57 @@ def test_a_damaged_manifest_leaves_the_one_before(content: str, run: Path) -> No
     assert read_verified(before).step == 2
     found = catalogue(run, verify=False)
     assert [bool(entry.problem) for entry in found] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [('"step": 4', '"step": 3'), ('"zero_stage": 1', '"zero_stage": 3'), ('"guard"', '"gvard"')]
+)
+def test_a_manifest_vouches_for_itself(was: str, becomes: str, run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    manifest = committed(run)[0] / "manifest.json"
+    assert was in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(was, becomes))
+    undisturbed = losses(run)
+    with pytest.warns(UserWarning, match=r"checkpoint passed over: .*manifest\.json: changed since it was written"):
+        train(config(), tiny_dataset, run, one_rank)
+    assert losses(run) == undisturbed
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
+    assert fails(config(), tiny_dataset, tmp_path / "run", one_rank).startswith("--out: cannot write into ")
+
+
+def test_damaged_ones_do_not_take_the_place_of_sound_ones(run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    """The run goes on from the one before, and commits one that is still older than the damaged one."""
+    newest, before = committed(run)
+    (newest / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="checkpoint passed over"):
+        train(config(max_steps=3), tiny_dataset, run, one_rank)
+    assert [path.name for path in committed(run)] == ["step-00000003", before.name]
+
+
+def test_copies_beside_checkpoints_are_nobodys_business(run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    newest, before = committed(run)
+    copies = [newest.with_name(f"{newest.name}.bak"), newest.with_name("step-by-step")]
+    for copy in copies:
+        shutil.copytree(newest, copy)
+    (copies[1] / "manifest.json").unlink()
+    assert committed(run) == [newest, before]
+    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 2]
+    train(config(max_steps=6, checkpoint_every=1, keep_every=4), tiny_dataset, run, one_rank)
+    assert [path.name for path in committed(run)] == [f"step-{step:08d}" for step in (6, 5, 4)]
+    assert all(copy.is_dir() for copy in copies)
+
+
+def test_the_folder_is_taken_before_its_checkpoints_are_looked_at(
+    run: Path, one_rank: Ranks, tiny_dataset: Path
+) -> None:
+    with (
+        lock(run / ".lock", "somebody else's"),
+        StopSignals() as signals,
+        pytest.raises(UserError, match=f"--out: {run} is in use by another process"),
+    ):
+        Trainer(config(), str(tiny_dataset), run, one_rank, signals)
 
 
 def test_the_catalogue(run: Path) -> None:
@@ -215,8 +268,12 @@ def test_the_catalogue(run: Path) -> None:
     problem = catalogue(run, verify=True)[1].problem
     assert problem is not None
     assert "mp_rank_00_model_states.pt: its content does not match" in problem
-    with pytest.raises(UserError, match="nothing was removed"):
+    assert prune_run(run, 2) == [found[1].path]  # the damaged one
+    found[0].path.joinpath("manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="no other is sound; nothing was removed"):
         prune_run(run, 2)
+    shutil.rmtree(found[0].path)
+    assert _entry(found[0].path, verify=True) is None  # removed while it was looked at
     with pytest.raises(UserError, match="at least 2 must stay"):
         prune_run(run, 1)
     with pytest.raises(UserError, match="no run folder"):
@@ -239,7 +296,7 @@ def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dat
         trainer._train_step()
         trainer.engine.module.head.norm.weight.data[0] = float("nan")
         trainer._save()
-        with pytest.warns(UserWarning, match=r"mp_rank_00_model_states\.pt: weights or moments are not finite numbers"):
+        with pytest.warns(UserWarning, match="mp_rank_00_model_states.pt: weights or moments are not finite"):
             trainer.saver.settle()
         trainer.reader.loader.close()
     assert not committed(tmp_path / "run")

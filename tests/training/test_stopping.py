@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trelm_ds.training.stopping import FILE, TIME, StopRequests, StopSignals, describe, exit_code
+from trelm_ds.training.stopping import FILE, ORPHANED, TIME, StopRequests, StopSignals, describe, exit_code
 
 
 def test_a_signal_is_noted_and_the_handlers_are_put_back() -> None:
@@ -46,7 +46,16 @@ def test_the_time_limit_counts_from_the_start(tmp_path: Path) -> None:
     assert StopRequests(StopSignals(), tmp_path, 1e-9, looks_for_file=False).reason() == TIME
 
 
+def test_a_rank_whose_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = StopRequests(StopSignals(), tmp_path, None, looks_for_file=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a launcher's")
+    launched = StopRequests(StopSignals(), tmp_path, None, looks_for_file=False)
+    assert launched.reason() == 0
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert (alone.reason(), launched.reason()) == (0, ORPHANED)  # nohup and a closed terminal are no reason
+
+
 def test_exit_codes_and_words() -> None:
     assert [exit_code(reason) for reason in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [130, 143, 138]
-    assert (exit_code(TIME), exit_code(FILE)) == (75, 130)
+    assert (exit_code(TIME), exit_code(FILE), exit_code(ORPHANED)) == (75, 130, 129)
     assert [describe(reason) for reason in (15, TIME, FILE)] == ["signal 15", "trainer.max_minutes", "the file 'stop'"]

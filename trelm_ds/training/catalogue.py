@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.training.checkpoint import MANIFEST, POINTER, checkpoints_folder, committed, read_verified
-from trelm_ds.training.saver import prune, step_of
+from trelm_ds.training.checkpoint import MANIFEST, POINTER, checkpoints_folder, committed, read_verified, step_of
+from trelm_ds.training.saver import prune
 
 
 class Entry(NamedTuple):
@@ -46,10 +46,11 @@ def catalogue(run: Path, verify: bool) -> list[Entry]:
     """
     if not checkpoints_folder(run).is_dir():
         raise UserError(f"{run}: no run folder, it has no {checkpoints_folder(run).name}")
-    return [_entry(path, verify) for path in committed(run)]
+    return [entry for path in committed(run) if (entry := _entry(path, verify))]
 
 
-def _entry(path: Path, verify: bool) -> Entry:
+def _entry(path: Path, verify: bool) -> Entry | None:
+    """None where the run that is going on removes it just now."""
     ranks, stage, problem = 0, 0, None
     try:
         about = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -61,8 +62,12 @@ def _entry(path: Path, verify: bool) -> Entry:
             read_verified(path)
         except UserError as error:
             problem = str(error)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return Entry(path, step_of(path), size, (path / MANIFEST).stat().st_mtime, ranks, stage, problem)
+    try:
+        committed_at = (path / MANIFEST).stat().st_mtime
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except OSError:
+        return None
+    return Entry(path, step_of(path), size, committed_at, ranks, stage, problem)
 
 
 def to_table(entries: list[Entry], run: Path, verified: bool) -> str:
@@ -83,15 +88,17 @@ def to_table(entries: list[Entry], run: Path, verified: bool) -> str:
 
 
 def prune_run(run: Path, keep: int) -> list[Path]:
-    """Removes all but the newest checkpoints; returns those removed.
+    """Removes all but the newest sound checkpoints; returns those removed, damaged ones among them.
 
     Raises:
-        UserError: fewer than 2 would stay, one of those that would stay is damaged, or the run is going on.
+        UserError: fewer than 2 would stay, none is sound, or the run is going on.
     """
     if keep < 2:
         raise UserError(f"--prune: at least 2 must stay, so that a damaged one never costs the run, got {keep}")
-    for entry in catalogue(run, verify=True)[:keep]:
-        if entry.problem:
-            raise UserError(f"--prune: {entry.problem}; nothing was removed")
+    catalogue(run, verify=False)
     with lock(run / ".lock", f"{run}"):
-        return prune(run, keep, None)
+        found = catalogue(run, verify=True)
+        damaged = {entry.path for entry in found if entry.problem}
+        if found and len(damaged) == len(found):
+            raise UserError(f"--prune: {found[0].problem}, and no other is sound; nothing was removed")
+        return prune(run, keep, None, damaged)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import torch
 
 from trelm_ds import __version__
 from trelm_ds.errors import UserError
-from trelm_ds.files import read_json, sha256_of
+from trelm_ds.files import canonical_json, read_json, sha256_of
 
 MANIFEST = "manifest.json"
 POINTER = "latest.json"
-SCHEMA = 2
+SCHEMA = 3
+_SUM = "sha256"  # in the manifest, of all else in it
 
 
 @dataclass
@@ -48,15 +51,35 @@ class CheckpointInfo:
     mlflow: str = ""
     schema: int = SCHEMA
 
+    def to_json(self) -> str:
+        """The manifest's text, with a hash of itself."""
+        content = json.loads(json.dumps(asdict(self)))
+        return json.dumps(content | {_SUM: _sum_of(content)}, indent=1) + "\n"
+
+
+def _sum_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
 
 def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def named_folders(run: Path) -> list[Path]:
+    """Folders with a checkpoint's name, committed or not, newest first; whatever else lies there is not ours."""
+    found = checkpoints_folder(run).glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def committed(run: Path) -> list[Path]:
     """The committed checkpoints of a run, the pointed-at one first, then newest first."""
     folder = checkpoints_folder(run)
-    found = sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), reverse=True)
+    found = [path for path in named_folders(run) if (path / MANIFEST).is_file()]
     try:
         named = folder / str(json.loads((folder / POINTER).read_text(encoding="utf-8"))["checkpoint"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -76,6 +99,8 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a checkpoint manifest of schema {SCHEMA}; this program cannot read it")
+    if content.pop(_SUM, None) != _sum_of(content):
+        raise UserError(f"{path}: changed since it was written")
     try:
         info = CheckpointInfo(**content)
         listed = {str(name): (int(size), str(digest)) for name, (size, digest) in info.files.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.redact import without_password
+from trelm_ds.redact import shown
 from trelm_ds.training.mlflow_sender import Progress, Sender
 from trelm_ds.training.spool import SPOOL
 
@@ -104,12 +104,12 @@ def sync(run: Path, address: str | None = None) -> tuple[int, str]:
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()
-                return sender.sent, without_password(address)
+                return sender.sent, shown(address)
             except Exception as error:
                 problem = sender.reason(error)
             if attempt + 1 < _SYNC_ATTEMPTS:
                 time.sleep(2.0**attempt)
-        raise UserError(f"{without_password(address)}: {problem}; {sender.waiting()} entries of {run / SPOOL} wait")
+        raise UserError(f"{shown(address)}: {problem}; {sender.waiting()} entries of {run / SPOOL} wait")
 
 
 def _known_address(run: Path) -> str:
@@ -117,7 +117,7 @@ def _known_address(run: Path) -> str:
     store, given = Progress.of(run).store, os.environ.get("MLFLOW_TRACKING_URI", "")
     if store is None:
         raise UserError(f"{run}: does not say where to; give --uri")
-    if without_password(given) == store:
+    if shown(given) == store:
         return given
     if "://...@" in store or "=..." in store:
         raise UserError(f"{store}: user and password are not kept; give --uri or set MLFLOW_TRACKING_URI")

@@ -87,6 +87,8 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": (sequences_per_rank(config, world_size), "the global batch and the ranks"),
         "gradient_clipping": (config.optimizer.max_grad_norm, "optimizer.max_grad_norm"),
         "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
+        "bf16.check_grad_overflow": (True, "this program, which never applies a gradient that is not finite,"),
+        "zero_optimization.compute_grad_norm": (True, "this program, which judges steps by it,"),
         "steps_per_print": (1_000_000_000, "this program, which logs by itself (trainer.log_every)"),
         "zero_allow_untested_optimizer": (True, "this program, which has an AdamW of its own"),
         "zero_force_ds_cpu_optimizer": (False, "this program, which has an AdamW of its own"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -15,7 +16,7 @@ import torch
 
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
-from trelm_ds.files import append_line
+from trelm_ds.files import append_line, write_atomically
 from trelm_ds.routing import LazyAdamW
 
 SKIPPED = "skipped_steps.jsonl"  # in the run folder
@@ -97,19 +98,35 @@ class Guard:
         if len(self._skipped) > (budget := self._settings.max_skipped):
             raise CommonError(
                 f"guards.max_skipped: {len(self._skipped)} of the last {min(step, _RECENT):,} steps were skipped, "
-                f"{budget} are allowed; the last is step {step} ({reason}), its samples are in {self._path}; lower "
-                "optimizer.lr, or look at the samples, and start the same command again"
+                f"{budget} are allowed; the last is step {step} ({reason}), its samples are in {self._path}; look "
+                "at them and raise the budget, or start another run with a lower optimizer.lr"
             )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint's manifest."""
         return {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes a state up again."""
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Takes a state up again.
+
+        Args:
+            state: of a checkpoint.
+            step: of that checkpoint; what was noted of later steps goes, since they come again.
+        """
+        if self._writes and self._path.is_file():
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            with contextlib.suppress(OSError):
+                write_atomically(self._path, "".join(line for line in lines if _step_of(line) <= step))
         self._losses.extend(state.get("losses", []))
         self._skipped.extend(state.get("skipped", []))
         self.count = state.get("count", 0)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):  # a line that a kill cut short
+        return math.inf
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> float:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
-from trelm_ds.redact import scrub, without_password
+from trelm_ds.redact import scrub, shown
 from trelm_ds.training.spool import SPOOL, Entry, read
 
 PROGRESS = "mlflow_run.json"
@@ -96,9 +96,9 @@ class Sender:
         try:
             self._open_if_local()
         except Exception as error:  # whatever the store raises
-            raise UserError(f"tracking.uri: cannot use {without_password(address)}: {self.reason(error)}") from None
-        if self._progress.store != without_password(address):
-            self._progress.store = without_password(address)  # `trelm sync` has to know where to
+            raise UserError(f"tracking.uri: cannot use {shown(address)}: {self.reason(error)}") from None
+        if self._progress.store != shown(address):
+            self._progress.store = shown(address)  # `trelm sync` has to know where to
             self._progress.write(run)
 
     def waiting(self) -> int:

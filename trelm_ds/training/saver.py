@@ -13,8 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -24,7 +23,16 @@ import torch
 from trelm_ds import faults
 from trelm_ds.config import TrainerConfig
 from trelm_ds.files import fsync_folder, sha256_of, write_atomically
-from trelm_ds.training.checkpoint import MANIFEST, POINTER, CheckpointInfo, checkpoints_folder, committed, versions
+from trelm_ds.training.checkpoint import (
+    MANIFEST,
+    POINTER,
+    CheckpointInfo,
+    checkpoints_folder,
+    committed,
+    named_folders,
+    step_of,
+    versions,
+)
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -138,9 +146,9 @@ class Saver:
         if self._ranks.rank:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in (*self._folder.glob(".step-*"), *self._folder.glob("step-*")):
-            if left.name.startswith(".") or not (left / MANIFEST).is_file():  # of a save or a removal that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        removed = [path for path in named_folders(self._run) if not (path / MANIFEST).is_file()]
+        for left in (*self._folder.glob(".step-*.partial"), *removed):  # of a save or a removal that was killed
+            shutil.rmtree(left, ignore_errors=True)
         free = shutil.disk_usage(self._folder).free
         if free < _ROOM * total:
             raise OSError(f"it takes {total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
@@ -153,7 +161,7 @@ class Saver:
         info.files = dict(sorted((sums | _sums(work, rest)).items()))
         info.versions = versions()
         faults.reach("commit-before-manifest")
-        write_atomically(work / MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
+        write_atomically(work / MANIFEST, info.to_json())
         final = self._folder / _name(info.step)
         if final.exists():  # damaged, or of a continuation from an earlier step: this one replaces it
             _remove(final)
@@ -164,6 +172,10 @@ class Saver:
         write_atomically(self._folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
         faults.reach("commit-before-prune")
         try:
+            # Newer ones were passed over as damaged; kept, they would count instead of sound ones.
+            for path in committed(self._run):
+                if step_of(path) > info.step:
+                    _remove(path)
             prune(self._run, self._settings.keep_checkpoints, self._settings.keep_every)
         except OSError as error:  # the new one is committed all the same
             warnings.warn(f"{self._folder}: old checkpoints not removed: {_reason(error)}", stacklevel=2)
@@ -207,7 +219,9 @@ class _Writing:
             self.folder.mkdir(parents=True, exist_ok=True)  # which another node may not see yet
             for path, state in self._files.items():
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state)):
-                    raise ValueError(f"{path.name}: weights or moments are not finite numbers; lower optimizer.lr")
+                    raise ValueError(
+                        f"{path.name}: weights or moments are not finite; another run needs a lower optimizer.lr"
+                    )
                 with path.open("wb") as stream:
                     hashed = _Hashed(stream)
                     torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush, no more
@@ -273,23 +287,21 @@ def _states(engine: DeepSpeedEngine, work: Path) -> dict[Path, Any]:
     return files
 
 
-def prune(run: Path, keep: int, keep_every: int | None) -> list[Path]:
+def prune(run: Path, keep: int, keep_every: int | None, damaged: Collection[Path] = ()) -> list[Path]:
     """Removes old checkpoints; returns which.
 
     Args:
         run: the run folder.
         keep: how many of the newest stay.
         keep_every: those at multiples of this step stay as well.
+        damaged: known to be; they go, and do not count.
     """
-    old = [path for path in committed(run)[keep:] if not keep_every or step_of(path) % keep_every]
+    sound = [path for path in committed(run) if path not in damaged]
+    old = [path for path in sound[keep:] if not keep_every or step_of(path) % keep_every]
+    old += [path for path in committed(run) if path in damaged]
     for path in old:
         _remove(path)
     return old
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _name(step: int) -> str:

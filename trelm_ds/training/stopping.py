@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, Self
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "stop"  # in the run folder
-TIME, FILE = 1000, 1001  # reasons beside the signals' numbers
-_EXIT_CODES = {TIME: 75, FILE: 130}  # EX_TEMPFAIL: run it again; as if interrupted from the keyboard
+TIME, FILE, ORPHANED = 1000, 1001, 1002  # reasons beside the signals' numbers
+# EX_TEMPFAIL: run it again; as if interrupted from the keyboard; as if the terminal had gone
+_EXIT_CODES = {TIME: 75, FILE: 130, ORPHANED: 128 + signal.SIGHUP}
 
 
 class StopSignals:
@@ -50,23 +52,28 @@ class StopRequests:
     def __init__(self, signals: StopSignals, run: Path, max_minutes: float | None, looks_for_file: bool) -> None:
         self._signals, self._file = signals, run / STOP_FILE if looks_for_file else None
         self._until = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        # torchrun's number, which ends its ranks when it ends, unless it is killed.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def reason(self) -> int:
-        """A signal's number, FILE, TIME, or 0; the largest of all ranks' counts."""
-        if self._file is not None and self._file.exists():
+        """A signal's number, FILE, TIME, ORPHANED, or 0; the largest of all ranks' counts."""
+        if self._file is not None and self._file.is_file():
             with contextlib.suppress(OSError):
                 self._file.unlink()
             self._file, self._signals.received = None, FILE
         if self._signals.received:
             return self._signals.received
+        if self._launcher not in (None, os.getppid()):
+            return ORPHANED
         return TIME if self._until is not None and time.monotonic() >= self._until else 0
 
 
 def exit_code(reason: int) -> int:
-    """128 + the signal's number; 75 at the time limit, 130 where the stop file asked."""
+    """128 + the signal's number; 75 at the time limit, 130 by the stop file, 129 where the launcher is gone."""
     return _EXIT_CODES.get(reason, 128 + reason)
 
 
 def describe(reason: int) -> str:
     """For people: by what a run was stopped."""
-    return {TIME: "trainer.max_minutes", FILE: f"the file {STOP_FILE!r}"}.get(reason, f"signal {reason}")
+    words = {TIME: "trainer.max_minutes", FILE: f"the file {STOP_FILE!r}", ORPHANED: "the end of its launcher"}
+    return words.get(reason, f"signal {reason}")

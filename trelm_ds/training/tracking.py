@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trelm_ds.config import Config, flatten, public
+from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, write_atomically
 from trelm_ds.redact import without_password
 from trelm_ds.shards import Damage
@@ -27,9 +28,17 @@ _WAIT_STOPPED_S = 10.0
 
 
 def tracking_uri(config: Config, run: Path) -> str:
-    """The setting, else MLFLOW_TRACKING_URI, else a sqlite file beside the run folder."""
-    default = f"sqlite:///{run.resolve().parent / 'mlflow.db'}"
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """The setting, else MLFLOW_TRACKING_URI, else a sqlite file beside the run folder.
+
+    Raises:
+        UserError: such a file's path cannot stand in an address.
+    """
+    if given := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    beside = run.resolve().parent / "mlflow.db"
+    if odd := next((character for character in "?#%@" if character in str(beside)), None):
+        raise UserError(f"tracking.uri: set it; the default, {beside}, has a {odd} that no address can have")
+    return f"sqlite:///{beside}"
 
 
 class MetricsFile:
@@ -56,7 +65,10 @@ def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
         if (damage.shard, damage.offset) not in known:
             warnings.warn(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})", stacklevel=2)
             entry = {name: value for name, value in damage._asdict().items() if name != "block"}
-            append_line(path, json.dumps(entry | {"step": step}))
+            try:
+                append_line(path, json.dumps(entry | {"step": step}))
+            except OSError as error:  # a full disk is no reason to stop training
+                warnings.warn(f"{path}: cannot be written: {error.strerror}", stacklevel=2)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -97,7 +109,9 @@ class MlflowRun:
         self._spool = Spool(run)
         sender = Sender(run, tracking_uri(config, run), say)
         params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
-        self._spool.begin(step, config.tracking.experiment, config.tracking.run_name or run.name, params, tags, key)
+        self._spool.begin(
+            step, config.tracking.experiment, config.tracking.run_name or run.resolve().name, params, tags, key
+        )
         self._drain = Drain(sender)
 
     @property

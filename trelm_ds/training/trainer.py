@@ -69,8 +69,8 @@ def pretrain(config: Config, data: str, run: Path) -> int:
     ranks = connect()
     try:
         watchdog = Watchdog(ranks, run, config.guards.hang_minutes)
-        with first_failure_speaks(), StopSignals() as signals, watchdog:
-            code = Trainer(config, data, run, ranks, signals, watchdog).train()
+        with first_failure_speaks(), StopSignals() as signals, watchdog, contextlib.ExitStack() as held:
+            code = Trainer(config, data, run, ranks, signals, watchdog, held).train()
     except CommonError:
         disconnect()
         raise
@@ -79,7 +79,14 @@ def pretrain(config: Config, data: str, run: Path) -> int:
 
 
 class Trainer:
-    """One run on one rank."""
+    """One run on one rank.
+
+    Args:
+        held: until it is closed, other processes are kept out of the run folder.
+
+    Raises:
+        UserError: settings, dataset and run folder do not fit together; another process trains there.
+    """
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class Trainer:
         ranks: Ranks,
         signals: StopSignals,
         watchdog: Watchdog | None = None,
+        held: contextlib.ExitStack | None = None,
     ) -> None:
         self.config, self.run, self.ranks = config, run, ranks
         self.watchdog = watchdog or Watchdog(ranks, run, 0)
@@ -98,6 +106,8 @@ class Trainer:
         self.steps, model = ranks.all_agree(lambda: open_run(config, data, ranks))
         self.config = config = with_sizes(config, model.config)
         self.identity = identity(config, model, self.steps)
+        self.held = held or contextlib.ExitStack()
+        ranks.all_agree(self._take_folder)  # before its checkpoints are looked at
         info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
         resumed = self._find_checkpoint()
         ranks.all_agree(lambda: restrict(model, config))
@@ -124,7 +134,7 @@ class Trainer:
             self.step = resumed[1].step
             if resumed[0].parent == checkpoint.checkpoints_folder(run):  # a branch is a run of its own
                 self.mlflow_key = resumed[1].mlflow
-            self.guard.load(resumed[1].guard)
+            self.guard.load(resumed[1].guard, self.step)
             if resumed[1].order != self._order_state():
                 raise UserError(
                     f"{resumed[0]}: its reading position is not that of step {self.step}; use another --out"
@@ -166,21 +176,21 @@ class Trainer:
         """Trains; returns the exit code.
 
         Raises:
-            UserError: the run folder cannot be written or another process trains there.
+            UserError: the run folder cannot be written, too much of the dataset is damaged, or too many steps were
+                skipped.
         """
-        with contextlib.ExitStack() as held:
-            self.ranks.all_agree(lambda: self._take_folder(held))
-            self.system = SystemMetrics(self.config.tracking.system_metrics_every_s, self.run, self.ranks)
-            held.callback(self.system.close)
+        self.system = SystemMetrics(self.config.tracking.system_metrics_every_s, self.run, self.ranks)
+        self.held.callback(self.system.close)
+        with self.held:
             return self._loop()
 
-    def _take_folder(self, held: contextlib.ExitStack) -> None:
+    def _take_folder(self) -> None:
         """Makes the run folder and keeps other runs out of it."""
         if self.ranks.rank:
             return
         try:
             self.run.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(self.run / ".lock", f"--out: {self.run}"))
+            self.held.enter_context(lock(self.run / ".lock", f"--out: {self.run}"))
         except OSError as error:
             raise UserError(f"--out: cannot write into {self.run}: {error.strerror}") from None
 
@@ -222,9 +232,11 @@ class Trainer:
             raise
         finally:
             self.reader.loader.close()
-        if journal:
-            journal.finish(self.step, stop)
-        self.ranks.barrier()  # a rank that leaves early makes launchers end the others, rank 0's last words with them
+        with self.watchdog.patient():  # MLflow may not answer
+            if journal:
+                journal.finish(self.step, stop)
+            # A rank that leaves early makes launchers end the others, rank 0's last words with them.
+            self.ranks.barrier()
         return exit_code(stop) if stop and self.step < total else 0
 
     def _open_journal(self) -> Journal:
@@ -237,7 +249,10 @@ class Trainer:
         if self.routing is not None:
             notes.append(f"routing: {self.routing.describe()}")
         about, hosts = self._about(), self.system.hosts
-        journal = Journal(self.config, self.ds_config, self.run, self.step, about, hosts, self.mlflow_key, notes)
+        try:
+            journal = Journal(self.config, self.ds_config, self.run, self.step, about, hosts, self.mlflow_key, notes)
+        except OSError as error:
+            raise UserError(f"--out: cannot write into {self.run}: {error.strerror}") from None
         self.mlflow_key = journal.mlflow_key or self.mlflow_key
         return journal
 
