@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.training.checkpoint import MANIFEST, POINTER, checkpoints_folder, committed, read_verified
-from trelm_ds.training.saver import prune, step_of
+from trelm_ds.run_folder import LOCK, MANIFEST, POINTER, checkpoints_folder, committed, step_of
+from trelm_ds.training.checkpoint import read_verified
+from trelm_ds.training.saver import prune
 
 
 class Entry(NamedTuple):
@@ -93,5 +94,5 @@ def prune_run(run: Path, keep: int) -> list[Path]:
     for entry in catalogue(run, verify=True)[:keep]:
         if entry.problem:
             raise UserError(f"--prune: {entry.problem}; nothing was removed")
-    with lock(run / ".lock", f"{run}"):
+    with lock(run / LOCK, f"{run}"):
         return prune(run, keep, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,9 +13,8 @@ import torch
 from trelm_ds import __version__
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json, sha256_of
+from trelm_ds.run_folder import MANIFEST, checkpoints_folder, committed
 
-MANIFEST = "manifest.json"
-POINTER = "latest.json"
 SCHEMA = 2
 
 
@@ -47,21 +45,6 @@ class CheckpointInfo:
     guard: dict[str, Any] = field(default_factory=dict)
     mlflow: str = ""
     schema: int = SCHEMA
-
-
-def checkpoints_folder(run: Path) -> Path:
-    return run / "checkpoints"
-
-
-def committed(run: Path) -> list[Path]:
-    """The committed checkpoints of a run, the pointed-at one first, then newest first."""
-    folder = checkpoints_folder(run)
-    found = sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), reverse=True)
-    try:
-        named = folder / str(json.loads((folder / POINTER).read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return found  # no pointer, or a damaged one: the newest committed checkpoint is as good
-    return sorted(found, key=lambda path: path != named)  # stable: the others stay newest first
 
 
 def read_verified(checkpoint: Path) -> CheckpointInfo:

@@ -24,7 +24,8 @@ import torch
 from trelm_ds import faults
 from trelm_ds.config import TrainerConfig
 from trelm_ds.files import fsync_folder, sha256_of, write_atomically
-from trelm_ds.training.checkpoint import MANIFEST, POINTER, CheckpointInfo, checkpoints_folder, committed, versions
+from trelm_ds.run_folder import MANIFEST, POINTER, checkpoints_folder, committed, step_of
+from trelm_ds.training.checkpoint import CheckpointInfo, versions
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -285,11 +286,6 @@ def prune(run: Path, keep: int, keep_every: int | None) -> list[Path]:
     for path in old:
         _remove(path)
     return old
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _name(step: int) -> str:
