@@ -104,11 +104,11 @@ def test_site_values_are_written_down_and_the_environment_wins(
     seen = subprocess.run(["bash"], input=text, capture_output=True, text=True, env={}, check=True).stdout
     variables = dict(item.split("=", 1) for item in seen.split("\0") if item)
     assert variables["TRELM_MIN_DISK_GB"] == "2"
-    assert variables["TRELM_MODULES"] == "cuda gcc"
     assert variables["TRELM_CONTAINER_MOUNTS"] == "/a b:/c'$d"
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
-    assert variables["TRELM_SITE"] == f"{here}/run/submissions/001/site.env"  # a copy: it may set more, as NCCL_X
-    assert "NCCL_X" not in variables
+    # Of the rest the job reads a copy, since it may depend on where it is read.
+    assert variables["TRELM_SITE"] == f"{here}/run/submissions/001/site.env"
+    assert "TRELM_MODULES" not in variables
     assert """#SBATCH '--comment=it'"'"'s # 1'""" in text
 
 

@@ -36,7 +36,10 @@ def site_file(root: Path, environment: Mapping[str, str]) -> Path | None:
 
 
 def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment completed by the site file, which bash reads; checked; paths in it absolute.
+    """The environment completed by the site file, which bash reads; checked; paths to Python or container absolute.
+
+    The file may look at variables that only a job has (`SLURM_GPUS_ON_NODE`), so what it says of a job is read once
+    more there, not taken from here.
 
     Args:
         root: of the repository, where relative paths in the file start.
@@ -58,8 +61,9 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
         ours = {name: value for name, value in environment.items() if name.startswith(_FIRST) or name in _OF_BASH}
         complete = {name: value for name, value in read.items() if name not in _OF_BASH} | ours
     _check_values(complete)
-    if complete.get("TRELM_CONTAINER"):
-        return complete
+    if container := complete.get("TRELM_CONTAINER"):
+        path = root / container
+        return complete | ({"TRELM_CONTAINER": os.path.abspath(path)} if path.exists() else {})
     # Jobs run with the environment that submits them unless the site says another.
     venv = root / (complete.get("TRELM_VENV") or sys.prefix)
     if not os.access(venv / "bin" / "python", os.X_OK):

@@ -29,8 +29,6 @@ from trelm_ds.run_folder import CONFIG, SUBMISSIONS, tracking_uri
 DEFAULT_SCRIPT = "slurm/pretrain_large.sh"
 _URI = "MLFLOW_TRACKING_URI"
 _SITE_COPY, _DS_COPY = "site.env", "ds_config.json"  # in a snapshot
-# What the settings say already; their values in the environment are for plain `sbatch`.
-_REPLACED = ("TRELM_CONFIG", "TRELM_ARGS", "TRELM_DATA", "TRELM_OUT", "TRELM_HOME", SITE)
 
 
 @dataclass
@@ -45,7 +43,7 @@ class Request:
         root: of the repository.
         script: the job script's text.
         options: for sbatch, each one word.
-        environment: for sbatch: that of this process and the site's values.
+        environment: of this process, completed by the site's values.
         site: the site file.
     """
 
@@ -154,7 +152,9 @@ def _find_data(data: str) -> str:
 def _variables(request: Request, folder: Path) -> dict[str, str]:
     """What a job script reads, for a snapshot in `folder`."""
     given = request.environment
-    variables = {name: value for name, value in given.items() if name.startswith("TRELM_") and name not in _REPLACED}
+    # The other values of the site are read from the copy of its file, in the job: they may depend on what is there.
+    variables = {name: value for name, value in os.environ.items() if name.startswith("TRELM_")}
+    variables |= {name: given[name] for name in ("TRELM_VENV", "TRELM_CONTAINER") if name in given}
     variables |= {
         "TRELM_HOME": str(folder / "code"),
         "TRELM_CONFIG": str(folder / CONFIG),
@@ -202,7 +202,7 @@ def try_out(request: Request, text: str) -> str | None:
     """
     if not slurm.installed():
         return None
-    return slurm.one_line(slurm.sbatch(["--test-only", *request.options], request.environment, text).stderr)
+    return slurm.one_line(slurm.sbatch(["--test-only", *request.options], _for_sbatch(request), text).stderr)
 
 
 def submit(request: Request) -> Submitted:
@@ -221,6 +221,12 @@ def submit(request: Request) -> Submitted:
             return _hand_over(request, _write_snapshot(request))
     except (OSError, shutil.Error) as error:
         raise UserError(f"--out: cannot write into {request.run}: {error}") from None
+
+
+def _for_sbatch(request: Request) -> dict[str, str]:
+    """The environment that sbatch reads its SBATCH_* from; the job gets it too, by Slurm's default."""
+    options = {name: value for name, value in request.environment.items() if name.startswith("SBATCH_")}
+    return os.environ | options
 
 
 def _refuse_second(run: Path) -> None:
@@ -279,7 +285,7 @@ def _hand_over(request: Request, folder: Path) -> Submitted:
     # The options once more: on the command line they also win over SBATCH_* variables.
     arguments = ["--parsable", *request.options, str(folder / "job.sh")]
     try:
-        done = slurm.sbatch(arguments, request.environment)
+        done = slurm.sbatch(arguments, _for_sbatch(request))
         job = done.stdout.strip().split(";")[0]  # "job;cluster" where there are several
         if not job.isdigit():
             raise UserError(f"sbatch: gave no job number: {slurm.one_line(done.stdout + done.stderr)}")
