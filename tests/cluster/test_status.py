@@ -126,7 +126,7 @@ def test_numbers_of_a_run(tmp_path: Path, status: Status) -> None:
     ends = datetime.strptime(lines["ETA"].split(", ")[1], "%Y-%m-%d %H:%M")
     assert lines["ETA"].startswith("8 min, ")
     assert 300 < (ends - datetime.now()).total_seconds() < 600
-    assert lines["MLflow"].startswith("1 entries wait")
+    assert lines["MLflow"] == "1 entry waits to be sent"
 
 
 def test_a_run_without_slurm_is_known_by_its_lock(tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ def _judge_live(status: Status, job: Job, fields: dict[str, str]) -> None:
         began = status.restarts or last is not None
         status.state = "requeued" if began else "pending"
         status.reason = fields.get("Reason")
+        if fields.get("StartTime", "Unknown") not in ("Unknown", "N/A"):
+            status.reason = f"{status.reason}, expected to start {fields['StartTime'].replace('T', ' ')}"
         status.nodes = None
     elif name == "COMPLETING" and last in ("end", "stalled"):
         _judge_ended(status, job, fields, False)

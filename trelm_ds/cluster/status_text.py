@@ -31,7 +31,9 @@ def to_lines(status: Status) -> str:
         ago = f", {duration(status.event_s)} ago" if status.event_s is not None else ""
         lines += [("last event", status.event + ago)]
     lines += [("log", status.log)] if status.log else []
-    lines += [("MLflow", f"{status.unsent:,} entries wait, see `trelm sync`")] if status.unsent else []
+    if status.unsent:
+        number = f"{status.unsent:,} {'entry waits' if status.unsent == 1 else 'entries wait'} to be sent"
+        lines += [("MLflow", number if status.live else f"{number}: trelm sync {status.run}")]
     return "".join(f"{name:<12}{text}\n" for name, text in lines)
 
 

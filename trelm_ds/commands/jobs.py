@@ -30,7 +30,7 @@ def submit_command(arguments: list[str]) -> int:
     parser.add_argument("-N", "--nodes", type=int, default=None, help="number of nodes (default: the script's)")
     parser.add_argument("--script", type=str, default=DEFAULT_SCRIPT, help="job script")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the sbatch file and Slurm's opinion; write nothing"
+        "--dry-run", action="store_true", help="write nothing, print the sbatch file and Slurm's answer"
     )
     add_settings(parser)
     at = arguments.index("--") if "--" in arguments else len(arguments)
