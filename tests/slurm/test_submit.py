@@ -89,7 +89,7 @@ def test_a_job_runs_from_its_snapshot_whatever_happens_to_the_repository(
     fields = cluster.wait(number)
     log = Path(lines["log"]).read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), log
-    assert events(run) == ["start", "start", "end"]
+    assert (events(run).count("start"), events(run)[-1]) == (2, "end")
     assert f"continuing {run} at step " in log
     assert last_step(run) == 300
     assert not (tmp_path / "elsewhere").exists()

@@ -33,7 +33,7 @@ from trelm_ds.run_folder import (
 
 _RECENT = 20  # log points that the speed is a mean of
 _QUIET_S = 600.0  # without a log point, where the file system has no locks: not running
-_STOPPED = re.compile(r"stop file|SIGTERM|signal \d|max_minutes")
+_STOPPED = re.compile(r"stop file|SIG[A-Z]|ended by Slurm|max_minutes")  # ends that slurm/pretrain_job.sh notes
 _LIVE = ("pending", "running", "requeued")
 
 
