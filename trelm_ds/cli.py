@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from trelm_ds import __version__
-from trelm_ds.commands import datasets, mentions, models, runs
+from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
 from trelm_ds.redact import without_password
 
@@ -61,6 +61,8 @@ def _run(arguments: list[str]) -> int:
     datasets.add_prepare(commands)
     datasets.add_verify(commands)
     commands.add_parser("pretrain", help="train on a prepared dataset", add_help=False)
+    commands.add_parser("submit", help="hand a pre-training job to Slurm", add_help=False)
+    jobs.add_status(commands)
     runs.add_checkpoints(commands)
     runs.add_sync(commands)
     runs.add_export(commands)
@@ -70,6 +72,8 @@ def _run(arguments: list[str]) -> int:
     models.add_neurons(commands)
     if arguments[:1] == ["pretrain"]:  # its options are the settings' tree, read by jsonargparse
         return runs.pretrain_command(arguments[1:])
+    if arguments[:1] == ["submit"]:
+        return jobs.submit_command(arguments[1:])
     namespace = parser.parse_args(arguments)
     action: Callable[[argparse.Namespace], int] = namespace.action
     return action(namespace)

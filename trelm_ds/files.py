@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import IO, Any, cast
 
 from trelm_ds.errors import UserError
 
+_LOOKS = 10
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
 
 
@@ -142,7 +144,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {error.strerror}") from None
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(stream)
             if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
                 raise BlockingIOError  # whoever held it removed it just now, and another may hold the next
         except BlockingIOError:
@@ -153,3 +155,28 @@ def lock(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds `path` by `lock`; None where the file system does not say."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return False
+
+
+def _take(stream: IO[str]) -> None:
+    """Locks a file; tries again for half a second, since `is_locked` holds it for an instant."""
+    for attempt in range(_LOOKS + 1):
+        try:
+            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt == _LOOKS:
+                raise
+            time.sleep(0.05)

@@ -17,6 +17,8 @@ from trelm_ds.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
 
 def add_settings(parser: ArgumentParser) -> None:
     """Adds `--config FILE`, any number of times, and one dotted option for every setting of `Config`."""
@@ -49,6 +51,20 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
     for name, what in problems(config):
         raise UserError(f"{places.of(name)}: {what}")
     return config, namespace
+
+
+def find_ds_config(name: str) -> Path:
+    """The DeepSpeed file: as given, else relative to the repository.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (Path(name), _REPOSITORY / name):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"trainer.ds_config: {name} does not exist; the shipped ones are ds_configs/zero0.json to zero3.json"
+    )
 
 
 def _build(parser: ArgumentParser, namespace: Namespace) -> Config:

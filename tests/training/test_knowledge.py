@@ -20,11 +20,11 @@ from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, Se
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
 from trelm_ds.model import hf_names, load_config
+from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.training import export
-from trelm_ds.training.checkpoint import committed, read_verified
+from trelm_ds.training.checkpoint import read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.stopping import StopSignals
-from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
 
 

@@ -28,12 +28,12 @@ from trelm_ds.config import (
 )
 from trelm_ds.errors import UserError
 from trelm_ds.model import load_pretrained
+from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.training import export
-from trelm_ds.training.checkpoint import committed, read_verified
+from trelm_ds.training.checkpoint import read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.stopping import StopSignals
-from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
 
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6

@@ -19,14 +19,13 @@ from trelm_ds.config import Config, RoutingConfig, SelectionConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
 from trelm_ds.routing import KnowledgePaths, Scores, read_paths
+from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
 from trelm_ds.shards import Manifest
-from trelm_ds.training.checkpoint import checkpoints_folder, committed
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.export import full_weights
 from trelm_ds.training.routing import FOLDER, Routing
 from trelm_ds.training.setup import build_model
 from trelm_ds.training.stopping import StopSignals
-from trelm_ds.training.tracking import read_metrics
 from trelm_ds.training.trainer import Trainer
 
 NEURONS = ("keys", "key_bias", "values")

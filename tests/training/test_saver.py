@@ -20,9 +20,10 @@ from tests.training.test_pretrain import config, fails, losses, train
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
+from trelm_ds.run_folder import committed
 from trelm_ds.training import saver as saving
 from trelm_ds.training.catalogue import _entry, catalogue, prune_run, to_table
-from trelm_ds.training.checkpoint import committed, read_verified
+from trelm_ds.training.checkpoint import read_verified
 from trelm_ds.training.distributed import Ranks
 from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from trelm_ds.files import append_line
-from trelm_ds.training.spool import SPOOL, Spool, read
+from trelm_ds.run_folder import SPOOL
+from trelm_ds.training.spool import Spool, read
 
 PARAMS, TAGS = {"optimizer.lr": "0.1", "world_size": "2"}, {"commit": "abc"}
 

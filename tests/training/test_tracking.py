@@ -18,9 +18,10 @@ import pytest
 from tests.training.mlflow_server import LossyProxy, MlflowServer, free_port
 from trelm_ds.config import Config, TrackingConfig
 from trelm_ds.errors import UserError
+from trelm_ds.run_folder import PROGRESS, SPOOL
 from trelm_ds.training import drain, sync, tracking
-from trelm_ds.training.mlflow_sender import PROGRESS, Progress
-from trelm_ds.training.spool import SPOOL, Spool, read
+from trelm_ds.training.mlflow_sender import Progress
+from trelm_ds.training.spool import Spool, read
 from trelm_ds.training.tracking import MlflowRun, source_tags
 
 KEYS = ("loss", "lr", "system/node-0/cpu_percent")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.training.checkpoint import MANIFEST, POINTER, checkpoints_folder, committed, read_verified, step_of
+from trelm_ds.run_folder import LOCK, MANIFEST, POINTER, checkpoints_folder, committed, step_of
+from trelm_ds.training.checkpoint import read_verified
 from trelm_ds.training.saver import prune
 
 
@@ -96,7 +97,7 @@ def prune_run(run: Path, keep: int) -> list[Path]:
     if keep < 2:
         raise UserError(f"--prune: at least 2 must stay, so that a damaged one never costs the run, got {keep}")
     catalogue(run, verify=False)
-    with lock(run / ".lock", f"{run}"):
+    with lock(run / LOCK, f"{run}"):
         found = catalogue(run, verify=True)
         damaged = {entry.path for entry in found if entry.problem}
         if found and len(damaged) == len(found):

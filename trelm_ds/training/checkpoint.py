@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,8 @@ import torch
 from trelm_ds import __version__
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of
+from trelm_ds.run_folder import MANIFEST, checkpoints_folder, committed
 
-MANIFEST = "manifest.json"
-POINTER = "latest.json"
 SCHEMA = 3
 _SUM = "sha256"  # in the manifest, of all else in it
 
@@ -59,32 +57,6 @@ class CheckpointInfo:
 
 def _sum_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
-
-
-def checkpoints_folder(run: Path) -> Path:
-    return run / "checkpoints"
-
-
-def named_folders(run: Path) -> list[Path]:
-    """Folders with a checkpoint's name, committed or not, newest first; whatever else lies there is not ours."""
-    found = checkpoints_folder(run).glob("step-*")
-    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def committed(run: Path) -> list[Path]:
-    """The committed checkpoints of a run, the pointed-at one first, then newest first."""
-    folder = checkpoints_folder(run)
-    found = [path for path in named_folders(run) if (path / MANIFEST).is_file()]
-    try:
-        named = folder / str(json.loads((folder / POINTER).read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return found  # no pointer, or a damaged one: the newest committed checkpoint is as good
-    return sorted(found, key=lambda path: path != named)  # stable: the others stay newest first
 
 
 def read_verified(checkpoint: Path) -> CheckpointInfo:

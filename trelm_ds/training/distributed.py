@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
@@ -111,6 +112,7 @@ def connect() -> Ranks:
     else:
         device = torch.device("cpu")
     with contextlib.redirect_stdout(io.StringIO()):  # it announces its C++ op
+        build_cpu_op()
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     control = dist.new_group(backend="gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
@@ -123,13 +125,22 @@ def disconnect() -> None:
 
 
 def build_cpu_op() -> None:
-    """Builds DeepSpeed's CPU communication op now, so that the first run does not have to (about 45 s)."""
+    """Builds and loads DeepSpeed's CPU communication op, unless there are GPUs: about 45 s the first time.
+
+    DeepSpeed does it by itself, but under a lock of torch's that a killed process leaves behind, and for which every
+    later start would wait without a word. So it is done here under one that goes with its process.
+    """
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
 
-    # A build that was killed leaves its lock, on which every later run would wait for ever.
-    for left in Path(sys.prefix, "torch_extensions").rglob("lock"):
-        left.unlink()
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if get_accelerator().device_name() == "cpu" and builder is not None and builder.is_compatible():
+    if get_accelerator().device_name() != "cpu" or builder is None or not builder.is_compatible():
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # read-only, or without locks
+            stream = held.enter_context((folder.parent / f".{builder.name}.lock").open("a"))
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)

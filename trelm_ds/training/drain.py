@@ -11,8 +11,8 @@ from pathlib import Path
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.redact import shown
+from trelm_ds.run_folder import LOCK, SPOOL
 from trelm_ds.training.mlflow_sender import Progress, Sender
-from trelm_ds.training.spool import SPOOL
 
 _LONGEST_PAUSE_S = 30.0
 _LAST_ATTEMPTS = 10  # a second apart, when training has ended
@@ -98,7 +98,7 @@ def sync(run: Path, address: str | None = None) -> tuple[int, str]:
     """
     if not (run / SPOOL).is_file():
         raise UserError(f"{run}: holds no {SPOOL}; give the folder of a run with tracking")
-    with lock(run / ".lock", f"{run}"):
+    with lock(run / LOCK, f"{run}"):
         address = address or _known_address(run)
         sender = Sender(run, address, say)
         for attempt in range(_SYNC_ATTEMPTS):

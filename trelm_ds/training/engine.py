@@ -12,6 +12,7 @@ from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.model import KeyValueFeedForward
+from trelm_ds.settings import find_ds_config
 from trelm_ds.training.distributed import import_deepspeed
 from trelm_ds.training.guards import SkippableAdamW
 from trelm_ds.training.setup import routes
@@ -19,7 +20,6 @@ from trelm_ds.training.setup import routes
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _NOT_OURS = {
     "optimizer": "set optimizer.* in the run's configuration instead",
     "scheduler": "set optimizer.schedule and optimizer.warmup_steps in the run's configuration instead",
@@ -40,20 +40,6 @@ def sequences_per_rank(config: Config, world_size: int) -> int:
             "change one of the two"
         )
     return share
-
-
-def find_ds_config(name: str) -> Path:
-    """The DeepSpeed file: as given, else relative to the repository.
-
-    Raises:
-        UserError: there is none.
-    """
-    for path in (Path(name), _REPOSITORY / name):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"trainer.ds_config: {name} does not exist; the shipped ones are ds_configs/zero0.json to zero3.json"
-    )
 
 
 def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:

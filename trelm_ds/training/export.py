@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trelm_ds.errors import UserError
 from trelm_ds.model import DECODER, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
+from trelm_ds.run_folder import MANIFEST
 from trelm_ds.training import checkpoint
 from trelm_ds.training.saved_state import open_saved_state
 
@@ -61,7 +62,7 @@ def export(source: Path, out: Path) -> Path:
 
 def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
     """The checkpoint, its encoder's sizes, and its fp32 weights without those that no exported model has."""
-    if (source / checkpoint.MANIFEST).is_file():
+    if (source / MANIFEST).is_file():
         folder, info = source, checkpoint.read_verified(source)
     else:
         found = checkpoint.last_good(source)

@@ -10,10 +10,10 @@ from typing import Any
 
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.files import write_atomically
-from trelm_ds.training import checkpoint
+from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
 from trelm_ds.training.plot import plot_loss
 from trelm_ds.training.stopping import describe
-from trelm_ds.training.tracking import METRICS, MetricsFile, MlflowRun, read_metrics, source_tags
+from trelm_ds.training.tracking import MetricsFile, MlflowRun, source_tags
 
 
 class Journal:
@@ -46,7 +46,7 @@ class Journal:
     ) -> None:
         self._config, self._run = config, run
         self._warned = self._warned_of_disk = False
-        write_atomically(run / "config.yaml", to_yaml(public(config)))
+        write_atomically(run / CONFIG, to_yaml(public(config)))
         write_atomically(run / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
         for note in [*notes, *([f"continuing {run} at step {step}"] if step else [])]:
             print(note, file=sys.stderr, flush=True)
@@ -54,7 +54,7 @@ class Journal:
         self._tracker = None
         if config.tracking.enabled:
             self._tracker = MlflowRun(config, run, step, about, source_tags(hosts), mlflow_key)
-            for name in ("config.yaml", "ds_config.json"):
+            for name in (CONFIG, "ds_config.json"):
                 self._tracker.log_file(name)
 
     @property
@@ -98,5 +98,5 @@ class Journal:
         if self._tracker:
             self._tracker.end("KILLED" if stopped else "FINISHED")
         what = f"stopped by {describe(stop)}; the same command continues" if stopped else "done"
-        last = next(iter(checkpoint.committed(self._run)), "no checkpoint")
+        last = next(iter(committed(self._run)), "no checkpoint")
         print(f"{what}: step {step}, {last}", file=sys.stderr, flush=True)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
 from trelm_ds.redact import scrub, shown
-from trelm_ds.training.spool import SPOOL, Entry, read
+from trelm_ds.run_folder import PROGRESS, SPOOL
+from trelm_ds.training.spool import Entry, read
 
-PROGRESS = "mlflow_run.json"
 _KEY = "trelm.run_key"
 _METRICS_PER_CALL = 1000  # MLflow's limit
 _FILE_ATTEMPTS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trelm_ds.training.tracking import read_metrics
+from trelm_ds.run_folder import read_metrics
 
 
 def plot_loss(run: Path, path: Path) -> None:

@@ -23,16 +23,8 @@ import torch
 from trelm_ds import faults
 from trelm_ds.config import TrainerConfig
 from trelm_ds.files import fsync_folder, sha256_of, write_atomically
-from trelm_ds.training.checkpoint import (
-    MANIFEST,
-    POINTER,
-    CheckpointInfo,
-    checkpoints_folder,
-    committed,
-    named_folders,
-    step_of,
-    versions,
-)
+from trelm_ds.run_folder import MANIFEST, POINTER, checkpoints_folder, committed, named_folders, step_of
+from trelm_ds.training.checkpoint import CheckpointInfo, versions
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -23,6 +23,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, ProductDecoder, load_pretrained
 from trelm_ds.routing import first_layer
+from trelm_ds.run_folder import checkpoints_folder, committed
 from trelm_ds.shards import BLOCK_SEQUENCES, SampleOrder, ShardReader, Substitution, check_files, open_storage
 from trelm_ds.training import checkpoint
 from trelm_ds.training.annotate import Annotator
@@ -217,12 +218,12 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
         UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
     """
     if resume == "never":
-        if checkpoint.committed(run):
+        if committed(run):
             raise UserError(f'trainer.resume: is "never", but {run} holds checkpoints; choose another --out or "auto"')
         return None
     found = checkpoint.last_good(run)
     if resume != "auto":
-        if checkpoint.checkpoints_folder(run).resolve() in Path(resume).resolve().parents:
+        if checkpoints_folder(run).resolve() in Path(resume).resolve().parents:
             raise UserError(f"trainer.resume: {resume} belongs to {run} itself; branch off into another --out")
         found = found or (Path(resume), checkpoint.read_verified(Path(resume)))
     if found is not None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trelm_ds.files import append_line
+from trelm_ds.run_folder import SPOOL
 
-SPOOL = "mlflow_spool.jsonl"
 _KINDS = ("run", "tags", "metrics", "file", "status")
 _CONTINUED = "continued."
 

@@ -13,32 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trelm_ds.config import Config, flatten, public
-from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, write_atomically
 from trelm_ds.redact import without_password
+from trelm_ds.run_folder import METRICS, read_metrics, tracking_uri
 from trelm_ds.shards import Damage
 from trelm_ds.training.drain import Drain, say
 from trelm_ds.training.mlflow_sender import Sender
 from trelm_ds.training.spool import SPOOL, Spool
 
-METRICS = "metrics.jsonl"
 QUARANTINE = "quarantine.jsonl"
 _WAIT_FINISHED_S = 60.0
 _WAIT_STOPPED_S = 10.0
-
-
-def tracking_uri(config: Config, run: Path) -> str:
-    """The setting, else MLFLOW_TRACKING_URI, else a sqlite file beside the run folder.
-
-    Raises:
-        UserError: such a file's path cannot stand in an address.
-    """
-    if given := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return given
-    beside = run.resolve().parent / "mlflow.db"
-    if odd := next((character for character in "?#%@" if character in str(beside)), None):
-        raise UserError(f"tracking.uri: set it; the default, {beside}, has a {odd} that no address can have")
-    return f"sqlite:///{beside}"
 
 
 class MetricsFile:
@@ -69,20 +54,6 @@ def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
                 append_line(path, json.dumps(entry | {"step": step}))
             except OSError as error:  # a full disk is no reason to stop training
                 warnings.warn(f"{path}: cannot be written: {error.strerror}", stacklevel=2)
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The log points of a run, in order; a line that a kill cut short is left out."""
-    path = run / METRICS
-    points = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            point = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(point, dict) and {"step", "loss", "accuracy", "lr"} <= point.keys():
-            points.append(point)
-    return points
 
 
 class MlflowRun:
@@ -155,6 +126,8 @@ def source_tags(hosts: list[str]) -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The commit this package runs from; None where it is installed, also below somebody else's checkout."""
+    if commit := os.environ.get("TRELM_GIT_COMMIT"):  # of a snapshot, by `trelm submit`
+        return commit
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -18,6 +18,7 @@ from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.progress import ProgressBar
+from trelm_ds.run_folder import LOCK, committed
 from trelm_ds.training import checkpoint
 from trelm_ds.training.checkpoint import CheckpointInfo
 from trelm_ds.training.distributed import Ranks, connect, disconnect
@@ -145,7 +146,7 @@ class Trainer:
                 )
         loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
         self.reader = StepReader(loader, self.steps.substitution, run, ranks)
-        self.saved_step = self.step if checkpoint.committed(run) else None
+        self.saved_step = self.step if committed(run) else None
         parts = [part for part in (self.knowledge, self.routing) if part is not None]
         tokenizer = self.steps.reader.storage.folder / TOKENIZER_FOLDER
         self.saver = Saver(self.engine, run, tokenizer, config.trainer, ranks, parts)
@@ -190,7 +191,7 @@ class Trainer:
             return
         try:
             self.run.mkdir(parents=True, exist_ok=True)
-            self.held.enter_context(lock(self.run / ".lock", f"--out: {self.run}"))
+            self.held.enter_context(lock(self.run / LOCK, f"--out: {self.run}"))
         except OSError as error:
             raise UserError(f"--out: cannot write into {self.run}: {error.strerror}") from None
 

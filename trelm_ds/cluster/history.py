@@ -1,0 +1,64 @@
+"""Which Slurm jobs a run has had: those that `trelm submit` noted, and those whose scripts noted themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.run_folder import HISTORY, SUBMISSIONS, read_objects
+
+JOB_NOTE = "job.json"  # in a submission's folder
+
+
+@dataclass
+class Job:
+    """One Slurm job of a run.
+
+    Attributes:
+        number: Slurm's.
+        submitted: the folder that `trelm submit` made for it, if it did.
+        events: what its script noted, in order: event (start, requeue, end, stalled), step, restart, time, nodes, log,
+            text.
+        log: its log file, where known.
+    """
+
+    number: str
+    submitted: Path | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    log: str | None = None
+
+
+def jobs_of(run: Path) -> list[Job]:
+    """The jobs of a run, the newest last."""
+    jobs: dict[str, Job] = {}
+    since: dict[str, str] = {}
+    for folder in submissions(run):
+        note = read_note(folder)
+        if number := note.get("job"):
+            jobs[str(number)] = Job(str(number), folder, log=note.get("log"))
+            since[str(number)] = str(note.get("time", ""))
+    for event in read_objects(run / HISTORY):
+        if not isinstance(number := event.get("job"), str) or "event" not in event:
+            continue
+        job = jobs.setdefault(number, Job(number))
+        job.events.append(event)
+        job.log = event.get("log") or job.log
+        since[number] = max(since.get(number, ""), str(event.get("time", "")))
+    return sorted(jobs.values(), key=lambda job: since[job.number])  # stable; times of one second keep their order
+
+
+def submissions(run: Path) -> list[Path]:
+    """Folders of all submissions, the newest last."""
+    found = [path for path in (run / SUBMISSIONS).glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def read_note(submission: Path) -> dict[str, Any]:
+    """`job.json` of a submission: job, time, log, or error; empty where sbatch has not answered."""
+    try:
+        note = json.loads((submission / JOB_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
