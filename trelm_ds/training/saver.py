@@ -25,6 +25,7 @@ from trelm_ds.config import TrainerConfig
 from trelm_ds.files import fsync_folder, sha256_of, write_atomically
 from trelm_ds.run_folder import MANIFEST, POINTER, checkpoints_folder, committed, named_folders, step_of
 from trelm_ds.training.checkpoint import CheckpointInfo, versions
+from trelm_ds.training.partitions import clear_padding
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -273,6 +274,7 @@ def _states(engine: DeepSpeedEngine, work: Path) -> dict[Path, Any]:
     engine.checkpoint_engine = Capturing()
     engine._copy_recovery_script = lambda folder: None  # of DeepSpeed's; `trelm export` does it
     try:
+        clear_padding(engine)
         engine.save_checkpoint(str(work.parent), tag=work.name, save_latest=False)
     finally:
         engine.checkpoint_engine, engine._copy_recovery_script = own, copy_script
