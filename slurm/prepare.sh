@@ -136,7 +136,7 @@ submit_again() (
     shift
     # Otherwise the new job would take what describes this one for its own, such as SLURM_ARRAY_TASK_ID.
     mapfile -t own < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
-    unset "${own[@]}" SBATCH_ARRAY_INX
+    unset "${own[@]}" SBATCH_ARRAY_INX SBATCH_GRES
     export TRELM_PARTS TRELM_RETRIES
     sbatch "${options[@]}" "$TRELM_HOME/slurm/prepare.sh" "$@" | sed 's/;.*//'  # NUMBER;CLUSTER where there are several
 )

@@ -220,8 +220,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
             "does not exist",
         ),
         (
-            ["prepare", "--source", "x", "--wikidata5m", "x", "--tokenizer", "train", "--out", "o"]
-            + ["--merge", "--missing-parts", "2"],
+            ["prepare", "--source=x", "--wikidata5m=x", "--tokenizer=train", "--out=o", "--merge", "--missing-parts=2"],
             "--missing-parts: takes the number of parts",
         ),
         (["prepare", "--source", "x"], "the following arguments are required"),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.corpus.test_restart import content, write_dump
 from tests.conftest import write_corpus
-from tests.slurm.local_cluster import REPO, Cluster, until
+from tests.corpus.test_restart import content, write_dump
+from tests.slurm.local_cluster import Cluster, processes_of, until
 from trelm_ds.corpus import PrepareOptions, prepare
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -63,34 +61,16 @@ def merge_of(cluster: Cluster, array: str) -> str:
     return min(jobs_named(cluster, name), key=int)
 
 
-def kill_part(cluster: Cluster, out: Path, part: str) -> None:
+def kill_part(cluster: Cluster, part: str) -> None:
     """SIGKILL to the process that reads this part, once there is one."""
-    found: list[int] = []
 
-    def look() -> bool:
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                arguments = (process / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it ended meanwhile
-                continue
-            if arguments[0].endswith(b"python") and {str(out).encode(), part.encode()} <= set(arguments):
-                found.append(int(process.name))
-        return bool(found)
+    def found() -> list[int]:
+        commands = {pid: command.split() for pid, command in processes_of(cluster.root).items()}
+        return [pid for pid, words in commands.items() if words[0].endswith("python") and part in words]
 
-    until(look, f"the process of part {part}")
-    for process in found:
-        os.kill(process, signal.SIGKILL)
-
-
-def test_script_is_clean() -> None:
-    done = subprocess.run(["shellcheck", "-x", SCRIPT], cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.stdout == ""
-
-
-@pytest.mark.parametrize(("options", "fits"), [([], True), (["--cpus-per-task=1000"], False)])
-def test_slurm_accepts_the_request(cluster: Cluster, options: list[str], fits: bool) -> None:
-    done = cluster.run("sbatch", "--test-only", "--array=1-8", *options, SCRIPT)
-    assert (done.returncode == 0) is fits, done.stderr
+    until(lambda: bool(found()), f"the process of part {part}")
+    for pid in found():
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +117,7 @@ def test_eight_parts_two_of_them_killed(
     assert cluster.run("scontrol", "update", f"jobid={array}", "arraytaskthrottle=3").returncode == 0
     assert cluster.run("scontrol", "release", array).returncode == 0
     for part in ("2/8", "5/8"):
-        kill_part(cluster, out, part)
+        kill_part(cluster, part)
     merge = merge_of(cluster, array)
     assert cluster.run("scontrol", "requeue", f"{array}_1").returncode == 0
     job = cluster.wait(merge)
@@ -154,32 +134,25 @@ def test_eight_parts_two_of_them_killed(
     assert not (tmp_path / ".ds.partial").exists()
 
 
-def test_first_task_killed_before_it_could_submit_the_merge(
-    cluster: Cluster, corpus: Path, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
-    array = submit(cluster, tmp_path, "--array=1-3", "--hold", *command(corpus, tmp_path / "ds"))
+def test_a_part_that_cannot_be_finished(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    """The first task is killed before it could submit the merge, and what it should have read is damaged."""
+    source = tmp_path / "dump.xml.bz2"
+    data = bytearray((corpus / "wiki" / "multi" / "dump.xml.bz2").read_bytes())
+    stream = data.index(b"BZh9", len(data) * 3 // 4)
+    data[stream + 20 : stream + 60] = bytes(40)
+    source.write_bytes(data)
+    arguments = command(corpus, tmp_path / "ds", str(source))
+    array = submit(cluster, tmp_path, "--array=1-2", "--hold", *arguments, TRELM_RETRIES="1")
     assert cluster.run("scancel", f"{array}_1").returncode == 0
     assert cluster.run("scontrol", "release", array).returncode == 0
     merge = merge_of(cluster, array)
-    assert cluster.wait(merge)["JobState"] == "COMPLETED"
-    assert jobs_named(cluster, f"prepare-merge-{array}") == {merge: "COMPLETED"}
-    assert "parts 1 of 3 are missing" in (tmp_path / f"prepare-merge-{array}.log").read_text()
-    assert content(tmp_path / "ds") == whole
+    job = cluster.wait(merge)
 
-
-def test_a_part_that_fails_again_and_again(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    """A damaged dump: the part that has the damage can never be finished, the other is kept."""
-    source = tmp_path / "dump.xml.bz2"
-    data = bytearray((corpus / "wiki" / "multi" / "dump.xml.bz2").read_bytes())
-    middle = data.index(b"BZh9", len(data) * 3 // 4)
-    data[middle + 20 : middle + 60] = bytes(40)
-    source.write_bytes(data)
-    arguments = command(corpus, tmp_path / "ds", str(source))
-    array = submit(cluster, tmp_path, "--array=1-2", *arguments, TRELM_RETRIES="1")
-    job = cluster.wait(merge_of(cluster, array))
     log = (tmp_path / f"prepare-merge-{array}.log").read_text()
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0"), log
     assert log.splitlines()[-1].startswith("prepare: parts 1 of 2 are missing after 1 retries")
-    assert "damaged" in (tmp_path / f"prepare-{array}_1.log").read_text()
-    asked = [sys.executable, "-m", "trelm_ds", "prepare", *arguments[1:], "--missing-parts", "2"]
-    assert subprocess.run(asked, cwd=REPO, capture_output=True, text=True, check=True).stdout == "1\n"
+    assert jobs_named(cluster, f"prepare-merge-{array}") == {merge: "FAILED"}
+    (retry,) = jobs_named(cluster, f"prepare-retry-{merge}")
+    assert "damaged" in (tmp_path / f"prepare-retry-{merge}-{retry}_1.log").read_text()
+    assert "part 2/2 is done" in (tmp_path / f"prepare-{array}_2.log").read_text()
+    assert not (tmp_path / "ds").exists()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class PartMarks:
     """The marks in a work folder.
 
-    A mark holds a hash of what decides the chunks, so that one of an earlier request does not count. Of the text it knows
-    names and sizes only: what changed otherwise is found by the merge, which looks at the chunks themselves.
+    A mark holds a hash of what decides the chunks, so that one of an earlier request does not count. Of the text it
+    knows names and sizes only: what changed otherwise is found by the merge, which looks at the chunks themselves.
     """
 
     def __init__(self, options: PrepareOptions, sources: list[Source], work: Path) -> None:
