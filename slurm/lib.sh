@@ -45,6 +45,9 @@ load_site() {
         [[ ${!name} =~ ^[01]$ ]] || fail "$name must be 0 or 1, got '${!name}'"
     done
     cpus=${SLURM_CPUS_PER_TASK:-1}
+    # How scontrol is told of this job. Job arrays set ARRAY_TASK: a task's plain number may mean the whole array.
+    # shellcheck disable=SC2034
+    job=$SLURM_JOB_ID
     load_modules
     choose_python
 }

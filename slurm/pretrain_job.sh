@@ -65,7 +65,7 @@ last_step() {
 # Counts this start; a job that starts again and again without a new checkpoint ends.
 note_start() {
     local steps step
-    log=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* StdOut=\([^ ]*\).*/\1/p')
+    log=$(scontrol show job -o "$job" | sed -n 's/.* StdOut=\([^ ]*\).*/\1/p')
     step=$(last_step)
     mapfile -t steps < <(sed -n 's/^{"job": "'"$SLURM_JOB_ID"'", "event": "start", "step": \([0-9]*\),.*/\1/p' \
         "$state/history.jsonl" 2>/dev/null)
@@ -216,11 +216,11 @@ requeue() {
     note requeue "$1"
     say "requeued: $1; last checkpoint: step $(last_step)"
     trap '' TERM  # with which Slurm ends this script before its next line otherwise
-    scontrol requeue "$SLURM_JOB_ID" || finish 1 "cannot be requeued: submit it again, it continues"
+    scontrol requeue "$job" || finish 1 "cannot be requeued: submit it again, it continues"
     if [[ -s $state/bad_nodes ]]; then
         local exclude
         exclude=$(sort -u "$state/bad_nodes" | paste -sd,)
-        scontrol update "jobid=$SLURM_JOB_ID" "excnodelist=$exclude" || say "$exclude: could not be excluded"
+        scontrol update "jobid=$job" "excnodelist=$exclude" || say "$exclude: could not be excluded"
     fi
     exit 1
 }

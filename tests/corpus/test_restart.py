@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.conftest import CITIES, PEOPLE, write_corpus
-from trelm_ds.corpus import PrepareOptions, prepare
+from trelm_ds.corpus import PrepareOptions, missing_parts, prepare
 from trelm_ds.errors import UserError
 
 _CHUNK_MB = 0.002
@@ -114,6 +114,49 @@ def test_the_merge_names_the_parts_that_are_missing(corpus: Path, tmp_path: Path
     assert not (tmp_path / "ds").exists()
 
 
+def test_parts_are_missing_until_their_last_chunk_is_on_disk(corpus: Path, tmp_path: Path) -> None:
+    asked = options(corpus, "wiki/plain", tmp_path / "ds")
+    assert missing_parts(asked, 3) == [1, 2, 3]
+    assert not list(tmp_path.iterdir())
+    for part in (1, 3):
+        prepare(dataclasses.replace(asked, part=(part, 3)))
+    assert missing_parts(asked, 3) == [2]
+    assert missing_parts(asked, 4) == [1, 2, 3, 4]
+    prepare(dataclasses.replace(asked, part=(2, 3)))
+    assert missing_parts(asked, 3) == []
+    with patch("trelm_ds.corpus.pipeline._extract", _fail), pytest.raises(UserError, match="on purpose"):
+        prepare(dataclasses.replace(asked, part=(3, 3)))  # begun again, so it has to end again
+    assert missing_parts(asked, 3) == [3]
+    prepare(dataclasses.replace(asked, part=(3, 3)))
+    prepare(dataclasses.replace(asked, merge=True))
+    assert missing_parts(asked, 3) == []
+    assert missing_parts(asked, 4) == []
+    with pytest.raises(UserError, match=r"holds a dataset made from another request \(min_words\)"):
+        missing_parts(dataclasses.replace(asked, min_words=5), 3)
+
+
+def test_parts_of_another_request_are_missing(corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes((corpus / "corpus.jsonl").read_bytes())
+    asked = options(corpus, str(source), tmp_path / "ds")
+    for part in (1, 2):
+        prepare(dataclasses.replace(asked, part=(part, 2)))
+    assert missing_parts(asked, 2) == []
+    for change in ({"min_words": 5}, {"chunk_mb": 1.0}):
+        assert missing_parts(dataclasses.replace(asked, **change), 2) == [1, 2]
+    with source.open("ab") as stream:
+        stream.write(b'{"text": "One line more."}\n')
+    assert missing_parts(asked, 2) == [1, 2]
+    with pytest.raises(UserError, match="missing or outdated; run all parts again"):
+        prepare(dataclasses.replace(asked, merge=True))
+
+
+@pytest.mark.parametrize("change", [{"part": (1, 2)}, {"merge": True}, {}])
+def test_missing_parts_takes_a_number_alone(corpus: Path, tmp_path: Path, change: dict) -> None:
+    with pytest.raises(UserError, match="--missing-parts: takes the number of parts"):
+        missing_parts(options(corpus, "wiki/plain", tmp_path / "ds", **change), 2 if change else 0)
+
+
 @pytest.mark.parametrize("source", ["corpus.jsonl", "corpus.jsonl.gz", "wiki/plain", "wiki/multi"])
 def test_pieces_of_another_size_are_not_taken(corpus: Path, tmp_path: Path, source: str) -> None:
     prepare(options(corpus, source, tmp_path / "whole"))
@@ -153,7 +196,7 @@ def test_settings_that_change_on_the_way_change_the_result(corpus: Path, tmp_pat
         prepare(asked)
 
 
-def _fail(*_: object) -> None:
+def _fail(*_: object, **__: object) -> None:
     raise UserError("on purpose")
 
 

@@ -108,6 +108,15 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     assert (tmp_path / "lama.png").is_file()
 
 
+def test_parts_of_a_dataset(tiny_corpus: Path, tmp_path: Path) -> None:
+    command = ("prepare", "--source", tiny_corpus / "corpus.jsonl", "--wikidata5m", tiny_corpus / "wikidata5m")
+    command += ("--tokenizer", "train", "--max-length", 32, "--vocab-size", 300, "--out", tmp_path / "data")
+    assert "part 2/3 is done" in trelm(*command, "--part", "2/3", "--workers", 1).stdout
+    asked = trelm(*command, "--missing-parts", 3)
+    assert (asked.returncode, asked.stdout) == (0, "1,3\n")  # what `sbatch --array` takes
+    assert "run --part 1/3, 3/3, then --merge" in refused(trelm(*command, "--merge"))
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     """SIGINT, then the same command again: the same losses as a run that nothing disturbed."""
@@ -209,6 +218,10 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
         (
             ["prepare", "--source", "nowhere", "--wikidata5m", "x", "--tokenizer", "train", "--out", "o"],
             "does not exist",
+        ),
+        (
+            ["prepare", "--source=x", "--wikidata5m=x", "--tokenizer=train", "--out=o", "--merge", "--missing-parts=2"],
+            "--missing-parts: takes the number of parts",
         ),
         (["prepare", "--source", "x"], "the following arguments are required"),
         (["prepare", "--max-length", "many"], "--max-length: invalid int value: 'many'"),

@@ -220,6 +220,27 @@ def test_passwords_are_nowhere(run: Path, capsys: pytest.CaptureFixture[str], mo
     assert "geheim" not in told
 
 
+def _log_one_point(uri: str, run: Path) -> None:
+    run.mkdir()
+    tracker = tracked(run, uri)
+    tracker.log(1, point(1))
+    tracker.end("FINISHED")
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
+    """As those of a sweep do; MLflow itself has the tables of a new sqlite file made by whoever opens it."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=_log_one_point, args=(uri, tmp_path / f"run{number}")) for number in range(3)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0, 0]
+    assert {run.info.run_name for run in runs_of(uri)} == {"run0", "run1", "run2"}
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [

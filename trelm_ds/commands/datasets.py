@@ -53,6 +53,9 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
     work.add_argument("--workers", type=int, help="processes")
     work.add_argument("--part", type=_part, metavar="I/N", help="only read the I-th of N parts of the text")
     work.add_argument("--merge", action="store_true", help="make the dataset of the parts that were read before")
+    work.add_argument(
+        "--missing-parts", type=int, metavar="N", help="only print which of N parts are missing, such as 2,5"
+    )
     work.add_argument("--chunk-mb", type=float, help="text that one task reads, in stored MB")
     defaults = {item.name: item.default for item in dataclasses.fields(PrepareOptions)} | {"workers": _cores()}
     for action in parser._actions:
@@ -82,10 +85,13 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _prepare(namespace: argparse.Namespace) -> int:
-    from trelm_ds.corpus import PrepareOptions, prepare
+    from trelm_ds.corpus import PrepareOptions, missing_parts, prepare
 
     names = [item.name for item in dataclasses.fields(PrepareOptions)]
     options = PrepareOptions(**{name: getattr(namespace, name) for name in names})
+    if namespace.missing_parts is not None:
+        print(",".join(map(str, missing_parts(options, namespace.missing_parts))))
+        return 0
     signal.signal(signal.SIGTERM, _stop)
     try:
         manifest, made = prepare(options)

@@ -8,7 +8,7 @@ from trelm_ds.corpus.pipeline import (
     TOKENIZER_FOLDER,
     WORDS_FOLDER,
 )
-from trelm_ds.corpus.prepare import PrepareOptions, prepare
+from trelm_ds.corpus.prepare import PrepareOptions, missing_parts, prepare
 from trelm_ds.corpus.tokenizer import (
     TokenizerInfo,
     check_vocabulary,
@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "inverse_marker",
     "load_tokenizer",
+    "missing_parts",
     "prepare",
     "word_starts",
     "words_of",

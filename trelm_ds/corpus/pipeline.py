@@ -29,12 +29,12 @@ from trelm_ds.corpus.funnel import ordered, total
 from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.name_stage import name_arrays
 from trelm_ds.corpus.page_props import read_page_props
+from trelm_ds.corpus.parts import PartMarks
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
 from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer, word_starts
 from trelm_ds.corpus.words import WordCounter, WordTable
 from trelm_ds.errors import UserError
-from trelm_ds.files import lock
 from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names, read_triples
 from trelm_ds.malformed import MalformedRecords
 from trelm_ds.progress import ProgressBar, track
@@ -49,7 +49,7 @@ ENTITIES_FOLDER = "entities"
 WORDS_FOLDER = "words"
 NAMES_FOLDER = "names"
 TOKEN_COUNTS = "token_counts.npy"
-_PARTS = "parts"
+_RUN_ALL = " or outdated; run all parts again, or leave out --merge"
 _STARTS = "word_starts.npy"
 _RAREST_WORD = 2  # words seen once are left out of the table: half of all, and never a row of the memory bank
 
@@ -70,11 +70,8 @@ def extract_part(options: PrepareOptions, sources: list[Source], work: Path) -> 
     """
     assert options.part is not None
     number, of = options.part
-    (work / _PARTS).mkdir(parents=True, exist_ok=True)
-    mark = work / _PARTS / f"{number}-of-{of}"
-    with lock(mark.with_suffix(".lock"), f"--part: {number}/{of} of {options.out}"):
+    with PartMarks(options, sources, work).making(number, of):
         _extract(options, sources, work, (number - 1, of), may_make=True)  # --merge looks at malformed records
-        mark.touch()
 
 
 def _extract(
@@ -153,7 +150,11 @@ class Pipeline:
         found = _extract(self.options, self.sources, self.work, (0, 1), may_make=not self.options.merge)
         missing = [result.chunk.name for result in found if result.artifact is None]
         if missing:
-            raise UserError(f"--merge: {_missing_parts(self.work / _PARTS, len(missing), len(found))}")
+            parts = ", ".join(PartMarks(self.options, self.sources, self.work).missing_names())
+            raise UserError(
+                f"--merge: {len(missing)} of {len(found)} chunks of text are missing"
+                + (f"; run --part {parts}, then --merge" if parts else _RUN_ALL)
+            )
         malformed = _refuse_malformed(found, self.options.max_malformed)
         artifacts = [result.artifact for result in found if result.artifact is not None]
         self.counts = total(artifact.notes["counts"] for artifact in artifacts)
@@ -362,18 +363,6 @@ class Pipeline:
         self.counts["entities mentioned, with a triple"] = int(known.sum())
         self.counts["mentions kept"] = int(times.sum())
         self.counts["mentions kept, with a triple"] = int(times[known].sum())
-
-
-def _missing_parts(folder: Path, missing: int, of: int) -> str:
-    marks = [path.name.split("-of-") for path in folder.glob("*-of-*") if path.suffix != ".lock"]
-    counts = {int(n) for _, n in marks}
-    if len(counts) == 1:
-        n = counts.pop()
-        absent = sorted(set(range(1, n + 1)) - {int(number) for number, _ in marks})
-        if absent:
-            names = ", ".join(f"{number}/{n}" for number in absent)
-            return f"{missing} of {of} chunks of text are missing; run --part {names}, then --merge"
-    return f"{missing} of {of} chunks of text are missing or outdated; run all parts again, or leave out --merge"
 
 
 def _save_entities(entities: Counter[int], folder: Path) -> tuple[np.ndarray, np.ndarray]:

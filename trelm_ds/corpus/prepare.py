@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trelm_ds.corpus.linking import LinkingOptions
+from trelm_ds.corpus.parts import PartMarks
 from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sequences import Unit
 from trelm_ds.corpus.sources import Source, find_sources
@@ -78,29 +79,14 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
     Raises:
         UserError: bad input (names file and line), or `out` holds something else.
     """
-    _check(options)
-    options = dataclasses.replace(options, out=options.out.resolve())
-    if options.out.is_mount():
-        raise UserError(
-            f"--out: {options.out} is a mount point, which cannot be put in place whole; name a folder in it"
-        )
+    options, sources, files, tokenizer = _open(options)
+    work = _work_folder(options)
     try:
-        sources, files = find_sources(options.source), find_wikidata5m(options.wikidata5m)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    tokenizer: dict[str, object] = {"train": options.vocab_size}
-    if options.tokenizer != TRAIN:
-        loaded = load_tokenizer(Path(options.tokenizer))  # fails early
-        tokenizer = dataclasses.asdict(describe(loaded)) | {"rules": rules_of(loaded)}
-    work = options.out.with_name(f".{options.out.name}.partial")
-    try:
-        occupied = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
+        occupied = _is_occupied(options.out)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         if options.part is not None:
             if occupied:
-                made = Manifest.load(options.out)  # or it is something else, which a part must not ignore
-                hashes = {"sources": made.request.get("sources")}  # a part does not hash what it does not read
-                _compare(made, _settings(options, sources, tokenizer) | hashes, options.out)
+                _compare_without_hashes(options, sources, tokenizer)
                 return None, False
             extract_part(options, sources, work)
             return None, True
@@ -115,6 +101,58 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
             return _make(options, sources, files, request, work), True
     except OSError as error:
         raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror or error}") from None
+
+
+def missing_parts(options: PrepareOptions, of: int) -> list[int]:
+    """The numbers, from 1, of those of `of` parts that `--merge` would still need; reads no text and writes nothing.
+
+    Raises:
+        UserError: bad input, as a part would find it before it reads, or `out` holds something else.
+    """
+    if of < 1 or options.part or options.merge:
+        raise UserError("--missing-parts: takes the number of parts, at least 1, and goes without --part and --merge")
+    options, sources, _, tokenizer = _open(options)
+    try:
+        if _is_occupied(options.out):
+            _compare_without_hashes(options, sources, tokenizer)
+            return []
+        return PartMarks(options, sources, _work_folder(options)).missing(of)
+    except OSError as error:
+        raise UserError(f"--out: cannot read {error.filename or options.out}: {error.strerror or error}") from None
+
+
+def _open(options: PrepareOptions) -> tuple[PrepareOptions, list[Source], Wikidata5M, dict[str, object]]:
+    """The options with `out` resolved, the input files and the tokenizer's part of the request."""
+    _check(options)
+    options = dataclasses.replace(options, out=options.out.resolve())
+    if options.out.is_mount():
+        raise UserError(
+            f"--out: {options.out} is a mount point, which cannot be put in place whole; name a folder in it"
+        )
+    try:
+        sources, files = find_sources(options.source), find_wikidata5m(options.wikidata5m)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    tokenizer: dict[str, object] = {"train": options.vocab_size}
+    if options.tokenizer != TRAIN:
+        loaded = load_tokenizer(Path(options.tokenizer))  # fails early
+        tokenizer = dataclasses.asdict(describe(loaded)) | {"rules": rules_of(loaded)}
+    return options, sources, files, tokenizer
+
+
+def _work_folder(options: PrepareOptions) -> Path:
+    return options.out.with_name(f".{options.out.name}.partial")
+
+
+def _is_occupied(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def _compare_without_hashes(options: PrepareOptions, sources: list[Source], tokenizer: dict[str, object]) -> None:
+    """Refuses `out` if it holds something else; a part does not hash what it does not read."""
+    made = Manifest.load(options.out)
+    hashes = {"sources": made.request.get("sources")}
+    _compare(made, _settings(options, sources, tokenizer) | hashes, options.out)
 
 
 def _check(options: PrepareOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -114,7 +115,6 @@ class Sender:
 
     def _open_if_local(self) -> None:
         """Opens a store that needs no network; of the others only the address is checked."""
-        from mlflow import MlflowClient
         from mlflow.store.db.db_types import DATABASE_ENGINES
 
         scheme = urlsplit(self._address).scheme
@@ -130,7 +130,7 @@ class Sender:
             if scheme.startswith("sqlite"):
                 _check_sqlite(self._address)  # MLflow would try for a minute
             try:
-                self._client = MlflowClient(self._address)
+                self._client = _client(self._address)
             except Exception as error:
                 if "database is locked" not in str(error):  # by another run's writing, for now
                     raise
@@ -141,11 +141,9 @@ class Sender:
         Raises:
             Exception: whatever MLflow's client raises when the store does not answer; nothing is lost by it.
         """
-        from mlflow import MlflowClient
-
         try:
             if self._client is None:
-                self._client = MlflowClient(self._address)
+                self._client = _client(self._address)
             if self._arrived is None:
                 self._attach()
             while not self.stop.is_set() and (batch := self._next_batch()):
@@ -304,13 +302,30 @@ class Sender:
 def _check_sqlite(address: str) -> None:
     import sqlite3
 
-    from sqlalchemy import make_url
-
-    path = make_url(address).database
-    if path and path != ":memory:":
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if path := _sqlite_file(address):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA schema_version")
+
+
+def _sqlite_file(address: str) -> Path | None:
+    from sqlalchemy import make_url
+
+    name = make_url(address).database if urlsplit(address).scheme.startswith("sqlite") else None
+    return Path(name) if name and name != ":memory:" else None
+
+
+def _client(address: str) -> Any:
+    """MLflow's client. It makes the tables of a new sqlite file, which two runs at a time would only spoil."""
+    from mlflow import MlflowClient
+
+    path = _sqlite_file(address)
+    if path is None:
+        return MlflowClient(address)
+    with path.with_name(f".{path.name}.lock").open("a") as stream:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        return MlflowClient(address)
 
 
 def _newest_steps(run: Any) -> dict[str, int]:
