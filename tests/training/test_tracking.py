@@ -152,9 +152,25 @@ def test_lost_answers_do_not_double_anything(run: Path, server: MlflowServer) ->
     check_arrived_once(server.uri, run, [1, 2, 3, 4, 5])
 
 
-def _train(run: Path, uri: str, begin: int, end: int) -> None:
-    """What a training process does: continues from a step and repeats those after it."""
+def _train(run: Path, uri: str, begin: int, end: int, calls: int = 0) -> None:
+    """What a training process does: continues from a step and repeats those after it.
+
+    It dies at a certain call if `calls` says so: where they are even, before it, else after it but before its answer.
+    """
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    if calls:
+        from mlflow import MlflowClient
+
+        real, left = MlflowClient.log_batch, iter(range(calls, 0, -1))
+
+        def dies(*arguments: Any, **more: Any) -> None:
+            last = next(left) == 1
+            if not last or calls % 2:
+                real(*arguments, **more)
+            if last:
+                os._exit(1)
+
+        MlflowClient.log_batch = dies
     tracker = tracked(run, uri, begin)
     for step in range(begin + 1, end + 1):
         tracker.log(step, point(step))
@@ -167,20 +183,25 @@ def _train(run: Path, uri: str, begin: int, end: int) -> None:
 def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
     kind: str, run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file store keeps whatever it is sent, twice if it is sent twice; so this does not rest on SQL's keys."""
+    """The file store keeps whatever it is sent, twice if it is sent twice; so this does not rest on SQL's keys.
+
+    There the process ends between two calls: a line that it has half written makes MLflow's store unreadable for good.
+    """
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"sqlite:///{store}" if kind == "sqlite" else (tmp_path / "mlruns").as_uri()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "tests.training.test_tracking"])
     begin = 0
     for kills in range(8):
-        process = context.Process(target=_train, args=(run, uri, begin, 100_000))
+        calls = kills + 2 if kind == "file" else 0  # the first one is of parameters
+        process = context.Process(target=_train, args=(run, uri, begin, 100_000, calls))
         before = sent(run)
         process.start()
-        # Between two calls or in the middle of one; once before anything was sent.
-        until(lambda before=before, kills=kills: sent(run) > before + 3000 if kills else (run / SPOOL).is_file())
-        time.sleep(0.003 * kills)
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        if not calls:
+            # Between two calls or in the middle of one; once before anything was sent.
+            until(lambda before=before, kills=kills: sent(run) > before + 3000 if kills else (run / SPOOL).is_file())
+            time.sleep(0.003 * kills)
+            os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
         recorded = [entry.content["step"] for entry in read(run / SPOOL) if entry.kind == "metrics"]
         begin = max(0, (recorded[-1] if recorded else 0) - 5)  # its last checkpoint
