@@ -5,6 +5,7 @@ DeepSpeed's files are pickles: a checkpoint is opened here only after its files 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,9 @@ class SavedState:
         """
         before = self.fragments.setdefault(name, [])
         start = before[-1].start + before[-1].tensors[WEIGHT].numel() if before else 0
-        kept = {key: value for key, value in state.items() if key != "step"}
+        # Interned as in a program's own text, so that what is saved next has the same bytes: pickle tells equal strings
+        # apart by their identity.
+        kept = {sys.intern(key): value for key, value in state.items() if key != "step"}
         tensors = {key: value.reshape(-1)[:size] for key, value in ({WEIGHT: weight} | kept).items()}
         before.append(Fragment(start, tensors))
         if "step" in state:
