@@ -179,7 +179,7 @@ settle() {
     mapfile -t codes < <(cat "$state"/exit/* 2>/dev/null | sort -un)
     local all=" ${codes[*]} "
     local job_state
-    job_state=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([^ ]*\).*/\1/p')
+    job_state=$(scontrol show job -o "$job" | sed -n 's/.* JobState=\([^ ]*\).*/\1/p')
     if [[ $job_state != RUNNING ]]; then  # a job that was cancelled must not rise again
         finish 143 "ended by Slurm: $job_state"
     elif [[ $all == *" 2 "* ]]; then
