@@ -67,6 +67,7 @@ pids_where() {
 }
 
 of_a_job() { grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") == */slurmstepd ]]; }
+of_a_daemon() { [[ $(readlink "$dir/exe") =~ /(slurmctld|slurmd|slurmstepd|munged)$ ]]; }
 # Daemons and slurmstepd inherit the first, what jobs start has the second.
 of_the_node() { grep -qxE "(TRELM_LOCAL_NODE|SLURMD_NODENAME)=$node" <<<"$env"; }
 
@@ -177,6 +178,7 @@ stop() {
         kill -TERM "$(cat "$root/run/$name.pid")" 2>/dev/null || true
         until_true 10 dead "$name" || kill -KILL "$(cat "$root/run/$name.pid")" 2>/dev/null || true
     done
+    until_true 10 killed of_a_daemon || true  # they remove their pid files before they are gone
     rm -f "$root"/run/*.pid
 }
 
