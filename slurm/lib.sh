@@ -89,10 +89,13 @@ choose_python() {
     esac
 }
 
-# on_nodes COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
+# on_nodes [SRUN OPTION...] -- COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
 on_nodes() {
+    local options=()
+    while [[ $1 != -- ]]; do options+=("$1"); shift; done
+    shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
     # not inherit it.
     exec srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task="$cpus" \
-        "${step_options[@]}" "${inside[@]}" "$@"
+        "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
 }

@@ -108,7 +108,7 @@ launch() {
     shift
     rm -rf "$state/exit" && mkdir "$state/exit"
     export TRELM_EXIT_FOLDER=$state/exit
-    on_nodes "$python" -m "${command[@]}" -- \
+    on_nodes -- "$python" -m "${command[@]}" -- \
         --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
         --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
