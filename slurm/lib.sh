@@ -8,16 +8,18 @@ fail() { echo "$script: $1" >&2; exit 2; }
 # --- Site values: the environment first, then slurm/site.env, then these defaults (all are in site.env.example). ---
 load_site() {
     [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
-    [[ -z ${TRELM_SITE:-} || -f $TRELM_SITE ]] || fail "no site file at $TRELM_SITE: correct or unset TRELM_SITE"
-    cd "$TRELM_HOME" || fail "TRELM_HOME=$TRELM_HOME: no such folder"
-    local site=${TRELM_SITE:-slurm/site.env}
-    # shellcheck disable=SC1090
+    TRELM_HOME=$(cd "$TRELM_HOME" && pwd) || fail "TRELM_HOME=$TRELM_HOME: no such folder"
+    local home=$TRELM_HOME site=${TRELM_SITE:-$TRELM_HOME/slurm/site.env}
+    [[ -z ${TRELM_SITE:-} || -f $site ]] || fail "no site file at $TRELM_SITE: correct or unset TRELM_SITE"
     if [[ -f $site ]]; then
-        set -a
-        source "$site" || fail "$site: cannot be read"
-        set +a
+        bash -n "$site" 2>/dev/null || fail "$site: not a shell file: $(bash -n "$site" 2>&1 | sed -n 1p)"
+        set -a +eu
+        # shellcheck disable=SC1090
+        source "$site"
+        set +a -eu
     fi
-    TRELM_HOME=$PWD
+    TRELM_HOME=$home
+    cd "$TRELM_HOME" || fail "TRELM_HOME=$TRELM_HOME: cannot be entered"
     TRELM_VENV=${TRELM_VENV:-.venv}
     TRELM_MODULES=${TRELM_MODULES:-}
     TRELM_CONTAINER=${TRELM_CONTAINER:-}
@@ -56,7 +58,7 @@ load_modules() {
     [[ -n $TRELM_MODULES ]] || return 0
     [[ $(type -t module) == function ]] || fail "TRELM_MODULES is set, but there is no 'module' command here"
     local modules
-    read -ra modules <<<"$TRELM_MODULES"
+    read -rd '' -a modules <<<"$TRELM_MODULES" || true
     set +u  # environment modules read unset variables
     module load "${modules[@]}" || fail "module load $TRELM_MODULES failed"
     set -u
@@ -77,7 +79,7 @@ choose_python() {
     case $TRELM_CONTAINER_RUNTIME in
     pyxis)
         step_options=(--container-image="$TRELM_CONTAINER" --container-mounts="$mounts" --container-workdir="$TRELM_HOME")
-        srun --help 2>/dev/null | grep -q -- --container-image ||
+        [[ $(srun --help 2>/dev/null) == *--container-image* ]] ||
             fail "TRELM_CONTAINER_RUNTIME=pyxis, but srun here has no --container-image: install pyxis or use apptainer"
         ;;
     apptainer)
@@ -95,7 +97,7 @@ on_nodes() {
     while [[ $1 != -- ]]; do options+=("$1"); shift; done
     shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
-    # not inherit it.
-    exec srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task="$cpus" \
+    # not inherit it. --export: sbatch's own --export is not for this script's variables.
+    exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=1 --cpus-per-task="$cpus" \
         "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
 }

@@ -3,7 +3,7 @@
 #
 #   sbatch --array=1-8 slurm/prepare.sh --source DUMP --wikidata5m FOLDER --tokenizer FOLDER --out FOLDER
 #
-# What follows the script's name is for `trelm prepare`; relative paths start at the folder of submission. The array is
+# What follows the script's name is for `trelm prepare`; relative paths start at TRELM_HOME. The array is
 # all there is to submit: its first task submits the merge. Parts that failed are tried again by it before it merges.
 # Every #SBATCH line can be overridden on sbatch's command line; the merge and the retries get the same resources.
 # docs/slurm.md explains it.
@@ -122,7 +122,11 @@ oldest_job() {
 # of_request FIELD: what Slurm says of this job; empty for nothing.
 of_request() { scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/^(null)$//'; }
 
-log_folder() { dirname "$(of_request StdOut)"; }
+log_folder() {
+    local folder
+    folder=$(dirname "$(of_request StdOut)")
+    if [[ -d $folder && -w $folder && $folder != /dev ]]; then echo "$folder"; else echo "$TRELM_HOME"; fi
+}
 
 # submit_again SBATCH OPTION... -- OPTION...: this file with the resources of this job; prints the new job's number.
 submit_again() (

@@ -9,6 +9,8 @@ pretrain_job() {
     ((10#$(df --output=avail -B 1000000 "$state" | tail -n 1 | tr -d ' ') >= 1000 * ${TRELM_MIN_DISK_GB%.*})) ||
         fail "TRELM_OUT=$TRELM_OUT: less than TRELM_MIN_DISK_GB=$TRELM_MIN_DISK_GB GB are free"
     code=0 stopped_by="" step_pid="" trained=""
+    work=$state/job-$SLURM_JOB_ID  # what nodes tell this script
+    { rm -rf "$work" && mkdir "$work"; } || fail "cannot write into TRELM_OUT=$TRELM_OUT"
     # USR1 reaches this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and commit a
     # checkpoint. Once only: a second signal makes torchrun drop its workers before they are done. TERM (scancel,
     # preemption) the ranks get from Slurm itself; this shell waits for them.
@@ -24,7 +26,7 @@ pretrain_job() {
 # --- What would fail later fails here: one line, exit code 2. ---
 check_request() {
     local config configs
-    read -ra configs <<<"$TRELM_CONFIG"
+    read -rd '' -a configs <<<"$TRELM_CONFIG" || true  # it may have several lines
     ((${#configs[@]})) || fail "no configuration: set TRELM_CONFIG"
     settings=()
     for config in "${configs[@]}"; do
@@ -43,17 +45,33 @@ check_request() {
 stop() {
     trap '' USR1
     stopped_by=USR1
+    [[ -n $step_pid ]] || { say "SIGUSR1: before training"; return 0; }
     say "SIGUSR1: the ranks write a checkpoint"
-    [[ -z $step_pid ]] || kill -USR1 "$step_pid" || true
+    kill -USR1 "$step_pid" || true
 }
 
 # --- The job's history: RUN/slurm/history.jsonl, read by `trelm status` and below. ---
 # note EVENT TEXT
 note() {
+    # A line that a full disk or a crash cut short must not swallow this one.
+    [[ -z $(tail -c 1 "$state/history.jsonl" 2>/dev/null) ]] || echo >>"$state/history.jsonl"
     printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s"}\n' \
         "$SLURM_JOB_ID" "$1" "$(last_step)" "${SLURM_RESTART_COUNT:-0}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
-        "$SLURM_JOB_NODELIST" "$log" "${2//[\"\\]/}" >>"$state/history.jsonl"
+        "$SLURM_JOB_NODELIST" "${log//[\"\\]/}" "${2//[\"\\]/}" >>"$state/history.jsonl"
 }
+
+# ask_slurm COMMAND...: its answer, which the controller may owe for some minutes; 1 when it never came.
+ask_slurm() {
+    local attempt
+    for attempt in {1..30}; do
+        "$@" && return
+        ((attempt == 30)) || sleep 10
+    done
+    return 1
+}
+
+# of_job FIELD: what Slurm says of this job; empty where it does not answer.
+of_job() { ask_slurm scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" || true; }
 
 # The step of the last committed checkpoint.
 last_step() {
@@ -62,18 +80,26 @@ last_step() {
     echo "${step:-0}"
 }
 
-# Counts this start; a job that starts again and again without a new checkpoint ends.
+# Counts this start; a job that starts again and again without a new checkpoint ends. Starts on bad nodes do not count.
 note_start() {
-    local steps step
-    log=$(scontrol show job -o "$job" | sed -n 's/.* StdOut=\([^ ]*\).*/\1/p')
+    local line step starts=0 steps=()
+    log=$(of_job StdOut)
     step=$(last_step)
-    mapfile -t steps < <(sed -n 's/^{"job": "'"$SLURM_JOB_ID"'", "event": "start", "step": \([0-9]*\),.*/\1/p' \
-        "$state/history.jsonl" 2>/dev/null)
-    if ((${#steps[@]} > TRELM_MAX_RESTARTS)); then
-        give_up "started ${#steps[@]} times, TRELM_MAX_RESTARTS is $TRELM_MAX_RESTARTS: submit it again if that is right"
+    while ((${SLURM_RESTART_COUNT:-0})) && read -r line; do
+        [[ $line == '{"job": "'"$SLURM_JOB_ID"'", '* ]] || continue
+        if [[ $line =~ '"event": "start", "step": '([0-9]+)', "restart": '([0-9]+), ]]; then
+            ((BASH_REMATCH[2])) || { starts=0; steps=(); }  # an older job of the same number ends here
+            starts=$((starts + 1)) steps+=("${BASH_REMATCH[1]}")
+        elif [[ $line == *'"text": "bad nodes: '* && ${#steps[@]} -gt 0 ]]; then
+            unset 'steps[-1]'
+        fi
+    done < <(cat "$state/history.jsonl" 2>/dev/null)
+    if ((starts > 10#$TRELM_MAX_RESTARTS)); then
+        give_up "started $starts times, TRELM_MAX_RESTARTS is $TRELM_MAX_RESTARTS: submit it again if that is right"
     fi
-    if ((${#steps[@]} >= TRELM_MAX_STALLS)) && [[ $(printf '%s\n' "${steps[@]: -TRELM_MAX_STALLS}" | sort -u) == "$step" ]]; then
-        give_up "$TRELM_MAX_STALLS starts in a row ended without a checkpoint after step $step: mend the cause, see $log"
+    local stalls=$((10#$TRELM_MAX_STALLS))
+    if ((${#steps[@]} >= stalls)) && [[ $(printf '%s\n' "${steps[@]: -stalls}" | sort -u) == "$step" ]]; then
+        give_up "$stalls starts in a row ended without a checkpoint after step $step: mend the cause, see $log"
     fi
     note start ""
 }
@@ -82,7 +108,7 @@ give_up() { note stalled "$1"; fail "$1"; }
 
 # --- Where the ranks meet. Addresses come from Slurm, since node names need not resolve. ---
 meet() {
-    TRELM_NODE_ADDRESSES=$(scontrol show node -o "$SLURM_JOB_NODELIST" |
+    TRELM_NODE_ADDRESSES=$(ask_slurm scontrol show node -o "$SLURM_JOB_NODELIST" |
         sed -n 's/^NodeName=\([^ ]*\) .*NodeAddr=\([^ ]*\).*/\1=\2/p' | paste -sd' ')
     export TRELM_NODE_ADDRESSES  # every node looks up its own
     local first
@@ -97,23 +123,25 @@ meet() {
 }
 
 # launch NAME COMMAND... -- ARGUMENT...: COMMAND with torchrun's arguments, on all nodes, waited for; exit codes in
-# $state/exit, one file per node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else. torchrun hands the signals
-# named below to its workers and kills those still running after --shutdown-timeout, which must therefore be shorter than
-# the 180 s of --signal.
+# $work/exit, one file per node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else.
+# torchrun hands signals to its workers and kills those still running after --shutdown-timeout, which
+# must therefore be shorter than the 180 s of --signal.
 launch() {
     local name=$1 command=() more
-    read -ra more <<<"$TRELM_TORCHRUN_ARGS"
+    read -rd '' -a more <<<"$TRELM_TORCHRUN_ARGS" || true
     shift
     while [[ $1 != -- ]]; do command+=("$1"); shift; done
     shift
-    rm -rf "$state/exit" && mkdir "$state/exit"
-    export TRELM_EXIT_FOLDER=$state/exit
+    rm -rf "$work/exit" && mkdir "$work/exit"
+    export TRELM_EXIT_FOLDER=$work/exit
+    [[ -z $stopped_by ]] || return 0
     on_nodes -- "$python" -m "${command[@]}" -- \
         --nnodes="$SLURM_NNODES" --nproc-per-node="$TRELM_PROCS_PER_NODE" \
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
-        --signals-to-handle=SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT --shutdown-timeout=160 \
+        --shutdown-timeout=160 \
         "${more[@]}" "$@" &
     step_pid=$!  # in the background, because a trap runs only between commands
+    [[ -z $stopped_by ]] || kill -USR1 "$step_pid" || true  # which came between those two lines
     code=0
     wait "$step_pid" || code=$?
     while kill -0 "$step_pid" 2>/dev/null; do  # a trap interrupted the wait
@@ -126,45 +154,45 @@ launch() {
 # --- Nodes that cannot train are found before they cost an hour. ---
 check_nodes() {
     ((TRELM_HEALTH)) || return 0
-    answers=$state/health bad=()
+    answers=$work/health bad=()
     local node ok
     rm -rf "$answers" && mkdir "$answers"
     launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" --
     [[ -z $stopped_by ]] || settle
+    unless_ended
     ok=$(find "$answers" -name '*.ok' -printf '%f\n' | sed 's/\.ok$//')
-    # A node may have been mended since it was found bad.
-    [[ -s $state/bad_nodes ]] && { grep -vxF "$ok" "$state/bad_nodes" >"$state/bad_nodes.new" || true; } &&
+    if [[ -s $state/bad_nodes ]]; then  # a node may have been mended since it was found bad
+        grep -vxF "$ok" "$state/bad_nodes" >"$state/bad_nodes.new" || true
         mv "$state/bad_nodes.new" "$state/bad_nodes"
-    ((code)) || return 0
-    for node in "${nodes[@]}"; do
-        if [[ -f $answers/$node.bad ]]; then
-            bad+=("$node")
-        elif [[ ! -f $answers/$node.here && -n $(find "$answers" -name '*.here') ]]; then
-            bad+=("$node") && echo "no answer" >"$answers/$node.bad"
-        fi
-    done
-    if [[ -n $(find "$answers" -name '*.here') ]] || ((${#bad[@]})); then
-        leave_bad_nodes
     fi
-    fail "the check of nodes itself failed, see above (TRELM_HEALTH=0 skips it)"
+    ((code)) || return 0
+    for node in "${nodes[@]}"; do [[ -f $answers/$node.bad ]] && bad+=("$node"); done
+    # A bad node's end takes those along that were not through, so silence says something only where none is bad.
+    if ((${#bad[@]} == 0)) && [[ -n $(find "$answers" -name '*.here') ]]; then
+        for node in "${nodes[@]}"; do
+            [[ -f $answers/$node.here ]] || { bad+=("$node"); echo "no answer" >"$answers/$node.bad"; }
+        done
+        ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
+    fi
+    ((${#bad[@]})) || fail "the check of nodes itself failed, see above (TRELM_HEALTH=0 skips it)"
+    leave_bad_nodes
 }
 
 # Goes on elsewhere, unless too few nodes would be left.
 leave_bad_nodes() {
     local node reasons="" others
-    ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
     for node in "${bad[@]}"; do reasons+="${reasons:+; }$node: $(<"$answers/$node.bad")"; done
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
     others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
-    ((others >= SLURM_NNODES)) || give_up "$reasons; besides what $state/bad_nodes lists, partition \
-$SLURM_JOB_PARTITION has $others nodes: mend these, or what site.env.example says is expected of nodes, and submit again"
+    ((others >= SLURM_NNODES)) || give_up "$reasons; partition $SLURM_JOB_PARTITION has $others nodes that \
+$state/bad_nodes does not list: mend them, or correct what is expected of nodes (TRELM_CHECK_GPUS, TRELM_MIN_...)"
     requeue "bad nodes: $reasons"
 }
 
 train() {
     local more pretrain
     [[ -z $stopped_by ]] || settle
-    read -ra more <<<"$TRELM_ARGS"
+    read -rd '' -a more <<<"$TRELM_ARGS" || true
     pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
     say "$python ${pretrain[*]}"
@@ -176,18 +204,16 @@ train() {
 # The exit codes of docs/checkpoints.md decide. `wait` is not asked alone: it has been seen to give 0 for killed tasks.
 settle() {
     local codes
-    mapfile -t codes < <(cat "$state"/exit/* 2>/dev/null | sort -un)
+    mapfile -t codes < <(cat "$work"/exit/* 2>/dev/null | sort -un)
     local all=" ${codes[*]} "
-    local job_state
-    job_state=$(scontrol show job -o "$job" | sed -n 's/.* JobState=\([^ ]*\).*/\1/p')
-    if [[ $job_state != RUNNING ]]; then  # a job that was cancelled must not rise again
-        finish 143 "ended by Slurm: $job_state"
-    elif [[ $all == *" 2 "* ]]; then
-        finish 2 "not requeued: a mistake that no new start mends, see above"
+    if [[ $trained && $all == " 0 " && $(find "$work/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
+        finish 0 "done"
+    fi
+    unless_ended
+    if [[ $all == *" 2 "* ]]; then
+        finish 2 "not requeued: a mistake that no new start mends, see $log"
     elif [[ $all == *" 130 "* ]]; then
         finish 130 "stopped by its stop file"
-    elif [[ $trained && $all == " 0 " && $(find "$state/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
-        finish 0 "done"
     elif [[ -n $stopped_by ]]; then
         requeue "SIG$stopped_by"
     elif [[ $all == *" 75 "* ]]; then
@@ -197,6 +223,13 @@ settle() {
     else
         requeue "exit codes ${codes[*]:-none}, srun $code"
     fi
+}
+
+# A job that was cancelled must not rise again.
+unless_ended() {
+    local job_state
+    job_state=$(of_job JobState)
+    [[ -z $job_state || $job_state == RUNNING ]] || finish 143 "ended by Slurm: $job_state"
 }
 
 # finish CODE TEXT
@@ -216,11 +249,16 @@ requeue() {
     note requeue "$1"
     say "requeued: $1; last checkpoint: step $(last_step)"
     trap '' TERM  # with which Slurm ends this script before its next line otherwise
-    scontrol requeue "$job" || finish 1 "cannot be requeued: submit it again, it continues"
-    if [[ -s $state/bad_nodes ]]; then
-        local exclude
-        exclude=$(sort -u "$state/bad_nodes" | paste -sd,)
-        scontrol update "jobid=$job" "excnodelist=$exclude" || say "$exclude: could not be excluded"
+    local before exclude
+    before=$(of_job ExcNodeList | sed 's/^(null)$//')
+    ask_slurm scontrol requeue "$job" || finish 1 "cannot be requeued: submit it again, it continues"
+    [[ -s $state/bad_nodes ]] || exit 1
+    exclude=$({ sort -u "$state/bad_nodes"; echo "$before"; } | sed '/^$/d' | paste -sd,)
+    scontrol update "jobid=$job" "excnodelist=$exclude" || say "$exclude: could not be excluded"
+    sleep 3  # for Slurm to see whether other nodes would do; it ends this script in KillWait seconds
+    if [[ $(squeue -h -j "$job" -o %r 2>/dev/null) == BadConstraints ]]; then
+        note stalled "no node but $exclude fits what the job asks for (--nodelist, --exclude, --constraint, --gres): mend them"
+        scancel "$job"
     fi
     exit 1
 }

@@ -45,7 +45,7 @@ choose_line() {
         return
     fi
     [[ -f $file ]] || fail "no file of settings at '$file': sbatch --array=1-N slurm/sweep.sh FILE"
-    mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "$file")
+    mapfile -t lines < <(tr -d '\r' <"$file" | grep -avE '^[[:space:]]*(#|$)')
     ((number >= 1 && number <= ${#lines[@]})) || fail "no line $number in $file, which has ${#lines[@]}: correct --array"
     line=${lines[number - 1]}
     if [[ -f $kept && -f $TRELM_OUT/checkpoints/latest.json && $line != "$(<"$kept")" ]]; then

@@ -66,10 +66,13 @@ pids_where() {
     return 0
 }
 
-of_a_job() { grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") == */slurmstepd ]]; }
-of_a_daemon() { [[ $(readlink "$dir/exe") =~ /(slurmctld|slurmd|slurmstepd|munged)$ ]]; }
-# Daemons and slurmstepd inherit the first, what jobs start has the second.
-of_the_node() { grep -qxE "(TRELM_LOCAL_NODE|SLURMD_NODENAME)=$node" <<<"$env"; }
+of_a_job() { grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") =~ /slurmstepd(-wlm)?$ ]]; }
+of_a_daemon() { [[ $(readlink "$dir/exe") =~ /(slurmctld|slurmd|slurmstepd|munged)(-wlm)?$ ]]; }
+# The daemon inherits the first, what jobs start has the second; slurmstepd has neither, but its node's log file open.
+of_the_node() {
+    grep -qxE "(TRELM_LOCAL_NODE|SLURMD_NODENAME)=$node" <<<"$env" ||
+        { of_a_daemon && [[ -n $(find "$dir/fd" -lname "$root/log/$node.log" 2>/dev/null) ]]; }
+}
 
 # killed TEST: kills what passes; false as long as there was something, since a killed process takes a moment to go.
 killed() {

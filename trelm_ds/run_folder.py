@@ -59,7 +59,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
             point = json.loads(line)
         except ValueError:
             break
-        if isinstance(point, dict) and {"step", "loss", "accuracy", "lr"} <= point.keys():
+        numbers = isinstance(point, dict) and all(isinstance(value, int | float) for value in point.values())
+        if numbers and {"step", "loss", "accuracy", "lr"} <= point.keys():
             points.append(point)
     return points
 

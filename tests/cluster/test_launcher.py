@@ -48,7 +48,7 @@ def _case(ends: tuple[str, ...]) -> str:
 def test_a_signal_reaches_the_ranks(tmp_path: Path) -> None:
     trap = f"trap 'echo $RANK >>{tmp_path}/told; exit 138' USR1"
     script = f"{trap}; touch {tmp_path}/ready-$RANK; while true; do sleep 0.1; done"
-    command = [*LAUNCHER, "2", "--signals-to-handle=SIGUSR1", "bash", "-c", script]
+    command = [*LAUNCHER, "2", "bash", "-c", script]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < deadline:

@@ -57,7 +57,7 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
         job = cluster.wait(cluster.submit("-N", str(nodes), *options, "-o", log, SCRIPT, **values))
         assert (job["JobState"], job["NumNodes"], job["Restarts"]) == ("COMPLETED", str(nodes), "0"), log.read_text()
         assert f"{nodes} x {2 // nodes} processes" in log.read_text()
-        answers = {path.stem: json.loads(path.read_text()) for path in (out / "slurm" / "health").glob("*.ok")}
+        answers = {path.stem: json.loads(path.read_text()) for path in out.glob("slurm/job-*/health/*.ok")}
         assert len(answers) == nodes
         assert all(answer["bus_gbps_all"] > 0 for answer in answers.values())
         assert events(out) == ["start", "end"]

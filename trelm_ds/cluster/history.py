@@ -40,7 +40,7 @@ def jobs_of(run: Path) -> list[Job]:
             jobs[str(number)] = Job(str(number), folder, log=note.get("log"))
             since[str(number)] = str(note.get("time", ""))
     for event in read_objects(run / HISTORY):
-        if not isinstance(number := event.get("job"), str) or "event" not in event:
+        if not (isinstance(number := event.get("job"), str) and isinstance(event.get("event"), str)):
             continue
         job = jobs.setdefault(number, Job(number))
         job.events.append(event)

@@ -31,6 +31,8 @@ def join_options(words: Sequence[str]) -> list[str]:
     for word in words:
         if re.search(r"[\x00-\x1f]", word):
             raise UserError(f"sbatch option {word!r}: holds a control character")
+        if re.match(r"--arr|-a", word):
+            raise UserError(f"sbatch option {word}: a run is one job; for several runs there is slurm/sweep.sh")
         if word.startswith("-") and len(word) > 1:
             options.append(word)
             continue

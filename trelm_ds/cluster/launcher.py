@@ -40,17 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = arguments[arguments[:1] == ["--"] :]
     try:
-        torchrun.main([*_address(), *arguments])
+        # What comes later wins. torchrun itself hands on all of these but SIGUSR1.
+        torchrun.main(["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", *_address(), *arguments])
         code, reason = 0, ""
     except ChildFailedError as error:
         codes = {rank: _code(failure.exitcode) for rank, failure in error.failures.items()}
         code = next((code for code in _TELLING if code in codes.values()), codes[error.get_first_failure()[0]])
         ranks = ", ".join(f"rank {rank} {of_rank}" for rank, of_rank in sorted(codes.items()))
         reason = f"exit codes on {socket.gethostname()}: {ranks}"
+    except SystemExit as error:  # an argument that torchrun does not know
+        code, reason = (error.code if isinstance(error.code, int) else 1), ""
     except SignalException as error:
         code, reason = 128 + error.sigval, f"ended by {signal.Signals(error.sigval).name}"
     if folder := os.environ.get("TRELM_EXIT_FOLDER"):
-        write_atomically(Path(folder) / os.environ.get("SLURM_NODEID", "0"), f"{code}\n")
+        try:
+            write_atomically(Path(folder) / os.environ.get("SLURM_NODEID", "0"), f"{code}\n")
+        except OSError as error:
+            print(f"trelm launcher: {folder}: cannot be written: {error.strerror}", file=sys.stderr, flush=True)
     if reason:
         print(f"trelm launcher: {reason}", file=sys.stderr, flush=True)
     return code

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trelm_ds.errors import UserError
+from trelm_ds.redact import without_password
 
 SITE = "TRELM_SITE"
 SITE_FILE = "slurm/site.env"
@@ -50,7 +51,9 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """
     complete = dict(environment)
     if (path := site_file(root, environment)) is not None:
-        script = 'set -euo pipefail; set -a; source "$1" >&2; env -0'
+        if without_password(text := path.read_text(encoding="utf-8", errors="replace")) != text:
+            raise UserError(f"{path}: holds a password, which would be copied into snapshots; export it in your shell")
+        script = 'bash -n "$1" && set -a && { source "$1" >&2; env -0; }'  # as lib.sh does
         done = subprocess.run(
             ["bash", "-c", script, "bash", str(path)], cwd=root, env=complete, capture_output=True, text=True
         )

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from trelm_ds.errors import UserError
 
 _TIMEOUT_S = 60  # a controller that is busy or away must not hold `trelm status` for ever
-_OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+_OVER = {
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
+    *("PREEMPTED", "REVOKED"),
+}
 
 
 def installed() -> bool:

@@ -16,7 +16,7 @@ from trelm_ds.redact import without_password
 from trelm_ds.settings import find_ds_config
 
 CODE = ("trelm_ds", "kernels", "ds_configs", "slurm", "pyproject.toml")
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log", "site.env")
 _SQLITE = "sqlite:///"
 
 
@@ -45,7 +45,7 @@ def copy_code(root: Path, target: Path) -> None:
     target.mkdir()
     for name in CODE:
         if (root / name).is_dir():
-            shutil.copytree(root / name, target / name, ignore=_LEFT_OUT)
+            shutil.copytree(root / name, target / name, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
         else:
             shutil.copy2(root / name, target / name)
 

@@ -181,7 +181,7 @@ def _take_job(status: Status, job: Job, fields: dict[str, str]) -> None:
     status.restarts = max([*noted, int(fields.get("Restarts", 0))])
     if last:
         status.event = f"{last['event']}: {last['text']}" if last.get("text") else str(last["event"])
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, KeyError):
             status.event_s = max(0.0, time.time() - datetime.fromisoformat(str(last["time"])).timestamp())
 
 

@@ -92,6 +92,8 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     # job scripts split lists of files at blanks
     if any(character.isspace() for character in str(run)):
         raise UserError(f"--out: {run} holds blanks; choose a folder without")
+    if not str(run).isprintable():
+        raise UserError(f"--out: {str(run)!r} holds characters that no file of settings can; choose another folder")
     if run.exists() and not run.is_dir():
         raise UserError(f"--out: {run} is no folder")
     environment = read_site(root, os.environ)

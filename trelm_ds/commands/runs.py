@@ -51,7 +51,9 @@ def add_checkpoints(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `trelm pretrain`")
     parser.add_argument("--verify", action="store_true", help="check size and hash of every file")
-    parser.add_argument("--prune", type=int, metavar="KEEP", help="keep the newest KEEP, remove the others")
+    parser.add_argument(
+        "--prune", type=int, metavar="KEEP", help="keep the newest KEEP (2 at least) sound ones, remove the others"
+    )
     parser.set_defaults(action=_checkpoints)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from trelm_ds.errors import CommonError, UserError
+from trelm_ds.errors import CommonError, RankError, UserError
 
 _KEY = "trelm/failed"
 _GRACE_S = 5.0  # for the failing rank to say so before those who only miss it
@@ -50,7 +50,9 @@ def first_failure_speaks() -> Iterator[None]:
             print(f"trelm: rank {rank} on {socket.gethostname()} has lost the others", file=sys.stderr, flush=True)
             raise FailedElsewhereError("the rank that kept the store") from None
         if first == line:
-            if not isinstance(error, UserError):  # the command line prints those
+            if isinstance(error, UserError):
+                raise RankError(str(error)) from None  # which the command line prints on every rank
+            else:
                 print(f"trelm: error: {line}", file=sys.stderr, flush=True)
             raise
         print(f"trelm: rank {rank} ends because of {first}", file=sys.stderr, flush=True)

@@ -197,9 +197,10 @@ class StepLoader:
         if self._iterator is None:
             # A launcher signals all processes of the job. Only the training process acts on that: workers start with
             # these signals blocked and end with it, when it closes the loader or dies.
-            ensure_running()  # or the first worker starts it, and it unblocks SIGINT and SIGTERM when it has started
             before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
             try:
+                ensure_running()  # Python's resource tracker; or the first worker starts it
+                signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # once more: to start it unblocks SIGINT and SIGTERM
                 self._iterator = iter(self._loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
