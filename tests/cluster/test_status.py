@@ -189,6 +189,7 @@ def test_json_is_for_machines(tmp_path: Path, status: Status) -> None:
         {"config.yaml": "trainer: 3\n"},
         {"metrics.jsonl": "[]\n3\n\x00\n"},
         {"slurm/history.jsonl": '[]\n{"job": 3}\n{"job": "3", "event": "start", "time": 5, "restart": "x"}\n'},
+        {"slurm/history.jsonl": '{"job": "3", "event": ["start"]}\n{"job": "3", "event": "start"}\n'},
         {"submissions/001/job.json": '{"job": '},
         {"checkpoints/latest.json": "[]"},
         {"mlflow_run.json": "[]", "mlflow_spool.jsonl": "\n"},
@@ -202,6 +203,17 @@ def test_damaged_files_do_not_matter(tmp_path: Path, status: Status, damage: dic
     code, text, errors = status(run)
     assert (code, errors) == (0, "")
     assert "step 4" in text  # of the checkpoint
+
+
+def test_log_points_without_numbers_are_passed_over(tmp_path: Path, status: Status) -> None:
+    run = train(tmp_path / "run", steps=4, max_steps=10, checkpoint=4)
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(
+            '{"step": null, "loss": 1, "accuracy": 1, "lr": 1}\n{"step": 5, "loss": "a", "accuracy": 1, "lr": 1}\n'
+        )
+    code, text, errors = status(run)
+    assert (code, errors) == (0, "")
+    assert "step        4 of 10" in text
 
 
 def test_a_refused_submission_says_why(tmp_path: Path) -> None:

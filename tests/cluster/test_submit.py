@@ -148,6 +148,8 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--trainer.ds_config", "nowhere.json"], {}, "trainer.ds_config: nowhere.json does not exist"),
         (["--tracking.uri", "http://me:sesame@host"], {}, "http://...@host holds a password"),
         (["--", "gpu"], {}, "'gpu' after --: belongs to no option"),
+        (["--", "--array=1-2"], {}, "sbatch option --array=1-2: a run is one job"),
+        (["--out", "a\u0007b"], {}, "holds characters that no file of settings can"),
         ([], {"TRELM_VENV": "nowhere"}, "nowhere, bin/python is missing"),
         ([], {"TRELM_SITE": "nowhere"}, "TRELM_SITE: no site file at nowhere"),
         ([], {"TRELM_SITE": "file"}, "file: cannot be read: "),
@@ -174,6 +176,15 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert errors.startswith("trelm: error: ")
     assert errors.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_site_file_with_a_password_is_refused(submit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "site.env").write_text("export MLFLOW_TRACKING_URI=https://me:sesame@mlflow:5000\n")
+    monkeypatch.setenv("TRELM_SITE", "site.env")
+    code, _, errors = submit("--dry-run")
+    assert code == 2
+    assert "site.env: holds a password, which would be copied into snapshots" in errors
+    assert "sesame" not in errors
 
 
 @pytest.mark.parametrize(

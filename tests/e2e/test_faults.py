@@ -120,6 +120,15 @@ def test_the_rank_that_fails_first_explains_itself(settings: Path, tiny_dataset:
 
 
 @pytest.mark.slow
+def test_a_mistake_that_every_rank_meets_is_told_once(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    command = torchrun(3, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    told = [line for line in done.stderr.splitlines() if line.startswith("trelm: error: ")]
+    assert len(told) == 1
+    assert "trainer.global_batch_size: 16 is no multiple of 3 ranks" in told[0]
+
+
+@pytest.mark.slow
 def test_ranks_stop_when_their_launcher_is_killed(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     place = ["--data", tiny_dataset, "--out", run, "--trainer.checkpoint_every", 100000]

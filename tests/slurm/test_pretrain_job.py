@@ -27,6 +27,10 @@ from tests.slurm.small_run import (
     write_config,
 )
 
+# What a site may set for all jobs: not for the variables that the script hands to its own steps.
+EXPORTED = "--export=PATH,HOME,TRELM_DATA,TRELM_OUT,TRELM_CONFIG,TRELM_ARGS,TRELM_PROCS_PER_NODE,TRELM_VENV," + (
+    "TRELM_HEALTH,TRELM_CHECK_GPUS"
+)
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, on_cpu]
 
 
@@ -50,7 +54,7 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
     found = {}
     for nodes, options, more in (
         (1, ("--gres=gpu:2", "--cpus-per-task=2"), contained | {"TRELM_PROCS_PER_NODE": ""}),  # one for each GPU
-        (2, CPU_NODE, {"TRELM_ARGS": "--trainer.log_every 1"}),
+        (2, (*CPU_NODE, EXPORTED), {"TRELM_ARGS": "--trainer.log_every\n1"}),
     ):
         out, log = tmp_path / f"run-{nodes}", tmp_path / f"log-{nodes}"
         values = site(tiny_dataset, out, config, TRELM_HEALTH="1", TRELM_CHECK_GPUS="0", **more)
@@ -165,6 +169,34 @@ def test_cancelled_means_ended(cluster: Cluster, tmp_path: Path, tiny_dataset: P
     assert "stopped by signal 15" in log.read_text()
     # The script itself may or may not have had time for it before Slurm's KillWait ended.
     assert events(out) == ["start"] or history(out)[-1]["text"] == "ended by Slurm: CANCELLED"
+
+
+def test_a_second_job_on_the_run_folder_leaves_the_first_alone(
+    cluster: Cluster, tmp_path: Path, tiny_dataset: Path
+) -> None:
+    out, config = tmp_path / "run", write_config(tmp_path / "run.yaml")
+    values = site(tiny_dataset, out, config)
+    first = cluster.submit(*CPU_NODE, "-o", tmp_path / "log", SCRIPT, **values)
+    until(lambda: last_step(out) > 0, "a checkpoint")
+    job = cluster.wait(cluster.submit(*CPU_NODE, "-o", tmp_path / "log-2", SCRIPT, **values))
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
+    assert "is in use by another process" in (tmp_path / "log-2").read_text()
+    assert cluster.run("scancel", "--batch", "--signal=USR1", first).returncode == 0
+    until(
+        lambda: cluster.job(first)["Restarts"] == "1" and last_step(out) > history(out)[-1]["step"], "its second start"
+    )
+    (out / "stop").touch()
+    assert cluster.wait(first)["ExitCode"] == "130:0"
+
+
+def test_where_only_a_bad_node_fits_the_job_ends(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    values = site(tiny_dataset, out, write_config(tmp_path / "run.yaml"), TRELM_HEALTH="1")
+    options = ("--gres=gpu:2", "--cpus-per-task=1", "--nodelist=n1")
+    job = cluster.wait(cluster.submit(*options, "-o", log, SCRIPT, **values))
+    assert job["JobState"] == "CANCELLED", log.read_text()
+    assert events(out) == ["start", "requeue", "stalled"]
+    assert history(out)[-1]["text"].startswith("no node but n1 fits what the job asks for")
 
 
 def test_bad_nodes_are_left(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:

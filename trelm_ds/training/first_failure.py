@@ -52,8 +52,7 @@ def first_failure_speaks() -> Iterator[None]:
         if first == line:
             if isinstance(error, UserError):
                 raise RankError(str(error)) from None  # which the command line prints on every rank
-            else:
-                print(f"trelm: error: {line}", file=sys.stderr, flush=True)
+            print(f"trelm: error: {line}", file=sys.stderr, flush=True)
             raise
         print(f"trelm: rank {rank} ends because of {first}", file=sys.stderr, flush=True)
         raise FailedElsewhereError(first) from None
