@@ -49,6 +49,8 @@ from trelm_ds.training.watchdog import Watchdog
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from trelm_ds.model import MaskedLanguageModel
+
 _DROPOUT = 21  # sets this random stream's key apart from others
 
 
@@ -109,8 +111,16 @@ class Trainer:
         self.identity = identity(config, model, self.steps)
         self.held = held or contextlib.ExitStack()
         ranks.all_agree(self._take_folder)  # before its checkpoints are looked at
+        try:
+            self._open(model, self._find_checkpoint())
+        except BaseException:
+            self.held.close()
+            raise
+
+    def _open(self, model: MaskedLanguageModel, resumed: tuple[Path, CheckpointInfo] | None) -> None:
+        """Builds everything that trains, as it starts or as the checkpoint has it."""
+        config, run, ranks = self.config, self.run, self.ranks
         info = TokenizerInfo(**self.steps.reader.manifest.tokenizer)
-        resumed = self._find_checkpoint()
         ranks.all_agree(lambda: restrict(model, config))
         self.engine: DeepSpeedEngine
         self.engine, self.optimizer = build_engine(model, config, self.ds_config, ranks.device)
@@ -123,27 +133,10 @@ class Trainer:
         asks = self.steps.annotator is not None and self.steps.annotator.asks
         self.mlm_weight = config.cka.mlm_weight if asks else 1.0
         self.step, self.mlflow_key = 0, ""
-        if resumed is None:
-            if self.knowledge is not None:
-                self.knowledge.start(self.engine)
-        else:
-            load(self.engine, *resumed, self._zero_stage, ranks)
-            if (knowledge := self.knowledge) is not None:
-                ranks.all_agree(lambda: knowledge.load(resumed[0]))
-            if (routing := self.routing) is not None:
-                ranks.all_agree(lambda: routing.load(resumed[0], self.engine.module))
-            self.step = resumed[1].step
-            if resumed[0].parent == checkpoint.checkpoints_folder(run):  # a branch is a run of its own
-                self.mlflow_key = resumed[1].mlflow
-            self.guard.load(resumed[1].guard, self.step)
-            if resumed[1].order != self._order_state():
-                raise UserError(
-                    f"{resumed[0]}: its reading position is not that of step {self.step}; use another --out"
-                )
-            if self.step > config.trainer.max_steps:
-                raise UserError(
-                    f"trainer.max_steps: is {config.trainer.max_steps}, {run} is at step {self.step} already"
-                )
+        if resumed is not None:
+            self._resume(*resumed)
+        elif self.knowledge is not None:
+            self.knowledge.start(self.engine)
         loader = StepLoader(self.steps, self.step, config.trainer.max_steps, config.loader.workers)
         self.reader = StepReader(loader, self.steps.substitution, run, ranks)
         self.saved_step = self.step if committed(run) else None
@@ -154,6 +147,22 @@ class Trainer:
         self.save_due, self.finite = False, True  # the last step's numbers
         self.lr = self.memory_lambda = 0.0
         self.grad_norm: float | None = None  # where DeepSpeed keeps none
+
+    def _resume(self, path: Path, info: CheckpointInfo) -> None:
+        """Takes a checkpoint's state up."""
+        load(self.engine, path, info, self._zero_stage, self.ranks)
+        if (knowledge := self.knowledge) is not None:
+            self.ranks.all_agree(lambda: knowledge.load(path))
+        if (routing := self.routing) is not None:
+            self.ranks.all_agree(lambda: routing.load(path, self.engine.module))
+        self.step = info.step
+        if path.parent == checkpoint.checkpoints_folder(self.run):  # a branch is a run of its own
+            self.mlflow_key = info.mlflow
+        self.guard.load(info.guard, self.step)
+        if info.order != self._order_state():
+            raise UserError(f"{path}: its reading position is not that of step {self.step}; use another --out")
+        if self.step > (last := self.config.trainer.max_steps):
+            raise UserError(f"trainer.max_steps: is {last}, {self.run} is at step {self.step} already")
 
     def _order_state(self) -> dict[str, Any]:
         """Where reading goes on after `self.step` steps; small, and found without reading anything."""
