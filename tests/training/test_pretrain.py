@@ -31,7 +31,7 @@ from trelm_ds.model import load_pretrained
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.training import export
-from trelm_ds.training.checkpoint import read_verified
+from trelm_ds.training.checkpoint import _sum_of, read_verified
 from trelm_ds.training.distributed import Ranks, connect, disconnect
 from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
@@ -261,11 +261,17 @@ def test_a_kill_before_the_pointer_costs_nothing(one_rank: Ranks, tiny_dataset: 
     assert [path.name for path in committed(run)] == ["step-00000004", "step-00000002"]
 
 
+def sealed(manifest: dict[str, Any]) -> str:
+    """As somebody would write it who knows how."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return json.dumps(content | {"sha256": _sum_of(content)})
+
+
 def test_a_file_that_the_manifest_does_not_name_is_refused(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step-00000004"
     content = json.loads((checkpoint / "manifest.json").read_text())
     for files, message in (({}, "nothing vouches for it"), ([], "damaged manifest"), ({"a": 3}, "damaged manifest")):
-        (checkpoint / "manifest.json").write_text(json.dumps(content | {"files": files}))
+        (checkpoint / "manifest.json").write_text(sealed(content | {"files": files}))
         with pytest.raises(UserError, match=message):
             read_verified(checkpoint)
 
@@ -409,7 +415,7 @@ def test_the_order_is_kept_in_the_checkpoint_and_checked(one_rank: Ranks, tiny_d
         "dataset": fingerprint,
     }
     content["order"]["position"] = 96
-    path.write_text(json.dumps(content))
+    path.write_text(sealed(content))
     assert "its reading position is not that of step 4" in fails(config(max_steps=6), tiny_dataset, run, one_rank)
     other = config(max_steps=6)
     other.loader.tail = "drop"
