@@ -180,9 +180,12 @@ check_nodes() {
 
 # Goes on elsewhere, unless too few nodes would be left.
 leave_bad_nodes() {
-    local node reasons="" others
+    local node reasons="" others wanted
     for node in "${bad[@]}"; do reasons+="${reasons:+; }$node: $(<"$answers/$node.bad")"; done
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
+    wanted=$(of_job ReqNodeList | sed 's/^(null)$//')  # of --nodelist: Slurm would wait for these for ever
+    wanted=${wanted:+$(scontrol show hostnames "$wanted" | { grep -xFf "$state/bad_nodes" || true; } | paste -sd,)}
+    [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: mend them or leave them out"
     others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
     ((others >= SLURM_NNODES)) || give_up "$reasons; partition $SLURM_JOB_PARTITION has $others nodes that \
 $state/bad_nodes does not list: mend them, or correct what is expected of nodes (TRELM_CHECK_GPUS, TRELM_MIN_...)"
@@ -255,10 +258,5 @@ requeue() {
     [[ -s $state/bad_nodes ]] || exit 1
     exclude=$({ sort -u "$state/bad_nodes"; echo "$before"; } | sed '/^$/d' | paste -sd,)
     scontrol update "jobid=$job" "excnodelist=$exclude" || say "$exclude: could not be excluded"
-    sleep 3  # for Slurm to see whether other nodes would do; it ends this script in KillWait seconds
-    if [[ $(squeue -h -j "$job" -o %r 2>/dev/null) == BadConstraints ]]; then
-        note stalled "no node but $exclude fits what the job asks for (--nodelist, --exclude, --constraint, --gres): mend them"
-        scancel "$job"
-    fi
     exit 1
 }

@@ -194,9 +194,9 @@ def test_where_only_a_bad_node_fits_the_job_ends(cluster: Cluster, tmp_path: Pat
     values = site(tiny_dataset, out, write_config(tmp_path / "run.yaml"), TRELM_HEALTH="1")
     options = ("--gres=gpu:2", "--cpus-per-task=1", "--nodelist=n1")
     job = cluster.wait(cluster.submit(*options, "-o", log, SCRIPT, **values))
-    assert job["JobState"] == "CANCELLED", log.read_text()
-    assert events(out) == ["start", "requeue", "stalled"]
-    assert history(out)[-1]["text"].startswith("no node but n1 fits what the job asks for")
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), log.read_text()
+    assert events(out) == ["start", "stalled"]
+    assert history(out)[-1]["text"].endswith("; --nodelist asks for n1: mend them or leave them out")
 
 
 def test_bad_nodes_are_left(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:
