@@ -132,6 +132,18 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Waits for and holds a lock among processes, which goes with its process; the file stays.
+
+    Without one goes on where there can be none: a file system without locks, a folder that cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
     """Holds `path` for this process, so that two do not write into one folder; the file goes with the process.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of
+from trelm_ds.files import fsync_folder, sha256_of, turn
 from trelm_ds.shards.manifest import NAME, Manifest
 
 
@@ -114,7 +112,7 @@ class RemoteFolder:
         if path.is_file() and path.stat().st_size == size:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with turn(path.with_name(f".{path.name}.lock")):
             if path.is_file() and path.stat().st_size == size:
                 return path  # somebody else was faster
             temporary = path.with_name(f".{path.name}.tmp")
@@ -149,7 +147,7 @@ class RemoteFolder:
 
     def _make_room(self, keep: Path) -> None:
         """Removes the shards least recently read until the cache is small enough."""
-        with _locked(self._cache / ".lock"):
+        with turn(self._cache / ".lock"):
             found = []
             for path in self._cache.glob("*/shard-*.tar"):
                 with contextlib.suppress(FileNotFoundError):
@@ -176,12 +174,3 @@ def open_storage(location: str, cache: Path, cache_gb: float) -> LocalFolder | R
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for and holds a lock among the processes of this machine; the file stays."""
-    with path.open("a") as stream:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from trelm_ds.errors import CommonError, UserError
+from trelm_ds.files import turn
 
 T = TypeVar("T")
 
@@ -138,9 +138,7 @@ def build_cpu_op() -> None:
     if get_accelerator().device_name() != "cpu" or builder is None or not builder.is_compatible():
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # read-only, or without locks
-            stream = held.enter_context((folder.parent / f".{builder.name}.lock").open("a"))
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with turn(folder.parent / f".{builder.name}.lock"):
+        with contextlib.suppress(OSError):
             (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import write_atomically
+from trelm_ds.files import turn, write_atomically
 from trelm_ds.redact import scrub, shown
 from trelm_ds.run_folder import PROGRESS, SPOOL
 from trelm_ds.training.spool import Entry, read
@@ -322,9 +321,7 @@ def _client(address: str) -> Any:
     path = _sqlite_file(address)
     if path is None:
         return MlflowClient(address)
-    with path.with_name(f".{path.name}.lock").open("a") as stream:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with turn(path.with_name(f".{path.name}.lock")):
         return MlflowClient(address)
 
 
