@@ -337,7 +337,7 @@ def test_before_its_first_update_the_optimizer_has_nothing(
     )
     first.engine.save_checkpoint(str(tmp_path), tag="none", save_latest=False)
     info = CheckpointInfo(0, 1, stage, {}, {})
-    load(second.engine, tmp_path / "none", info, then, one_rank)
+    load(second.engine, tmp_path / "none", info, one_rank)
     assert not getattr(second.engine.optimizer, "optimizer", second.engine.optimizer).state
     with whole_weights(first.engine) as weights, whole_weights(second.engine) as loaded:
         assert all(torch.equal(weights[name], loaded[name]) for name in weights)
@@ -352,8 +352,8 @@ def test_what_cannot_be_loaded(one_rank: Ranks, tiny_dataset: Path, tmp_path: Pa
     wider.model.intermediate_size = 64
     second = Trainer(wider, str(tiny_dataset), tmp_path / "wider", one_rank, StopSignals())
     with pytest.raises(UserError, match=r"none: encoder.layers.0.feed_forward.key_bias is \(48,\) there and \(64,\)"):
-        load(second.engine, tmp_path / "none", info, 3, one_rank)
+        load(second.engine, tmp_path / "none", info, one_rank)
     (tmp_path / "none" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(UserError, match="every rank needs the files of all ranks") as error:
-        load(second.engine, tmp_path / "none", info, 3, one_rank)
+        load(second.engine, tmp_path / "none", info, one_rank)
     assert "\n" not in str(error.value)

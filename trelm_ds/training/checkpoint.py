@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: which are committed, whether they are sound, how they are loaded (DESIGN 6)."""
+"""Checkpoints as they lie on disk: what they say of themselves, whether they are sound (DESIGN 6)."""
 
 from __future__ import annotations
 

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, zero_stage: int, ranks: Ranks) -> None:
+def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks: Ranks) -> None:
     """Restores weights, optimizer, schedule and counters from a verified checkpoint; collective.
 
     Args:
         engine: new, of this run.
         checkpoint: of any number of ranks and any ZeRO stage.
         info: its manifest.
-        zero_stage: of this run.
         ranks: of this run.
 
     Raises:
@@ -44,6 +43,7 @@ def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, zero_s
     engine.lr_scheduler.load_state_dict(saved.common["lr_scheduler"])
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.common[counter])
+    zero_stage = engine.zero_optimization_stage()
     if ranks.rank == 0 and (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
         before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
         print(f"{checkpoint}: saved by {before}, continued by {now}", file=sys.stderr, flush=True)

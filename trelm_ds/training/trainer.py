@@ -72,8 +72,8 @@ def pretrain(config: Config, data: str, run: Path) -> int:
     ranks = connect()
     try:
         watchdog = Watchdog(ranks, run, config.guards.hang_minutes)
-        with first_failure_speaks(), StopSignals() as signals, watchdog, contextlib.ExitStack() as held:
-            code = Trainer(config, data, run, ranks, signals, watchdog, held).train()
+        with first_failure_speaks(), StopSignals() as signals, watchdog:
+            code = Trainer(config, data, run, ranks, signals, watchdog).train()
     except CommonError:
         disconnect()
         raise
@@ -82,10 +82,7 @@ def pretrain(config: Config, data: str, run: Path) -> int:
 
 
 class Trainer:
-    """One run on one rank.
-
-    Args:
-        held: until it is closed, other processes are kept out of the run folder.
+    """One run on one rank; until `train` has ended, other processes are kept out of the run folder.
 
     Raises:
         UserError: settings, dataset and run folder do not fit together; another process trains there.
@@ -99,7 +96,6 @@ class Trainer:
         ranks: Ranks,
         signals: StopSignals,
         watchdog: Watchdog | None = None,
-        held: contextlib.ExitStack | None = None,
     ) -> None:
         self.config, self.run, self.ranks = config, run, ranks
         self.watchdog = watchdog or Watchdog(ranks, run, 0)
@@ -109,7 +105,7 @@ class Trainer:
         self.steps, model = ranks.all_agree(lambda: open_run(config, data, ranks))
         self.config = config = with_sizes(config, model.config)
         self.identity = identity(config, model, self.steps)
-        self.held = held or contextlib.ExitStack()
+        self.held = contextlib.ExitStack()  # keeps other processes out of the run folder
         ranks.all_agree(self._take_folder)  # before its checkpoints are looked at
         try:
             self._open(model, self._find_checkpoint())
@@ -150,7 +146,7 @@ class Trainer:
 
     def _resume(self, path: Path, info: CheckpointInfo) -> None:
         """Takes a checkpoint's state up."""
-        load(self.engine, path, info, self._zero_stage, self.ranks)
+        load(self.engine, path, info, self.ranks)
         if (knowledge := self.knowledge) is not None:
             self.ranks.all_agree(lambda: knowledge.load(path))
         if (routing := self.routing) is not None:
