@@ -5,7 +5,7 @@
 say() { echo "$script: $1"; }
 fail() { echo "$script: $1" >&2; exit 2; }
 
-# --- Site values: the environment first, then slurm/site.env, then these defaults (all are in site.env.example). ---
+# --- Site values: the environment, then slurm/site.env (which leaves set what is, by `:=`), then these defaults. ---
 load_site() {
     [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
     TRELM_HOME=$(cd "$TRELM_HOME" && pwd) || fail "TRELM_HOME=$TRELM_HOME: no such folder"
@@ -91,6 +91,20 @@ choose_python() {
     esac
 }
 
+# --- Slurm ---
+# ask_slurm COMMAND...: its answer, which the controller may owe for some minutes; 1 when it never came.
+ask_slurm() {
+    local attempt
+    for attempt in {1..30}; do
+        "$@" && return
+        ((attempt == 30)) || sleep 10
+    done
+    return 1
+}
+
+# of_job FIELD: what Slurm says of this job; empty for nothing, or no answer.
+of_job() { ask_slurm scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/^(null)$//' || true; }
+
 # on_nodes [SRUN OPTION...] -- COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
 on_nodes() {
     local options=()
@@ -98,6 +112,6 @@ on_nodes() {
     shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
     # not inherit it. --export: sbatch's own --export is not for this script's variables.
-    exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=1 --cpus-per-task="$cpus" \
-        "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
+    exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
+        --export=ALL --kill-on-bad-exit=1 "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
 }

@@ -119,12 +119,9 @@ oldest_job() {
     sort -n <<<"$found" | sed -n 1p
 }
 
-# of_request FIELD: what Slurm says of this job; empty for nothing.
-of_request() { scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/^(null)$//'; }
-
 log_folder() {
     local folder
-    folder=$(dirname "$(of_request StdOut)")
+    folder=$(dirname "$(of_job StdOut)")
     if [[ -d $folder && -w $folder && $folder != /dev ]]; then echo "$folder"; else echo "$TRELM_HOME"; fi
 }
 
@@ -133,7 +130,7 @@ submit_again() (
     options=(--parsable --chdir="$TRELM_HOME" --cpus-per-task="$cpus"
         ${SLURM_MEM_PER_NODE:+--mem="$SLURM_MEM_PER_NODE"} ${SLURM_MEM_PER_CPU:+--mem-per-cpu="$SLURM_MEM_PER_CPU"})
     for pair in partition=Partition account=Account qos=QOS reservation=Reservation constraint=Features time=TimeLimit; do
-        value=$(of_request "${pair#*=}")
+        value=$(of_job "${pair#*=}")
         [[ -z $value ]] || options+=("--${pair%=*}=$value")
     done
     while [[ $1 != -- ]]; do options+=("$1"); shift; done

@@ -51,27 +51,14 @@ stop() {
 }
 
 # --- The job's history: RUN/slurm/history.jsonl, read by `trelm status` and below. ---
-# note EVENT TEXT
+# note EVENT TEXT [EXIT CODE]
 note() {
     # A line that a full disk or a crash cut short must not swallow this one.
     [[ -z $(tail -c 1 "$state/history.jsonl" 2>/dev/null) ]] || echo >>"$state/history.jsonl"
-    printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s"}\n' \
+    printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s", "code": %s}\n' \
         "$SLURM_JOB_ID" "$1" "$(last_step)" "${SLURM_RESTART_COUNT:-0}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
-        "$SLURM_JOB_NODELIST" "${log//[\"\\]/}" "${2//[\"\\]/}" >>"$state/history.jsonl"
+        "$SLURM_JOB_NODELIST" "${log//[\"\\]/}" "${2//[\"\\]/}" "${3:-null}" >>"$state/history.jsonl"
 }
-
-# ask_slurm COMMAND...: its answer, which the controller may owe for some minutes; 1 when it never came.
-ask_slurm() {
-    local attempt
-    for attempt in {1..30}; do
-        "$@" && return
-        ((attempt == 30)) || sleep 10
-    done
-    return 1
-}
-
-# of_job FIELD: what Slurm says of this job; empty where it does not answer.
-of_job() { ask_slurm scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" || true; }
 
 # The step of the last committed checkpoint.
 last_step() {
@@ -104,7 +91,7 @@ note_start() {
     note start ""
 }
 
-give_up() { note stalled "$1"; fail "$1"; }
+give_up() { note stalled "$1" 2; fail "$1"; }
 
 # --- Where the ranks meet. Addresses come from Slurm, since node names need not resolve. ---
 meet() {
@@ -174,7 +161,7 @@ check_nodes() {
         done
         ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
     fi
-    ((${#bad[@]})) || fail "the check of nodes itself failed, see above (TRELM_HEALTH=0 skips it)"
+    ((${#bad[@]})) || finish 2 "not requeued: the check of nodes itself failed, see $log (TRELM_HEALTH=0 skips it)"
     leave_bad_nodes
 }
 
@@ -183,7 +170,7 @@ leave_bad_nodes() {
     local node reasons="" others wanted
     for node in "${bad[@]}"; do reasons+="${reasons:+; }$node: $(<"$answers/$node.bad")"; done
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
-    wanted=$(of_job ReqNodeList | sed 's/^(null)$//')  # of --nodelist: Slurm would wait for these for ever
+    wanted=$(of_job ReqNodeList)  # of --nodelist: Slurm would wait for these for ever
     wanted=${wanted:+$(scontrol show hostnames "$wanted" | { grep -xFf "$state/bad_nodes" || true; } | paste -sd,)}
     [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: mend them or leave them out"
     others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
@@ -237,7 +224,7 @@ unless_ended() {
 
 # finish CODE TEXT
 finish() {
-    note end "$2"
+    note end "$2" "$1"
     say "$2; last checkpoint: step $(last_step)"
     exit "$1"
 }
@@ -253,7 +240,7 @@ requeue() {
     say "requeued: $1; last checkpoint: step $(last_step)"
     trap '' TERM  # with which Slurm ends this script before its next line otherwise
     local before exclude
-    before=$(of_job ExcNodeList | sed 's/^(null)$//')
+    before=$(of_job ExcNodeList)
     ask_slurm scontrol requeue "$job" || finish 1 "cannot be requeued: submit it again, it continues"
     [[ -s $state/bad_nodes ]] || exit 1
     exclude=$({ sort -u "$state/bad_nodes"; echo "$before"; } | sed '/^$/d' | paste -sd,)

@@ -47,7 +47,9 @@ def note(run: Path, event: str, text: str = "", job: str = "7", restart: int = 0
     """As slurm/pretrain_job.sh does."""
     (run / "slurm").mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    content = {"job": job, "event": event, "step": 0, "restart": restart, "time": when, "nodes": "n[1-2]"}
+    codes = {"done": 0, "SIGUSR1": 138, "stop file": 130, "ended by Slurm": 143}
+    code = next((code for words, code in codes.items() if words in text), 2) if event == "end" else None
+    content = {"job": job, "code": code, "event": event, "step": 0, "restart": restart, "time": when, "nodes": "n[1-2]"}
     with (run / "slurm" / "history.jsonl").open("a") as stream:
         stream.write(json.dumps(content | {"log": f"{run}/slurm/{job}.log", "text": text}) + "\n")
 

@@ -20,7 +20,7 @@ class Job:
         number: Slurm's.
         submitted: the folder that `trelm submit` made for it, if it did.
         events: what its script noted, in order: event (start, requeue, end, stalled), step, restart, time, nodes, log,
-            text.
+            text, code (the exit code of an end).
         log: its log file, where known.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from trelm_ds.run_folder import (
 
 _RECENT = 20  # log points that the speed is a mean of
 _QUIET_S = 600.0  # without a log point, where the file system has no locks: not running
-_STOPPED = re.compile(r"stop file|SIG[A-Z]|ended by Slurm|max_minutes")  # ends that slurm/pretrain_job.sh notes
+_STOPPED = (75, 130, 138, 143)  # exit codes of docs/checkpoints.md: somebody or something asked the run to stop
 _LIVE = ("pending", "running", "requeued")
 
 
@@ -215,12 +214,12 @@ def _judge_ended(status: Status, job: Job, fields: dict[str, str] | None, finish
     last = job.events[-1] if job.events else {}
     event, text = last.get("event"), str(last.get("text") or "")
     state = (fields or {}).get("JobState")
-    if finished or (event == "end" and text == "done"):
+    if finished or (event == "end" and last.get("code") == 0):
         status.state = "done"
     elif event == "stalled":
         status.state, status.reason = "stalled", text
     elif event == "end":
-        status.state, status.reason = ("stopped" if _STOPPED.search(text) else "failed"), text
+        status.state, status.reason = ("stopped" if last.get("code") in _STOPPED else "failed"), text
     elif state is not None:
         status.state = "stopped" if state == "CANCELLED" else "failed"
         status.reason = " ".join([f"Slurm: {state}", *([f"after {text}"] if text else [])])
