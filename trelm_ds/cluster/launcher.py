@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    arguments = arguments[arguments[:1] == ["--"] :]
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
     try:
         # What comes later wins. torchrun itself hands on all of these but SIGUSR1.
         torchrun.main(["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", *_address(), *arguments])
