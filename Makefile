@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@echo "building DeepSpeed's CPU communication op (once, under a minute)"
-	$(BIN)/python -c 'from trelm_ds.training.distributed import build_cpu_op; build_cpu_op()' >/dev/null
+	$(BIN)/python -c 'from trelm_ds.distributed import build_cpu_op; build_cpu_op()' >/dev/null
 	@touch $@
 
 quickstart: $(VENV)/.installed

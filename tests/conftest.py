@@ -1,13 +1,18 @@
-"""Fixtures for all rooms: a tiny corpus with its graph, the dataset made from it, and the shared development data."""
+"""Fixtures for all rooms: tiny datasets, with and without knowledge, the shared development data, a process group."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from trelm_ds.distributed import Ranks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' ranks share two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,3 +69,32 @@ def tiny_dataset(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     options = PrepareOptions(tiny_corpus / "corpus.jsonl", tiny_corpus / "wikidata5m", "train", out, 32, 300)
     prepare(options)
     return out
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[Ranks]:
+    """DeepSpeed cannot join a second group in one process, so all modules share it."""
+    from trelm_ds.distributed import connect, disconnect
+
+    ranks = connect()
+    yield ranks
+    disconnect()
+
+
+@pytest.fixture(scope="session")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.batches.knowledge_dataset import prepare_knowledge
+
+    return prepare_knowledge(tmp_path_factory.mktemp("knowledge"))
+
+
+@pytest.fixture(scope="session")
+def byte_level(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.batches.knowledge_dataset import prepare_knowledge
+
+    return prepare_knowledge(tmp_path_factory.mktemp("byte_level"), str(shared_data / "tokenizers" / "roberta-base"))
+
+
+@pytest.fixture(params=["wordpiece", "byte_level"])
+def dataset(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)

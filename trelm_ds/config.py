@@ -292,6 +292,21 @@ class Config:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    @property
+    def has_knowledge(self) -> bool:
+        """Whether the run has knowledge at all: chosen mentions, or a memory of words."""
+        return self.selection.strategy != "none" or (self.memory.enabled and self.memory.words)
+
+    @property
+    def assesses(self) -> bool:
+        """Whether facts about chosen mentions are assessed (Eq. 2)."""
+        return self.selection.strategy != "none" and self.cka.decoder != "none"
+
+    @property
+    def routes(self) -> bool:
+        """Whether knowledge paths restrict the updates (Eq. 12)."""
+        return self.routing.enabled and self.assesses
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of a dataclass tree by dotted name, in order of declaration."""

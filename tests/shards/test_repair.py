@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.numbered_dataset import FIRST, write_numbered
+from tests.batches.numbered_dataset import FIRST, write_numbered
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Manifest, ShardReader, repair, verify
 

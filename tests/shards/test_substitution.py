@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.numbered_dataset import sequences, step_dataset, write_numbered
+from tests.batches.numbered_dataset import sequences, step_dataset, write_numbered
+from trelm_ds.batches.loader import StepBatches
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Manifest, ShardReader, Substitution
-from trelm_ds.training.loader import StepBatches
 
 N = 203
 

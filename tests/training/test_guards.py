@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trelm_ds.config import GuardsConfig
+from trelm_ds.engine.skippable_adamw import SkippableAdamW
 from trelm_ds.errors import UserError
-from trelm_ds.training.guards import LOSS, SKIPPED, SPIKE, Guard, SkippableAdamW, gradient_norm
+from trelm_ds.training.guards import LOSS, SKIPPED, SPIKE, Guard, gradient_norm
 
 
 def fed(settings: GuardsConfig, run: Path, losses: list[float]) -> Guard:

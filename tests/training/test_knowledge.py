@@ -16,15 +16,15 @@ from safetensors import safe_open
 from tests.distributed import run_distributed_test
 from tests.training import test_pretrain as plain
 from tests.training.test_pretrain import continued, fails, losses, train, train_then_continue, without_dropout
+from trelm_ds.checkpoints import export
+from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, SelectionConfig
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
 from trelm_ds.model import hf_names, load_config
 from trelm_ds.run_folder import committed, read_metrics
-from trelm_ds.training import export
-from trelm_ds.training.checkpoint import read_verified
-from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.stopping import StopSignals
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 

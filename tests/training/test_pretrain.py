@@ -14,6 +14,8 @@ import torch
 import yaml
 
 from tests.distributed import run_distributed_test
+from trelm_ds.checkpoints import export
+from trelm_ds.checkpoints.manifest import _sum_of, read_verified
 from trelm_ds.config import (
     CkaConfig,
     Config,
@@ -26,14 +28,12 @@ from trelm_ds.config import (
     TrackingConfig,
     TrainerConfig,
 )
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.model import load_pretrained
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
-from trelm_ds.training import export
-from trelm_ds.training.checkpoint import _sum_of, read_verified
-from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.stopping import StopSignals
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6

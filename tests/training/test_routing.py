@@ -15,17 +15,17 @@ from tests.distributed import run_distributed_test
 from tests.training import test_knowledge as knowledge
 from tests.training.test_knowledge import comparable, equals_export, with_cka
 from tests.training.test_pretrain import continued, fails, train, train_then_continue, without_dropout
+from trelm_ds.checkpoints.export import full_weights
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
 from trelm_ds.routing import KnowledgePaths, Scores, read_paths
 from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
 from trelm_ds.shards import Manifest
-from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.export import full_weights
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.routing import FOLDER, Routing
 from trelm_ds.training.setup import build_model
-from trelm_ds.training.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 NEURONS = ("keys", "key_bias", "values")

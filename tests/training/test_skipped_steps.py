@@ -14,9 +14,9 @@ from tests.distributed import run_distributed_test
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, train, without_dropout
 from trelm_ds.config import Config, GuardsConfig, RoutingConfig
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.run_folder import committed, read_metrics
-from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.stopping import StopSignals
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 BROKEN = 2  # the step, counted from 0

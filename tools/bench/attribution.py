@@ -37,10 +37,10 @@ from trelm_ds.config import (
     TrackingConfig,
     TrainerConfig,
 )
+from trelm_ds.distributed import connect, disconnect
 from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Questions, answer_probabilities
 from trelm_ds.routing import QUADRATURES, Documents, Quadrature, attribute, frozen, gauss_legendre
-from trelm_ds.training.distributed import connect, disconnect
-from trelm_ds.training.stopping import StopSignals
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

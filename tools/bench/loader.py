@@ -36,6 +36,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from trelm_ds.batches import Annotator, Masker, StepBatches, StepDataset  # noqa: E402
 from trelm_ds.config import Config, MaskingConfig  # noqa: E402
 from trelm_ds.corpus import (  # noqa: E402
     TOKENIZER_FOLDER,
@@ -45,9 +46,6 @@ from trelm_ds.corpus import (  # noqa: E402
     word_starts,
 )
 from trelm_ds.shards import BLOCK_SEQUENCES, SampleOrder, ShardReader, Substitution  # noqa: E402
-from trelm_ds.training.annotate import Annotator  # noqa: E402
-from trelm_ds.training.batch import Masker  # noqa: E402
-from trelm_ds.training.loader import StepBatches, StepDataset  # noqa: E402
 
 BATCH, BUDGET, WINDOW = 256, 16384, 16
 KNOWLEDGE = "loader, with masks and knowledge"

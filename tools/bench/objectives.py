@@ -28,9 +28,9 @@ import torch
 from jsonargparse import ArgumentParser
 
 from trelm_ds.config import Config, SelectionConfig
+from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
-from trelm_ds.training.distributed import connect, disconnect
-from trelm_ds.training.stopping import StopSignals
+from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -61,9 +61,10 @@ def add_neurons(commands: argparse._SubParsersAction) -> None:
 
 
 def _neurons(namespace: argparse.Namespace) -> int:
+    from trelm_ds.checkpoints import open_model
     from trelm_ds.corpus import load_tokenizer
     from trelm_ds.routing import explain, frozen, plot, read_paths, table, to_json
-    from trelm_ds.training import ROUTING_FOLDER, open_model
+    from trelm_ds.training import ROUTING_FOLDER
 
     if namespace.top < 1:
         raise UserError(f"--top: must be at least 1, got {namespace.top}")

@@ -58,7 +58,7 @@ def add_checkpoints(commands: argparse._SubParsersAction) -> None:
 
 
 def _checkpoints(namespace: argparse.Namespace) -> int:
-    from trelm_ds.training.catalogue import catalogue, prune_run, to_table
+    from trelm_ds.checkpoints import catalogue, prune_run, to_table
 
     if namespace.prune is not None:
         for path in prune_run(namespace.run, namespace.prune):
@@ -81,7 +81,7 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
 
 
 def _sync(namespace: argparse.Namespace) -> int:
-    from trelm_ds.training import sync
+    from trelm_ds.tracking import sync
 
     number, address = sync(namespace.run, namespace.uri)
     print(f"{namespace.run}: {number} entries sent to {address}")
@@ -98,7 +98,7 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(namespace: argparse.Namespace) -> int:
-    from trelm_ds.training import export
+    from trelm_ds.checkpoints import export
 
     exported = export(namespace.source, namespace.out)
     print(f"{namespace.out}: exported from {exported}")

@@ -17,27 +17,10 @@ import torch
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
 from trelm_ds.files import append_line, write_atomically
-from trelm_ds.routing import LazyAdamW
 
 SKIPPED = "skipped_steps.jsonl"  # in the run folder
 _RECENT = 1000  # steps over which skipped ones are counted
 LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
-
-
-class SkippableAdamW(LazyAdamW):
-    """`LazyAdamW` that can be told to leave everything as it is.
-
-    DeepSpeed calls `step` at the end of its own, once for every group or partition.
-
-    Attributes:
-        skips: whether `step` does nothing.
-    """
-
-    skips = False
-
-    def step(self, closure: Any = None) -> Any:
-        """One step, or none."""
-        return None if self.skips else super().step(closure)
 
 
 class Guard:

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trelm_ds.batches import Annotator, Batch, KnowledgeIndex, StepBatches
+from trelm_ds.checkpoints import Captured
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.distributed import Ranks
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
@@ -24,12 +27,6 @@ from trelm_ds.knowledge.tables import (
 )
 from trelm_ds.model import Injected, Questions
 from trelm_ds.ragged import gather, offsets_of
-from trelm_ds.training.annotate import Annotator
-from trelm_ds.training.batch import Batch
-from trelm_ds.training.distributed import Ranks
-from trelm_ds.training.knowledge_index import KnowledgeIndex
-from trelm_ds.training.loader import StepBatches
-from trelm_ds.training.saver import Captured
 from trelm_ds.training.vector_sources import FromFile, NameEncoder, token_means, word_embedding
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from trelm_ds.batches import Batch
+from trelm_ds.distributed import Ranks
 from trelm_ds.model import MaskedLMOutput
-from trelm_ds.training.batch import Batch
-from trelm_ds.training.distributed import Ranks
 
 _ON_DEVICE = ("mlm_loss", "mlm_correct", "cka_loss", "cka_correct")
 

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trelm_ds.batches import StepBatches
+from trelm_ds.checkpoints import Captured
 from trelm_ds.config import Config
+from trelm_ds.distributed import Ranks, import_deepspeed
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
 from trelm_ds.routing import QUADRATURES, Documents, KnowledgePaths, Scores, attribute, frozen, no_scores, save_paths
-from trelm_ds.training.distributed import Ranks, import_deepspeed
 from trelm_ds.training.knowledge import StepKnowledge
-from trelm_ds.training.loader import StepBatches
-from trelm_ds.training.saver import Captured
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from trelm_ds.config import Config, ModelConfig, flatten
+from trelm_ds.batches import KNOWLEDGE_FILES, Annotator, Masker, StepDataset
+from trelm_ds.config import Config, ModelConfig
 from trelm_ds.corpus import (
     TOKENIZER_FOLDER,
     TokenizerInfo,
@@ -19,19 +19,12 @@ from trelm_ds.corpus import (
     load_tokenizer,
     word_starts,
 )
+from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, ProductDecoder, load_pretrained
 from trelm_ds.routing import first_layer
-from trelm_ds.run_folder import checkpoints_folder, committed
 from trelm_ds.shards import BLOCK_SEQUENCES, SampleOrder, ShardReader, Substitution, check_files, open_storage
-from trelm_ds.training import checkpoint
-from trelm_ds.training.annotate import Annotator
-from trelm_ds.training.batch import Masker
-from trelm_ds.training.checkpoint import CheckpointInfo
-from trelm_ds.training.distributed import Ranks
-from trelm_ds.training.knowledge_index import KNOWLEDGE_FILES
-from trelm_ds.training.loader import StepDataset
 
 _WEIGHTS = 22  # sets this random stream's key apart from dropout's
 
@@ -61,7 +54,7 @@ def open_run(config: Config, data: str, ranks: Ranks) -> tuple[StepDataset, Mask
             "folder"
         )
     starts, annotator = word_starts(tokenizer), None
-    if knows(config):
+    if config.has_knowledge:
         if ranks.local_rank == 0:
             check_files(storage.folder, reader.manifest, KNOWLEDGE_FILES)
         annotator = Annotator(storage.folder, config, info, starts, inverse_marker(tokenizer))
@@ -102,7 +95,7 @@ def build_model(config: Config, info: TokenizerInfo, max_length: int) -> MaskedL
             f"model.max_position_embeddings: the model reads {model.config.max_position_embeddings} tokens, "
             f"the dataset was prepared with --max-length {max_length}; make them agree"
         )
-    if asks(config) and config.cka.decoder == "product":
+    if config.assesses and config.cka.decoder == "product":
         model.decoder = ProductDecoder(model.config, config.cka.max_answer_tokens)
     return model
 
@@ -115,21 +108,6 @@ def with_sizes(config: Config, used: EncoderConfig) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
 
 
-def knows(config: Config) -> bool:
-    """Whether the run has knowledge at all: chosen mentions, or a memory of words."""
-    return config.selection.strategy != "none" or (config.memory.enabled and config.memory.words)
-
-
-def asks(config: Config) -> bool:
-    """Whether facts about chosen mentions are assessed."""
-    return config.selection.strategy != "none" and config.cka.decoder != "none"
-
-
-def routes(config: Config) -> bool:
-    """Whether knowledge paths restrict the updates."""
-    return config.routing.enabled and asks(config)
-
-
 def restrict(model: MaskedLanguageModel, config: Config) -> None:
     """Freezes what routing never updates, before the optimizer is built.
 
@@ -137,7 +115,7 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
         UserError: more layers are asked for than there are.
     """
     routing = config.routing
-    if not routes(config):
+    if not config.routes:
         return
     layers = model.encoder.layers
     if routing.top_layers is not None and routing.top_layers > len(layers):
@@ -155,7 +133,7 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
 
 def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
     """Says so where the settings ask for knowledge that the dataset or another setting cannot give."""
-    if config.routing.enabled and not asks(config):
+    if config.routing.enabled and not config.assesses:
         warnings.warn("routing.enabled: is ignored, no fact is asked that neurons could be found by", stacklevel=2)
     if config.selection.strategy == "none":
         if config.cka.decoder != "none":
@@ -168,35 +146,6 @@ def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
         )
 
 
-def identity(config: Config, model: MaskedLanguageModel, steps: StepDataset) -> dict[str, Any]:
-    """What a continuation must have in common with the run it continues."""
-    loader, trainer, knowledge = (
-        config.loader,
-        config.trainer,
-        ("selection.", "injection.", "memory.", "cka.", "routing."),
-    )
-    common: dict[str, Any] = {
-        "model": model.config.to_hf(),
-        "dataset": steps.reader.manifest.fingerprint,
-        "loader.seed": loader.seed,
-        "loader.window_blocks": loader.window_blocks,
-        "loader.tail": loader.tail,
-        "trainer.seed": trainer.seed,
-        "trainer.global_batch_size": trainer.global_batch_size,
-        "trainer.precision": trainer.precision,
-    }
-    if steps.annotator is not None:
-        scores = steps.annotator.index.scores
-        common["importance"] = None if scores is None else scores.digest
-    for name, value in flatten(config).items():
-        # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
-        free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
-        free = free or (name.startswith("routing.") and not routes(config) and name != "routing.enabled")
-        if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
-            common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
-    return common
-
-
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
     """The folder's config.json decides the sizes; say so where somebody asked for others."""
     for item in dataclasses.fields(ModelConfig):
@@ -204,44 +153,3 @@ def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -
         if hasattr(used, item.name) and value not in (item.default, getattr(used, item.name)):
             decides = f"{folder}/config.json decides: {getattr(used, item.name)}"
             warnings.warn(f"model.{item.name}: {value} is ignored, {decides}", stacklevel=2)
-
-
-def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
-    """What `trainer.resume` means for this run folder.
-
-    Args:
-        resume: "auto", "never" or a checkpoint folder, which counts as long as the run has none of its own.
-        run: the run folder.
-        identity: what the continuation must have in common with the checkpoint.
-
-    Raises:
-        UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
-    """
-    if resume == "never":
-        if committed(run):
-            raise UserError(f'trainer.resume: is "never", but {run} holds checkpoints; choose another --out or "auto"')
-        return None
-    found = checkpoint.last_good(run)
-    if resume != "auto":
-        if checkpoints_folder(run).resolve() in Path(resume).resolve().parents:
-            raise UserError(f"trainer.resume: {resume} belongs to {run} itself; branch off into another --out")
-        found = found or (Path(resume), checkpoint.read_verified(Path(resume)))
-    if found is not None:
-        _check_identity(*found, identity)
-    return found
-
-
-def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
-    for name, value in identity.items():
-        if (before := info.identity.get(name)) != value:
-            if name == "importance" and before is None:
-                raise UserError(
-                    f"{path}: the run began without scores of importance; go on with --selection.importance none"
-                )
-            change = f"{name} ({_short(before)}, now {_short(value)})"
-            raise UserError(f"{path}: made with another {change}; use the former, or another --out")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

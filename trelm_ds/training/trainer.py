@@ -12,38 +12,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trelm_ds import faults
+from trelm_ds.batches import StepBatches, StepLoader, StepReader
+from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
 from trelm_ds.corpus import TOKENIZER_FOLDER, TokenizerInfo
+from trelm_ds.distributed import Ranks, connect, disconnect
+from trelm_ds.engine import build_engine, resolve_ds_config
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import lock
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.progress import ProgressBar
-from trelm_ds.run_folder import LOCK, committed
-from trelm_ds.training import checkpoint
-from trelm_ds.training.checkpoint import CheckpointInfo
-from trelm_ds.training.distributed import Ranks, connect, disconnect
-from trelm_ds.training.engine import build_engine, resolve_ds_config
+from trelm_ds.run_folder import LOCK, checkpoints_folder, committed
+from trelm_ds.stopping import StopRequests, StopSignals, exit_code
+from trelm_ds.tracking import Journal, SystemMetrics
 from trelm_ds.training.first_failure import first_failure_speaks
 from trelm_ds.training.guards import GRADIENT, LOSS, Guard, gradient_norm
-from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import StepKnowledge, open_knowledge
-from trelm_ds.training.loader import StepBatches, StepLoader
 from trelm_ds.training.metrics import Window, summary
-from trelm_ds.training.resharding import load
 from trelm_ds.training.routing import Routing
-from trelm_ds.training.saver import Saver
-from trelm_ds.training.setup import (
-    choose_checkpoint,
-    identity,
-    open_run,
-    restrict,
-    routes,
-    warn_of_nothing,
-    with_sizes,
-)
-from trelm_ds.training.step_reader import StepReader
-from trelm_ds.training.stopping import StopRequests, StopSignals, exit_code
-from trelm_ds.training.system_metrics import SystemMetrics
+from trelm_ds.training.setup import open_run, restrict, warn_of_nothing, with_sizes
 from trelm_ds.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -104,7 +91,7 @@ class Trainer:
         # Nodes may see different files, so all ranks hear of what any of them misses.
         self.steps, model = ranks.all_agree(lambda: open_run(config, data, ranks))
         self.config = config = with_sizes(config, model.config)
-        self.identity = identity(config, model, self.steps)
+        self.identity = identity(config, model.config, self.steps.identity)
         self.held = contextlib.ExitStack()  # keeps other processes out of the run folder
         ranks.all_agree(self._take_folder)  # before its checkpoints are looked at
         try:
@@ -121,7 +108,7 @@ class Trainer:
         self.engine: DeepSpeedEngine
         self.engine, self.optimizer = build_engine(model, config, self.ds_config, ranks.device)
         self.guard = Guard(config.guards, run, writes=ranks.rank == 0)
-        self.routing = Routing(config, model.config, ranks) if routes(config) else None
+        self.routing = Routing(config, model.config, ranks) if config.routes else None
         self.knowledge = open_knowledge(config, self.steps.annotator, info, model.config.hidden_size, ranks)
         if ranks.rank == 0:
             warn_of_nothing(config, self.steps.annotator)
@@ -152,7 +139,7 @@ class Trainer:
         if (routing := self.routing) is not None:
             self.ranks.all_agree(lambda: routing.load(path, self.engine.module))
         self.step = info.step
-        if path.parent == checkpoint.checkpoints_folder(self.run):  # a branch is a run of its own
+        if path.parent == checkpoints_folder(self.run):  # a branch is a run of its own
             self.mlflow_key = info.mlflow
         self.guard.load(info.guard, self.step)
         if info.order != self._order_state():
@@ -270,7 +257,7 @@ class Trainer:
             "dataset.fingerprint": self.identity["dataset"],
             "world_size": self.ranks.world_size,
             "zero_stage": self._zero_stage,
-            **{f"versions.{name}": version for name, version in checkpoint.versions().items()},
+            **{f"versions.{name}": version for name, version in versions().items()},
             **{f"knowledge.{name}": size for name, size in sizes.items()},
         }
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trelm_ds.batches import KnowledgeIndex
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import local_memories, mean_of_tokens
 from trelm_ds.ragged import gather, offsets_of
-from trelm_ds.training.distributed import import_deepspeed
-from trelm_ds.training.knowledge_index import KnowledgeIndex
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

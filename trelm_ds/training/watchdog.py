@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
-from trelm_ds.training.distributed import Ranks
+from trelm_ds.distributed import Ranks
 
 EXIT_CODE = 71  # EX_OSERR: something below the program does not answer
 STACKS = "stacks"  # in the run folder

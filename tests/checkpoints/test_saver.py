@@ -1,0 +1,303 @@
+"""Checkpoints in real runs: written beside training, committed or not there, kept, pruned; and what a disk can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training import test_pretrain as plain
+from tests.training.test_knowledge import config as knowledge_config
+from tests.training.test_pretrain import config, fails, losses, train
+from trelm_ds.checkpoints import saver as saving
+from trelm_ds.checkpoints.listing import _entry, catalogue, prune_run, to_table
+from trelm_ds.checkpoints.manifest import read_verified
+from trelm_ds.config import Config, RoutingConfig
+from trelm_ds.distributed import Ranks
+from trelm_ds.errors import UserError
+from trelm_ds.files import lock
+from trelm_ds.run_folder import committed
+from trelm_ds.stopping import StopSignals
+from trelm_ds.training.trainer import Trainer
+
+finished, run = plain.finished, plain.run  # fixtures: a finished run of 4 steps with checkpoints at 2 and 4
+
+
+def whole(**trainer: Any) -> Config:
+    """With bank, vectors and paths in the checkpoint."""
+    settings = knowledge_config(**trainer)
+    settings.routing = RoutingConfig(density=0.25, refresh_every=1, sample_fraction=1.0)
+    return settings
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_beside_training_and_before_it_are_the_same(
+    stage: int, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    for beside in (True, False):
+        settings = whole(stage=stage, async_checkpoints=beside)
+        train(settings, tiny_dataset, tmp_path / str(beside), one_rank)
+    for one, other in zip(committed(tmp_path / "True"), committed(tmp_path / "False"), strict=True):
+        ours, theirs = read_verified(one).files, read_verified(other).files
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            if name.endswith("optim_states.pt") and stage == 3:  # DeepSpeed numbers a process's parameters through
+                tensors = (saving._tensors(torch.load(at / name, weights_only=False)) for at in (one, other))
+                assert all(torch.equal(*pair) for pair in zip(*tensors, strict=True))
+            else:
+                assert ours[name] == theirs[name]
+    names = {Path(name).parts[0] for name in ours}
+    assert {"tokenizer", "knowledge", "routing"} <= names
+    assert "zero_to_fp32.py" not in names
+
+
+def test_a_save_is_of_its_step_whatever_training_does_meanwhile(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are written as late as they may be: when the next step has its gradients and is about to use them."""
+    train(whole(async_checkpoints=False), tiny_dataset, tmp_path / "plain", one_rank)
+
+    class Late(Thread):
+        def start(self) -> None:
+            pass
+
+        def join(self, timeout: float | None = None) -> None:
+            super().start()
+            super().join(timeout)
+
+    monkeypatch.setattr(saving, "Thread", Late)
+    train(whole(), tiny_dataset, tmp_path / "late", one_rank)
+    late, usual = ([read_verified(path).files for path in committed(tmp_path / name)] for name in ("late", "plain"))
+    assert late == usual
+
+
+def test_which_stay(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = config(max_steps=8, checkpoint_every=1, keep_checkpoints=2, keep_every=3)
+    train(settings, tiny_dataset, tmp_path / "run", one_rank)
+    assert [path.name for path in committed(tmp_path / "run")] == [f"step-{step:08d}" for step in (8, 7, 6, 3)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB, where checkpoints of the plain tiny model have about 1 MB each."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False).returncode
+    ):
+        pytest.skip("mounting a small file system takes root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_full_disk_costs_a_warning(
+    foreseen: bool,
+    one_rank: Ranks,
+    tiny_dataset: Path,
+    small_disk: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not foreseen:
+        monkeypatch.setattr(saving, "_ROOM", 0.0)  # so that the disk fills while files are written
+    filler = small_disk / "filler"
+    undisturbed, place = losses(run), small_disk / "run"
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    shutil.copytree(run, place)
+    size = sum(path.stat().st_size for path in committed(place)[0].rglob("*") if path.is_file())
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(b"x" * (free - size // 2))
+    reason = r"it takes \d MB, \d MB are free" if foreseen else "."
+    with pytest.warns(UserWarning, match=f"checkpoint at step 4 not committed: {reason}"):
+        message = fails(config(), tiny_dataset, place, one_rank)  # the last one, so the run ends with the reason
+    assert "checkpoint at step 4 not committed" in message
+    assert [path.name for path in committed(place)] == ["step-00000002"]
+    assert not list((place / "checkpoints").glob(".step*"))  # what was written of it does not fill the disk
+    filler.unlink()
+    train(config(), tiny_dataset, place, one_rank)
+    assert losses(place) == undisturbed
+
+
+@pytest.fixture
+def undisturbed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> list[float]:
+    train(config(), tiny_dataset, tmp_path / "undisturbed", one_rank)
+    return losses(tmp_path / "undisturbed")
+
+
+def test_training_goes_on_after_a_failed_save(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[float]
+) -> None:
+    real, calls = torch.save, []
+
+    def fails_once(*arguments: Any, **more: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        real(*arguments, **more)
+
+    monkeypatch.setattr(torch, "save", fails_once)
+    with pytest.warns(UserWarning, match="step 2 not committed: PytorchStreamWriter failed.*training goes on"):
+        train(config(), tiny_dataset, tmp_path / "run", one_rank)
+    assert losses(tmp_path / "run") == undisturbed
+    assert [path.name for path in committed(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path, small_disk: Path) -> None:
+    place = small_disk / "run"
+    with StopSignals() as signals:
+        trainer = Trainer(config(), str(tiny_dataset), place, one_rank, signals)
+        (place / "checkpoints").mkdir(parents=True)
+        trainer.engine.train()
+        trainer._train_step()
+        subprocess.run(["mount", "--bind", place / "checkpoints", place / "checkpoints"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", place / "checkpoints"], check=True)
+        with pytest.warns(UserWarning, match="checkpoint at step 1 not committed: .*Read-only file system"):
+            trainer._save()
+        subprocess.run(["umount", place / "checkpoints"], check=True)
+        trainer._train_step()
+        trainer._save()
+        trainer.saver.settle()
+        trainer.reader.loader.close()
+    assert [path.name for path in committed(place)] == ["step-00000002"]
+
+
+def test_a_changed_byte_is_found_in_every_kind_of_file(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(whole(), tiny_dataset, run, one_rank)
+    newest, before = committed(run)
+    undisturbed = losses(run)
+    for name in read_verified(newest).files:
+        path = newest / name
+        sound = path.read_bytes()
+        damaged = bytearray(sound)
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="does not match the checkpoint's manifest") as error:
+            read_verified(newest)
+        assert str(path) in str(error.value)
+        path.write_bytes(sound)
+    (newest / "routing" / "paths.safetensors").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"checkpoint passed over.*paths\.safetensors"):
+        train(whole(), tiny_dataset, run, one_rank)
+    assert losses(run) == undisturbed
+    assert before in committed(run)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"schema": 2}', '{"schema": 3}', "[]"])
+def test_a_damaged_manifest_leaves_the_one_before(content: str, run: Path) -> None:
+    newest, before = committed(run)
+    (newest / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="manifest"):
+        read_verified(newest)
+    assert read_verified(before).step == 2
+    found = catalogue(run, verify=False)
+    assert [bool(entry.problem) for entry in found] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [('"step": 4', '"step": 3'), ('"zero_stage": 1', '"zero_stage": 3'), ('"guard"', '"gvard"')]
+)
+def test_a_manifest_vouches_for_itself(was: str, becomes: str, run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    manifest = committed(run)[0] / "manifest.json"
+    assert was in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(was, becomes))
+    undisturbed = losses(run)
+    with pytest.warns(UserWarning, match=r"checkpoint passed over: .*manifest\.json: changed since it was written"):
+        train(config(), tiny_dataset, run, one_rank)
+    assert losses(run) == undisturbed
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
+    assert fails(config(), tiny_dataset, tmp_path / "run", one_rank).startswith("--out: cannot write into ")
+
+
+def test_damaged_ones_do_not_take_the_place_of_sound_ones(run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    """The run goes on from the one before, and commits one that is still older than the damaged one."""
+    newest, before = committed(run)
+    (newest / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="checkpoint passed over"):
+        train(config(max_steps=3), tiny_dataset, run, one_rank)
+    assert [path.name for path in committed(run)] == ["step-00000003", before.name]
+
+
+def test_copies_beside_checkpoints_are_nobodys_business(run: Path, one_rank: Ranks, tiny_dataset: Path) -> None:
+    newest, before = committed(run)
+    copies = [newest.with_name(f"{newest.name}.bak"), newest.with_name("step-by-step")]
+    for copy in copies:
+        shutil.copytree(newest, copy)
+    (copies[1] / "manifest.json").unlink()
+    assert committed(run) == [newest, before]
+    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 2]
+    train(config(max_steps=6, checkpoint_every=1, keep_every=4), tiny_dataset, run, one_rank)
+    assert [path.name for path in committed(run)] == [f"step-{step:08d}" for step in (6, 5, 4)]
+    assert all(copy.is_dir() for copy in copies)
+
+
+def test_the_folder_is_taken_before_its_checkpoints_are_looked_at(
+    run: Path, one_rank: Ranks, tiny_dataset: Path
+) -> None:
+    with (
+        lock(run / ".lock", "somebody else's"),
+        StopSignals() as signals,
+        pytest.raises(UserError, match=f"--out: {run} is in use by another process"),
+    ):
+        Trainer(config(), str(tiny_dataset), run, one_rank, signals)
+
+
+def test_the_catalogue(run: Path) -> None:
+    found = catalogue(run, verify=True)
+    assert [(entry.step, entry.ranks, entry.zero_stage, entry.problem) for entry in found] == [
+        (4, 1, 1, None),
+        (2, 1, 1, None),
+    ]
+    lines = to_table(found, run, verified=True).splitlines()
+    assert lines[1].startswith("* ")
+    assert lines[1].endswith("sound")
+    weights = found[1].path / "mp_rank_00_model_states.pt"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    problem = catalogue(run, verify=True)[1].problem
+    assert problem is not None
+    assert "mp_rank_00_model_states.pt: its content does not match" in problem
+    assert prune_run(run, 2) == [found[1].path]  # the damaged one
+    found[0].path.joinpath("manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="no other is sound; nothing was removed"):
+        prune_run(run, 2)
+    shutil.rmtree(found[0].path)
+    assert _entry(found[0].path, verify=True) is None  # removed while it was looked at
+    with pytest.raises(UserError, match="at least 2 must stay"):
+        prune_run(run, 1)
+    with pytest.raises(UserError, match="no run folder"):
+        catalogue(run / "nowhere", verify=False)
+
+
+def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config(checkpoint_every=1, keep_checkpoints=4), tiny_dataset, run, one_rank)
+    assert [path.name for path in prune_run(run, 3)] == ["step-00000001"]
+    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 3, 2]
+    assert not (run / ".lock").exists()
+    assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
+
+
+def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    with StopSignals() as signals:
+        trainer = Trainer(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer.engine.train()
+        trainer._train_step()
+        trainer.engine.module.head.norm.weight.data[0] = float("nan")
+        trainer._save()
+        with pytest.warns(UserWarning, match="mp_rank_00_model_states.pt: weights or moments are not finite"):
+            trainer.saver.settle()
+        trainer.reader.loader.close()
+    assert not committed(tmp_path / "run")

@@ -1,0 +1,105 @@
+"""DeepSpeed files: "auto" is filled, contradictions are errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trelm_ds.config import Config, OptimizerConfig, TrainerConfig
+from trelm_ds.engine.build import resolve_ds_config, sequences_per_rank
+from trelm_ds.errors import UserError
+
+STAGES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("zero?.json"))
+
+
+def config(path: Path | str, **trainer: object) -> Config:
+    return Config(
+        trainer=TrainerConfig(ds_config=str(path), **{"global_batch_size": 64, "micro_batch_tokens": 512} | trainer),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(max_grad_norm=0.0),
+    )
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_every_shipped_file_resolves(path: Path) -> None:
+    resolved = resolve_ds_config(config(path), world_size=2)
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["gradient_accumulation_steps"] == 32
+    assert resolved["bf16"]["enabled"] is True
+    # Left out, DeepSpeed 0.19.8 clips at 1.0: "off" has to be said.
+    assert resolved["gradient_clipping"] == 0.0
+    assert resolved["zero_optimization"]["stage"] == int(path.stem[-1])
+
+
+def test_four_files_are_shipped() -> None:
+    assert [path.stem for path in STAGES] == ["zero0", "zero1", "zero2", "zero3"]
+
+
+def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_ds_config(config("ds_configs/zero2.json"), 1)["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"train_micro_batch_size_per_gpu": 16},
+            "'train_micro_batch_size_per_gpu' is 16, but trainer.micro_batch_tokens, which counts tokens, says 1",
+        ),
+        ({"bf16": {"enabled": False}}, "'bf16.enabled' is False, but trainer.precision says True"),
+        (
+            {"bf16": {"check_grad_overflow": False}},
+            "'bf16.check_grad_overflow' is False, but this program, which never",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+            "'zero_optimization.compute_grad_norm' is False, but this program, which judges steps by it, says True",
+        ),
+        ({"bf16": 3}, "'bf16' must be an object"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer' is not read from here; set optimizer.*"),
+        ({"scheduler": {}}, "'scheduler' is not read from here"),
+        ({"fp16": {"enabled": True}}, "'fp16' is not read from here"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}},
+            "'zero_optimization.offload_optimizer.device' is nvme",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
+            "'zero_optimization.reduce_bucket_size' is \"auto\"",
+        ),
+        ({"zero_optimization": {"stage": 7}}, "'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3"),
+        ({"zero_optimization": []}, "'zero_optimization' must be an object"),
+        ([], "expected an object"),
+        ("{broken", "ds.json:1: not valid JSON"),
+    ],
+)
+def test_what_contradicts_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError) as error:
+        resolve_ds_config(config(path), world_size=2)
+    assert message in str(error.value)
+
+
+def test_agreeing_values_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"train_batch_size": 64, "bf16": {"enabled": True}, "gradient_clipping": 0}))
+    assert resolve_ds_config(config(path), 2)["train_batch_size"] == 64
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"ds_configs/zero9.json does not exist; the shipped ones are"):
+        resolve_ds_config(config("ds_configs/zero9.json"), 1)
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [(1, 64), (2, 32), (64, 1)])
+def test_sequences_per_rank(world_size: int, expected: int) -> None:
+    assert sequences_per_rank(config("x"), world_size) == expected
+
+
+@pytest.mark.parametrize("world_size", [3, 128])
+def test_a_batch_that_does_not_divide_is_refused(world_size: int) -> None:
+    with pytest.raises(UserError, match=rf"64 is no multiple of {world_size} ranks"):
+        sequences_per_rank(config("x"), world_size)

@@ -1,0 +1,28 @@
+"""Joining the process group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.launch import environment
+from trelm_ds.distributed import Ranks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is built where there are GPUs")
+def test_a_start_that_was_killed_does_not_hold_up_the_next(one_rank: Ranks) -> None:
+    """torch's lock on DeepSpeed's CPU op is a file, which stays when its process is killed."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    left = Path(_get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
+    assert (left.parent / "deepspeed_shm_comm.so").is_file()
+    left.touch()
+    code = "from trelm_ds.distributed import connect, disconnect; connect(); disconnect(); print('met')"
+    alone = {name: value for name, value in environment().items() if name not in ("RANK", "MASTER_PORT", "WORLD_SIZE")}
+    done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("met\n"), done.stderr
+    assert not left.exists()

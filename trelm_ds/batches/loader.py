@@ -1,0 +1,227 @@
+"""What a rank reads in each optimizer step: packed micro-batches, built ahead by worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.resource_tracker import ensure_running
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trelm_ds.batches.annotator import Annotation, Annotator, number_rows
+from trelm_ds.batches.batch import Batch
+from trelm_ds.batches.flat_buffer import Parcel
+from trelm_ds.batches.masking import Masker
+from trelm_ds.batches.packing import pack
+from trelm_ds.batches.spans import Sequences
+from trelm_ds.errors import UserError
+from trelm_ds.ragged import offsets_of
+from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
+from trelm_ds.stopping import ASKING
+
+_PREFETCH = 2  # steps that each worker holds ready
+
+
+class StepBatches(NamedTuple):
+    """One rank's part of an optimizer step.
+
+    Attributes:
+        micro_batches: A of them, as many as on every other rank, in the order of accumulation.
+        substituted: samples that were replaced because their block is damaged.
+        damages: all damaged blocks that the process that built this has met so far.
+        memory_rows: int64 [U], rows of the memory bank that the items of these micro-batches refer to, ascending.
+        vector_rows: int64 [U], likewise of the vector table, for items and facts.
+        negatives: int64 [C], tokens that compete with the answers of the step's facts: the same on every rank.
+        counts: what was found and drawn: "mentions" chosen, "injected", "words", "facts", "query tokens".
+    """
+
+    micro_batches: list[Batch]
+    substituted: int
+    damages: list[Damage]
+    memory_rows: torch.Tensor
+    vector_rows: torch.Tensor
+    negatives: torch.Tensor
+    counts: dict[str, int]
+
+    @classmethod
+    def empty(cls) -> StepBatches:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return cls([], 0, [], nothing, nothing, nothing, {})
+
+
+class StepDataset(Dataset[StepBatches | UserError]):
+    """Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.
+
+    Args:
+        reader: the dataset.
+        order: of its samples.
+        masker: chooses the tokens to predict.
+        substitution: for samples in damaged blocks.
+        global_batch_size: G.
+        micro_batch_tokens: tokens per micro-batch at most; with queries about the sequences on average.
+        rank, world_size: of the data-parallel group.
+        annotator: finds knowledge; None for a run without.
+
+    Raises:
+        UserError: the dataset's longest sequence does not fit into a micro-batch.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        order: SampleOrder,
+        masker: Masker,
+        substitution: Substitution,
+        global_batch_size: int,
+        micro_batch_tokens: int,
+        rank: int,
+        world_size: int,
+        annotator: Annotator | None = None,
+    ) -> None:
+        share = 0.0 if annotator is None else annotator.query_share
+        budget = int(micro_batch_tokens / (1 + share))
+        if budget < reader.manifest.max_length:
+            queries = f" without {share:g} times as many for queries (cka.max_token_share)" if share else ""
+            raise UserError(
+                f"trainer.micro_batch_tokens: {micro_batch_tokens}{queries} is less than the dataset's longest "
+                f"sequence of {reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
+            )
+        self.reader, self.order, self.substitution = reader, order, substitution
+        self.annotator, self._masker = annotator, masker
+        self._global, self._budget, self._rank, self._world = global_batch_size, budget, rank, world_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other data: fingerprint, and the scores of importance in use, if any."""
+        common: dict[str, Any] = {"dataset": self.reader.manifest.fingerprint}
+        if self.annotator is not None:
+            scores = self.annotator.index.scores
+            common["importance"] = None if scores is None else scores.digest
+        return common
+
+    def __getitem__(self, step: int) -> StepBatches | UserError:
+        """The rank's part of step `step`. A `UserError` is returned: raised in a worker it would lose its one line."""
+        try:
+            epochs, ids = self.order.samples(step * self._global, self._global)
+            mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
+            substituted, batches, counts = 0, [], Counter[str]()
+            for rows in mine:
+                batch, replaced, found = self._build(epochs[rows], ids[rows])
+                batches.append(batch)
+                substituted += replaced
+                counts.update(found)
+        except UserError as error:
+            return error
+        batches, memory_rows, vector_rows = number_rows(batches)
+        negatives = np.zeros(0, dtype=np.int64) if self.annotator is None else self.annotator.negatives(step)
+        return StepBatches(
+            batches,
+            substituted,
+            self.substitution.damages,
+            memory_rows,
+            vector_rows,
+            torch.from_numpy(negatives),
+            dict(counts),
+        )
+
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, int, dict[str, int]]:
+        readable = self.substitution.readable(epochs, sample_ids)
+        sequences = self.reader.tokens(readable)
+        lengths = np.array([len(tokens) for tokens in sequences])
+        tokens = np.concatenate(sequences).astype(np.int64)
+        # A substitute is masked by the key of the sample whose place it takes.
+        masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
+        if self.annotator is None:
+            cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
+            made = Annotation(torch.from_numpy(masked), cu_seqlens, int(lengths.max()), None, None, None, {})
+        else:
+            mentions = self.reader.mentions(readable)
+            made = self.annotator(Sequences(tokens, masked, chosen, lengths, epochs, sample_ids, *mentions))
+        batch = Batch(
+            made.input_ids,
+            made.cu_seqlens,
+            made.max_seqlen,
+            torch.from_numpy(chosen),
+            torch.from_numpy(tokens[chosen]),
+            len(sample_ids),
+            made.items,
+            made.facts,
+            made.queries,
+        )
+        return batch, int((readable != sample_ids).sum()), made.counts
+
+
+class _InParcels(Dataset[Parcel | UserError]):
+    """The steps of a dataset, fit for travelling."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Parcel | UserError:
+        item = self._dataset[step]
+        return item if isinstance(item, UserError) else Parcel.of(item)
+
+
+class StepLoader:
+    """Iterates over steps, each built once, in order, ahead of its use.
+
+    The workers are processes: reading beside the training loop's thread would take the interpreter from it. They are
+    started afresh (spawn): a fork of a process with CUDA, gloo or an object store's threads may hang.
+
+    Args:
+        dataset: of the rank.
+        first, last: steps [first, last).
+        workers: processes; 0 builds each step in this process when it is asked for.
+    """
+
+    def __init__(self, dataset: StepDataset, first: int, last: int, workers: int) -> None:
+        pinned = torch.cuda.is_available()
+        more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "spawn"} if workers else {}
+        self._loader = DataLoader(
+            _InParcels(dataset),
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=workers,
+            pin_memory=pinned,
+            **more,
+        )
+        self._iterator: Iterator[Parcel | UserError] | None = None
+
+    def __next__(self) -> StepBatches:
+        """The next step's part.
+
+        Raises:
+            UserError: too much of the dataset is damaged.
+        """
+        item = next(self._running())
+        if isinstance(item, UserError):
+            raise item
+        step: StepBatches = item.unpacked()
+        return step
+
+    def _running(self) -> Iterator[Parcel | UserError]:
+        if self._iterator is None:
+            # A launcher signals all processes of the job. Only the training process acts on that: workers start with
+            # these signals blocked and end with it, when it closes the loader or dies.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+            try:
+                ensure_running()  # Python's resource tracker; or the first worker starts it
+                signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # once more: to start it unblocks SIGINT and SIGTERM
+                self._iterator = iter(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._iterator
+
+    def close(self) -> None:
+        """Ends the workers."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None or not self._loader.num_workers:
+            return
+        processes = list(iterator._workers)  # type: ignore[attr-defined]
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for process in processes:  # one that hangs in a file system does not see SIGTERM either
+            process.kill()

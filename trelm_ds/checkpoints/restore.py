@@ -1,0 +1,98 @@
+"""Loading a checkpoint on any number of ranks and under any ZeRO stage, whatever it was saved by.
+
+Nothing is converted on disk. The files of all ranks that saved are mapped into memory, and each rank copies from them
+what is its own now, element by element by the parameter's name. So the checkpoint stays as it is, there is no copy
+that could be half written, and what was in the optimizer is in it again to the bit. DeepSpeed's own loading, which
+wants the same ranks, stage and even `round_robin_gradients` without checking them, is not used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trelm_ds.checkpoints.manifest import CheckpointInfo
+from trelm_ds.checkpoints.saved_state import WEIGHT, SavedState, open_saved_state
+from trelm_ds.distributed import Ranks, import_deepspeed
+from trelm_ds.engine import base_optimizer, names_in_order, slots_of
+from trelm_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks: Ranks) -> None:
+    """Restores weights, optimizer, schedule and counters from a verified checkpoint; collective.
+
+    Args:
+        engine: new, of this run.
+        checkpoint: of any number of ranks and any ZeRO stage.
+        info: its manifest.
+        ranks: of this run.
+
+    Raises:
+        UserError: the files cannot be read on some rank, or are of another model.
+    """
+    saved = ranks.all_agree(lambda: _open(engine, checkpoint, info.zero_stage))
+    _load_weights(engine, saved, ranks)
+    _load_optimizer(engine, saved)
+    engine.lr_scheduler.load_state_dict(saved.common["lr_scheduler"])
+    for counter in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, counter, saved.common[counter])
+    zero_stage = engine.zero_optimization_stage()
+    if ranks.rank == 0 and (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
+        before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
+        print(f"{checkpoint}: saved by {before}, continued by {now}", file=sys.stderr, flush=True)
+
+
+def _layout(world_size: int, zero_stage: int) -> str:
+    return f"{world_size} rank{'s' * (world_size != 1)} under ZeRO {zero_stage}"
+
+
+def _open(engine: DeepSpeedEngine, checkpoint: Path, zero_stage: int) -> SavedState:
+    saved = open_saved_state(checkpoint, zero_stage, names_in_order(engine))
+    shapes = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+    }
+    for name in sorted(shapes.keys() | saved.shapes.keys()):
+        if shapes.get(name) != saved.shapes.get(name):
+            raise UserError(
+                f"{checkpoint}: {name} is {saved.shapes.get(name)} there and {shapes.get(name)} in this run; go on "
+                "with the model and settings that it was saved with"
+            )
+    return saved
+
+
+def _load_weights(engine: DeepSpeedEngine, saved: SavedState, ranks: Ranks) -> None:
+    """The model's own weights, frozen ones too, in the precision it computes with."""
+    deepspeed = import_deepspeed()
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):  # under ZeRO 3; does nothing otherwise
+            if ranks.rank == 0 or not hasattr(parameter, "ds_id"):
+                parameter.data.copy_(saved.weight(name))
+
+
+def _load_optimizer(engine: DeepSpeedEngine, saved: SavedState) -> None:
+    """This rank's part of the fp32 weights and of the optimizer's state."""
+    optimizer = base_optimizer(engine)
+    for group, of_group in zip(optimizer.param_groups, saved.groups, strict=True):
+        group.update(of_group)  # the schedule's learning rate among them
+    by_master = itertools.groupby(slots_of(engine), key=lambda slot: id(slot.master))
+    for slots in [list(slots) for _, slots in by_master]:
+        for slot in slots:
+            saved.copy(slot.name, WEIGHT, slot.start, slot.of(slot.master))
+        updated = [slot for slot in slots if slot.name in saved.steps]
+        if not updated:  # every step so far was skipped: the optimizer starts as at the start
+            continue
+        master, step = slots[0].master, max(saved.steps[slot.name] for slot in updated)
+        state: dict[str, Any] = {"step": torch.tensor(step, dtype=torch.float32)}
+        for key, dtype in saved.state_dtypes(updated[0].name).items():
+            state[key] = torch.zeros_like(master, dtype=dtype, requires_grad=False)
+            for slot in updated:
+                saved.copy(slot.name, key, slot.start, slot.of(state[key]))
+        optimizer.state[master] = state

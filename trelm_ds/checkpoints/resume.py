@@ -1,0 +1,85 @@
+"""Which checkpoint a run continues, and what it must have in common with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.checkpoints.manifest import CheckpointInfo, last_good, read_verified
+from trelm_ds.config import Config, flatten
+from trelm_ds.errors import UserError
+from trelm_ds.model import EncoderConfig
+from trelm_ds.run_folder import checkpoints_folder, committed
+
+
+def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> dict[str, Any]:
+    """Collects what a continuation must have in common with the run it continues.
+
+    Args:
+        config: checked settings.
+        sizes: of the encoder.
+        dataset: `StepDataset.identity`.
+    """
+    loader, trainer, knowledge = (
+        config.loader,
+        config.trainer,
+        ("selection.", "injection.", "memory.", "cka.", "routing."),
+    )
+    common: dict[str, Any] = {
+        "model": sizes.to_hf(),
+        **dataset,
+        "loader.seed": loader.seed,
+        "loader.window_blocks": loader.window_blocks,
+        "loader.tail": loader.tail,
+        "trainer.seed": trainer.seed,
+        "trainer.global_batch_size": trainer.global_batch_size,
+        "trainer.precision": trainer.precision,
+    }
+    for name, value in flatten(config).items():
+        # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
+        free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
+        free = free or (name.startswith("routing.") and not config.routes and name != "routing.enabled")
+        if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
+            common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+    return common
+
+
+def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
+    """What `trainer.resume` means for this run folder.
+
+    Args:
+        resume: "auto", "never" or a checkpoint folder, which counts as long as the run has none of its own.
+        run: the run folder.
+        identity: what the continuation must have in common with the checkpoint.
+
+    Raises:
+        UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
+    """
+    if resume == "never":
+        if committed(run):
+            raise UserError(f'trainer.resume: is "never", but {run} holds checkpoints; choose another --out or "auto"')
+        return None
+    found = last_good(run)
+    if resume != "auto":
+        if checkpoints_folder(run).resolve() in Path(resume).resolve().parents:
+            raise UserError(f"trainer.resume: {resume} belongs to {run} itself; branch off into another --out")
+        found = found or (Path(resume), read_verified(Path(resume)))
+    if found is not None:
+        _check_identity(*found, identity)
+    return found
+
+
+def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
+    for name, value in identity.items():
+        if (before := info.identity.get(name)) != value:
+            if name == "importance" and before is None:
+                raise UserError(
+                    f"{path}: the run began without scores of importance; go on with --selection.importance none"
+                )
+            change = f"{name} ({_short(before)}, now {_short(value)})"
+            raise UserError(f"{path}: made with another {change}; use the former, or another --out")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,114 @@
+"""What a run leaves for people: its settings, metrics, MLflow, the loss curve, and a line at its start and end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.config import Config, public, to_yaml
+from trelm_ds.files import append_line, write_atomically
+from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
+from trelm_ds.stopping import describe
+from trelm_ds.tracking.mlflow_run import MlflowRun, source_tags
+from trelm_ds.tracking.plot import plot_loss
+
+
+class MetricsFile:
+    """One JSON object a log point. A resumed run drops the points after the step it continues from."""
+
+    def __init__(self, run: Path, from_step: int) -> None:
+        self.path = run / METRICS
+        kept = [line for line in read_metrics(run) if line["step"] <= from_step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        append_line(self.path, json.dumps({"step": step, **metrics}))
+
+
+class Journal:
+    """Of one run, kept by rank 0.
+
+    Args:
+        config: of the run.
+        ds_config: DeepSpeed's, resolved.
+        run: its folder.
+        step: steps done before.
+        about: what the configuration does not say; becomes MLflow parameters.
+        hosts: names of the nodes.
+        mlflow_key: that the checkpoint has; "" without one.
+        notes: lines to print at the start.
+
+    Raises:
+        UserError: the tracking address cannot work.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ds_config: dict[str, Any],
+        run: Path,
+        step: int,
+        about: dict[str, Any],
+        hosts: list[str],
+        mlflow_key: str,
+        notes: list[str],
+    ) -> None:
+        self._config, self._run = config, run
+        self._warned = self._warned_of_disk = False
+        write_atomically(run / CONFIG, to_yaml(public(config)))
+        write_atomically(run / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+        for note in [*notes, *([f"continuing {run} at step {step}"] if step else [])]:
+            print(note, file=sys.stderr, flush=True)
+        self._metrics = MetricsFile(run, step)
+        self._tracker = None
+        if config.tracking.enabled:
+            self._tracker = MlflowRun(config, run, step, about, source_tags(hosts), mlflow_key)
+            for name in (CONFIG, "ds_config.json"):
+                self._tracker.log_file(name)
+
+    @property
+    def mlflow_key(self) -> str:
+        """Of the run in MLflow, for checkpoints; "" where nothing is tracked."""
+        return self._tracker.key if self._tracker else ""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Writes a log point."""
+        if values.get("facts_per_sequence") == 0 and not self._warned:
+            self._warned = True  # once: half of the loss may be one of nothing
+            warnings.warn(
+                f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {step}; chosen "
+                "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
+                stacklevel=2,
+            )
+        try:
+            self._metrics.log(step, values)
+        except OSError as error:  # a full disk is no reason to stop training
+            if not self._warned_of_disk:
+                warnings.warn(f"{self._run / METRICS}: cannot be written ({error.strerror})", stacklevel=2)
+            self._warned_of_disk = True
+        if self._tracker:
+            self._tracker.log(step, values)
+
+    def fail(self) -> None:
+        """The run ends with an error."""
+        if self._tracker:
+            self._tracker.end("FAILED")
+
+    def finish(self, step: int, stop: int) -> None:
+        """The run has come to its end, or was asked to stop: `stop` says by what."""
+        stopped = stop and step < self._config.trainer.max_steps
+        try:
+            if read_metrics(self._run):
+                plot_loss(self._run, self._run / "loss.png")
+                if self._tracker:
+                    self._tracker.log_file("loss.png")
+        except OSError as error:  # a full disk: the checkpoint is what counts
+            warnings.warn(f"no loss curve: {error}", stacklevel=2)
+        if self._tracker:
+            self._tracker.end("KILLED" if stopped else "FINISHED")
+        what = f"stopped by {describe(stop)}; the same command continues" if stopped else "done"
+        last = next(iter(committed(self._run)), "no checkpoint")
+        print(f"{what}: step {step}, {last}", file=sys.stderr, flush=True)
