@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from trelm_ds.keyed_random import keyed_uniform
+from trelm_ds.keyed_random import Stream, keyed_uniform
 
-_NEGATIVES = 36  # sets this draw's key apart
 _POWER = 0.75
 
 
@@ -36,5 +35,5 @@ class Negatives:
 
     def __call__(self, step: int) -> np.ndarray:
         """int64 [count]: the tokens of a step; one may come up several times."""
-        draw = keyed_uniform(self._seed, _NEGATIVES, step, np.arange(self._count)) * self._below[-1]
+        draw = keyed_uniform(self._seed, Stream.NEGATIVE, step, np.arange(self._count)) * self._below[-1]
         return np.searchsorted(self._below, draw, side="right")

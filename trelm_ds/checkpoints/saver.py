@@ -52,7 +52,7 @@ class Captured(NamedTuple):
 class Saved(Protocol):
     """A part of a run that has files of its own in a checkpoint."""
 
-    def capture(self) -> Captured: ...
+    def capture(self) -> Captured | None: ...
 
 
 class Saver:
@@ -99,7 +99,7 @@ class Saver:
         begun = time.monotonic()
         work = self._folder / f".{_name(info.step)}.partial"
         files = _states(self._engine, work)
-        parts = [part.capture() for part in self._parts]
+        parts = [captured for part in self._parts if (captured := part.capture()) is not None]
         size = sum(map(_size, files.values())) + sum(part.size for part in parts)
         if problem := self._first_problem(lambda: self._prepare(work, size)):
             self._give_up(work, info.step, problem)

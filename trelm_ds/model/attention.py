@@ -120,23 +120,25 @@ def packed_attention(
         assert isinstance(attended, Tensor)  # a tuple only where more was asked for
         return attended
     parts = [
-        _grid_attention(query, key, value, asking, grid, dropout_p)
-        for asking, grid in zip(queries.grids, layout.grids, strict=True)
+        _grid_attention(query, key, value, query_grid, grid, dropout_p)
+        for query_grid, grid in zip(queries.grids, layout.grids, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _grid_attention(query: Tensor, key: Tensor, value: Tensor, asking: Grid, grid: Grid, dropout_p: float) -> Tensor:
+def _grid_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_grid: Grid, grid: Grid, dropout_p: float
+) -> Tensor:
     """The rows of one grid's queries [n, H, d]."""
     padded = F.scaled_dot_product_attention(
-        _padded(query, asking),
+        _padded(query, query_grid),
         _padded(key, grid),
         _padded(value, grid),
         attn_mask=grid.key_mask,
         dropout_p=dropout_p,
     )
     rows = padded.transpose(1, 2).flatten(0, 1)
-    return rows if asking.slots is None else rows.index_select(0, asking.slots)
+    return rows if query_grid.slots is None else rows.index_select(0, query_grid.slots)
 
 
 def _padded(packed: Tensor, grid: Grid) -> Tensor:
@@ -161,17 +163,17 @@ class SelfAttention(nn.Module):
         self,
         hidden: Tensor,
         layout: PackedLayout,
-        asking: Tensor | None = None,
-        asking_layout: PackedLayout | None = None,
+        rows: Tensor | None = None,
+        row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual; with `asking` [Q, D] only their rows [Q, D]."""
+        """[T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] only their rows [Q, D]."""
         query, key, value = (
             projection(states).unflatten(-1, (self.heads, -1))
             for projection, states in (
-                (self.query, hidden if asking is None else asking),
+                (self.query, hidden if rows is None else rows),
                 (self.key, hidden),
                 (self.value, hidden),
             )
         )
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.output(packed_attention(query, key, value, layout, dropout_p, asking_layout).flatten(1))
+        return self.output(packed_attention(query, key, value, layout, dropout_p, row_layout).flatten(1))

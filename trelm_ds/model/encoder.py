@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from trelm_ds.model.attention import PackedLayout, SelfAttention, Tail, packed_layout
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
+from trelm_ds.model.injection import Injected
 
 
 class WordEmbedding(nn.Embedding):
@@ -25,22 +26,6 @@ class WordEmbedding(nn.Embedding):
         if vocabulary_bias is not None:
             return F.linear(inputs, self.weight, vocabulary_bias)
         return super().forward(inputs)
-
-
-class Injected(NamedTuple):
-    """Embeddings that follow Eq. 7 instead of the word embedding E: keep * E + vector at each of K tokens.
-
-    A NamedTuple, because ZeRO-3 looks for tensors in tuples that pass between modules.
-    """
-
-    rows: Tensor
-    """[K] int64, distinct rows of the T tokens"""
-    items: Tensor
-    """[K] int64, the knowledge item that each belongs to"""
-    keep: Tensor
-    """[I] float32, how much of the token's own word embedding each item keeps"""
-    vectors: Tensor
-    """[I, D] float32, what is added; no gradient flows into it"""
 
 
 class Embeddings(nn.Module):
@@ -86,12 +71,12 @@ class EncoderLayer(nn.Module):
         self,
         hidden: Tensor,
         layout: PackedLayout,
-        asking: Tensor | None = None,
-        asking_layout: PackedLayout | None = None,
+        rows: Tensor | None = None,
+        row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """The first half, [T, D] -> [T, D]: attention; with `asking` [Q, D] only for those of its rows."""
-        attended = self.attention(hidden, layout, asking, asking_layout)
-        return self.attention_norm((hidden if asking is None else asking) + self.dropout(attended))
+        """The first half, [T, D] -> [T, D]: attention; with `rows` [Q, D] only for those of its rows."""
+        attended = self.attention(hidden, layout, rows, row_layout)
+        return self.attention_norm((hidden if rows is None else rows) + self.dropout(attended))
 
     def transform(self, hidden: Tensor) -> Tensor:
         """The second half, [T, D] -> [T, D]: feed-forward."""
@@ -116,6 +101,11 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         initialize(self, config)
+
+    @property
+    def blocks(self) -> list[EncoderLayer]:
+        """The layers, with their type."""
+        return [cast(EncoderLayer, layer) for layer in self.layers]
 
     def forward(
         self,

@@ -25,7 +25,7 @@ def _kind(hidden_act: str) -> str:
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
 
 
-class Path(NamedTuple):
+class KnowledgePath(NamedTuple):
     """The part of a layer that is updated (Eq. 12); the other gradients are exactly 0."""
 
     neurons: Tensor
@@ -53,7 +53,7 @@ class _RoutedFeedForward(torch.autograd.Function):
         key_bias: Tensor,
         values: Tensor,
         value_bias: Tensor,
-        path: Path,
+        path: KnowledgePath,
         kind: str,
     ) -> Tensor:
         before = F.linear(hidden, keys, key_bias)
@@ -97,7 +97,7 @@ class KeyValueFeedForward(nn.Module):
         self.value_bias = nn.Parameter(torch.zeros(size))
         self.activation = activation(config.hidden_act)
         self.kind = _kind(config.hidden_act)
-        self.path: Path | None = None
+        self.path: KnowledgePath | None = None
         for weight in (self.keys, self.values):
             nn.init.normal_(weight, std=config.initializer_range)
 

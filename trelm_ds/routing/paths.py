@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Path
-from trelm_ds.routing.attribution import Scores
+from trelm_ds.model import EncoderConfig, KnowledgePath, MaskedLanguageModel
+from trelm_ds.routing.attribution import NeuronScores
 
 FILE = "paths.safetensors"
 
@@ -41,12 +41,12 @@ class KnowledgePaths:
         self._config, self._device = config, device
         self.first_layer = first_layer(config, sizes.num_hidden_layers)
         self._sizes = sizes
-        self.scores: Scores | None = None
+        self.scores: NeuronScores | None = None
         self.neurons: Tensor | None = None
         self.turnover: float | None = None
         self.norms = torch.zeros(2, device=device)
 
-    def update(self, found: Scores) -> None:
+    def update(self, found: NeuronScores) -> None:
         """Chooses the paths anew.
 
         Args:
@@ -57,11 +57,11 @@ class KnowledgePaths:
             if self.scores is not None:
                 self.scores, self.turnover = self.scores._replace(facts=found.facts), 0.0
             return
-        new = Scores._make([*(score / found.facts for score in found[:3]), found.facts])
+        new = NeuronScores._make([*(score / found.facts for score in found[:3]), found.facts])
         if self.scores is not None:
             old = self._config.score_ema
             mixed = [old * a + (1 - old) * b for a, b in zip(self.scores[:3], new[:3], strict=True)]
-            new = Scores._make([*mixed, found.facts])
+            new = NeuronScores._make([*mixed, found.facts])
         before, self.scores = self.neurons, new
         self.neurons = _top(new.neurons, self._config.density)
         if before is not None:
@@ -73,13 +73,11 @@ class KnowledgePaths:
         if self.neurons is None or self.scores is None:
             return
         for place, neurons in enumerate(self.neurons):
-            path = Path(neurons)
+            path = KnowledgePath(neurons)
             if self._config.path == "full":
                 inputs, outputs = (self._coordinates(all_[place]) for all_ in (self.scores.inputs, self.scores.outputs))
-                path = Path(neurons, inputs, outputs, self.norms)
-            layer = model.encoder.layers[self.first_layer + place]
-            assert isinstance(layer, EncoderLayer)
-            layer.feed_forward.path = path
+                path = KnowledgePath(neurons, inputs, outputs, self.norms)
+            model.encoder.blocks[self.first_layer + place].feed_forward.path = path
 
     def _coordinates(self, scores: Tensor) -> Tensor:
         """bool [D]."""
@@ -104,7 +102,7 @@ class KnowledgePaths:
             state["turnover"] = torch.tensor(self.turnover, dtype=torch.float64)
         return state
 
-    def load(self, folder: FilePath) -> None:
+    def load(self, folder: Path) -> None:
         """Takes the state up again.
 
         Raises:
@@ -124,10 +122,10 @@ class KnowledgePaths:
         state = {name: tensor.to(self._device) for name, tensor in state.items()}
         self.neurons = state["path"]
         self.turnover = state["turnover"].item() if "turnover" in state else None
-        self.scores = Scores(*(state[f"score_{name}"] for name in Scores._fields))
+        self.scores = NeuronScores(*(state[f"score_{name}"] for name in NeuronScores._fields))
 
 
-def save_paths(state: dict[str, Tensor], folder: FilePath) -> list[FilePath]:
+def save_paths(state: dict[str, Tensor], folder: Path) -> list[Path]:
     """Writes a state of `KnowledgePaths`, if there is any; returns the files.
 
     Raises:
@@ -143,7 +141,7 @@ def save_paths(state: dict[str, Tensor], folder: FilePath) -> list[FilePath]:
     return [folder / FILE]
 
 
-def read_paths(folder: FilePath) -> dict[str, Tensor]:
+def read_paths(folder: Path) -> dict[str, Tensor]:
     """What a checkpoint holds of its paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
 
     Raises:
@@ -153,7 +151,7 @@ def read_paths(folder: FilePath) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(folder / FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / FILE}: cannot be read: {' '.join(str(error).split())}") from None
-    if missing := {"path", *(f"score_{field}" for field in Scores._fields)} - state.keys():
+    if missing := {"path", *(f"score_{field}" for field in NeuronScores._fields)} - state.keys():
         raise UserError(f"{folder / FILE}: lacks {', '.join(sorted(missing))}")
     return state
 

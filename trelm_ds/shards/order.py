@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trelm_ds.keyed_random import keyed_permutation
-
-_BLOCKS, _WITHIN = 1, 2  # set the two permutations' keys apart
+from trelm_ds.keyed_random import Stream, keyed_permutation
 
 
 class SampleOrder:
@@ -62,11 +60,11 @@ class SampleOrder:
 
     def _compute_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of blocks [K] and the position at which each of its windows begins."""
-        blocks = keyed_permutation(len(self._sizes), self._seed, epoch, _BLOCKS)
+        blocks = keyed_permutation(len(self._sizes), self._seed, epoch, Stream.BLOCK_ORDER)
         starts = np.concatenate([[0], np.cumsum(self._sizes[blocks])])[:-1]
         return blocks, starts[:: self._window]
 
     def _compute_window(self, epoch: int, window: int) -> np.ndarray:
         blocks = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
         ids = np.concatenate([np.arange(self._first[block], self._first[block + 1]) for block in blocks])
-        return ids[keyed_permutation(len(ids), self._seed, epoch, _WITHIN, window)]
+        return ids[keyed_permutation(len(ids), self._seed, epoch, Stream.ORDER_IN_WINDOW, window)]

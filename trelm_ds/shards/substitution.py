@@ -7,11 +7,10 @@ from typing import NoReturn
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.shards.reader import Damage, DamagedBlockError, ShardReader
 from trelm_ds.shards.storage import LocalFolder
 
-_SUBSTITUTE = 3  # sets this draw's key apart
 _TRIES = 256
 
 
@@ -90,7 +89,7 @@ class Substitution:
 
     def _substitute(self, epoch: int, sample: int) -> int:
         lengths = self._reader.lengths
-        draws = keyed_bits(self._seed, _SUBSTITUTE, epoch, sample, np.arange(_TRIES))
+        draws = keyed_bits(self._seed, Stream.SUBSTITUTE, epoch, sample, np.arange(_TRIES))
         candidates = (draws % np.uint64(len(lengths))).astype(np.int64)
         fitting = candidates[lengths[candidates] <= lengths[sample]]
         if (chosen := self._first_readable(fitting)) is None:  # among the shortest: look at all that are as short

@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 
+from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
 from trelm_ds.files import append_line, write_atomically
+from trelm_ds.training.component import Component
 
 SKIPPED = "skipped_steps.jsonl"  # in the run folder
 _RECENT = 1000  # steps over which skipped ones are counted
 LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
 
 
-class Guard:
+class Guard(Component):
     """Judges steps by numbers that are the same on all ranks, so that all of them come to the same decision.
 
     Args:
@@ -85,17 +87,17 @@ class Guard:
                 "at them and raise the budget, or start another run with a lower optimizer.lr"
             )
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint's manifest."""
-        return {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}
+    def manifest(self) -> dict[str, Any]:
+        """Give the losses and skipped steps that later judgements depend on."""
+        return {"guard": {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}}
 
-    def load(self, state: dict[str, Any], step: int) -> None:
-        """Takes a state up again.
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Count the skipped steps of the whole run."""
+        return {"skipped_steps": float(self.count)}
 
-        Args:
-            state: of a checkpoint.
-            step: of that checkpoint; what was noted of later steps goes, since they come again.
-        """
+    def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
+        """Restore what the manifest has; what was noted of later steps goes, since they come again."""
+        state, step = info.guard, info.step
         if self._writes and self._path.is_file():
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             with contextlib.suppress(OSError):

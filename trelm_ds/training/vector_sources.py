@@ -14,6 +14,7 @@ from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import local_memories, mean_of_tokens
+from trelm_ds.model import Batch
 from trelm_ds.ragged import gather, offsets_of
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class NameEncoder:
         cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
         device = self._engine.device
         ids = torch.from_numpy(np.concatenate(documents).astype(np.int64)).to(device)
-        nothing = ids.new_empty(0)
+        batch = Batch.of_documents(ids, cu_seqlens.to(device), int(lengths.max()))
         training = self._engine.training
         self._engine.eval()
-        states = self._engine(ids, cu_seqlens.to(device), int(lengths.max()), nothing, nothing).states
+        states = self._engine(batch).states
         self._engine.train(training)
         inside = torch.stack([cu_seqlens[:-1] + 1, cu_seqlens[1:] - 1], dim=1).long()
         return local_memories(states, inside)[: len(rows)]
