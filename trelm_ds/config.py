@@ -146,6 +146,24 @@ class CkaConfig:
 
 
 @dataclass
+class KeplerConfig:
+    """KEPLER's objective (Wang et al. 2021): TransE on what the encoder makes of entities' descriptions."""
+
+    weight: float = 0.0
+    """weight of the knowledge-embedding loss beside 1 of masked language modelling; 0: off"""
+    margin: float = 4.0
+    """gamma: true triples are to be closer, corrupted ones farther"""
+    norm: Literal[1, 2] = 1
+    """p of the distance ||h + r - t||_p"""
+    negatives: int = 1
+    """corrupted heads, and as many corrupted tails, for each triple"""
+    triples_per_sequence: float = 0.25
+    """triples of the graph that are drawn for a sequence, on average; each takes 2 + 2 * negatives descriptions"""
+    max_text_tokens: int = 32
+    """tokens of name and description that the encoder reads"""
+
+
+@dataclass
 class RoutingConfig:
     """Dynamic knowledge routing (paper 3.3): only neurons that assessed facts come from are updated."""
 
@@ -285,6 +303,7 @@ class Config:
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     cka: CkaConfig = field(default_factory=CkaConfig)
+    kepler: KeplerConfig = field(default_factory=KeplerConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     NEGATIVE = 36
     ROUTED_SEQUENCE = 36
     ROUTED_FACT = 37
+    KEPLER_TRIPLE = 41
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -11,20 +11,21 @@ from trelm_ds.errors import UserError
 from trelm_ds.model import EncoderConfig
 from trelm_ds.run_folder import checkpoints_folder, committed
 
+# Sections of which a continuation may change some settings: those that it may not are named one by one.
+_OTHERWISE = ("model", "loader", "trainer", "guards", "tracking")
+# A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
+_FREE = ("injection.file", "selection.importance")
+
 
 def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Collects what a continuation must have in common with the run it continues.
+    """Collect what a continuation must have in common with the run it continues.
 
     Args:
         config: checked settings.
         sizes: of the encoder.
         dataset: `StepDataset.identity`.
     """
-    loader, trainer, knowledge = (
-        config.loader,
-        config.trainer,
-        ("selection.", "injection.", "memory.", "cka.", "routing."),
-    )
+    loader, trainer = config.loader, config.trainer
     common: dict[str, Any] = {
         "model": sizes.to_hf(),
         **dataset,
@@ -36,12 +37,19 @@ def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> d
         "trainer.precision": trainer.precision,
     }
     for name, value in flatten(config).items():
-        # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
-        free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
-        free = free or (name.startswith("routing.") and not config.routes and name != "routing.enabled")
-        if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
+        section = name.split(".")[0]
+        if section in _OTHERWISE or name in _FREE or name.endswith(".placement"):
+            continue
+        if name == "routing.enabled" or not _idle(config, section):
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return common
+
+
+def _idle(config: Config, section: str) -> bool:
+    """Whether a section has no effect in this run, so that its settings may be anything."""
+    if section == "routing":
+        return not config.routes
+    return getattr(getattr(config, section), "weight", None) == 0
 
 
 def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
