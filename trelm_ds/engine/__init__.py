@@ -1,7 +1,7 @@
 """The DeepSpeed engine: its settings, its optimizer, and where ZeRO keeps which part of which parameter."""
 
 from trelm_ds.engine.build import build_engine, resolve_ds_config
-from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of
+from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of, word_embedding
 
 __all__ = [
     "base_optimizer",
@@ -10,4 +10,5 @@ __all__ = [
     "names_in_order",
     "resolve_ds_config",
     "slots_of",
+    "word_embedding",
 ]

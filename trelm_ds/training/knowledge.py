@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ from trelm_ds.checkpoints import Captured
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks
+from trelm_ds.engine import word_embedding
+from trelm_ds.injection import SourceContext, fill_vectors, source_class
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
@@ -22,18 +23,15 @@ from trelm_ds.knowledge.tables import (
     VectorTable,
     local_memories,
     memory_lambda,
-    vectors_from_file,
+    token_means,
     word_statistics,
 )
 from trelm_ds.model import Injected, Questions
-from trelm_ds.ragged import gather, offsets_of
-from trelm_ds.training.vector_sources import FromFile, NameEncoder, token_means, word_embedding
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 FOLDER = "knowledge"  # in a checkpoint
-_BATCH = 1024  # rows whose vectors are computed at a time
 
 
 class Knowledge:
@@ -81,7 +79,7 @@ class Knowledge:
         """Whether the schedule has the vectors computed anew before this step."""
         injection = self._config.injection
         due = step > 0 and injection.refresh_every > 0 and step % injection.refresh_every == 0
-        return due and injection.source != "file"
+        return due and source_class(injection.source).refreshes
 
     def refresh(self, engine: DeepSpeedEngine) -> None:
         """Computes the vectors anew."""
@@ -90,29 +88,12 @@ class Knowledge:
     def _fill_vectors(self, engine: DeepSpeedEngine, word: Tensor) -> None:
         if self.vectors is None:
             return
-        injection, index = self._config.injection, self._index
-        n_entities, n_relations = len(index.graph.entities), len(index.graph.relations)
-        vectors_of: Callable[[Tensor], Tensor]
-        if injection.source == "file":
-            file = Path(injection.file or "")
-            rows = np.concatenate([index.vector_entities, n_entities + np.arange(index.n_relations)])
-            seed = self._config.trainer.seed
-            vectors_of = FromFile(vectors_from_file, file, n_entities, n_relations, rows, self.size, seed)
-        elif injection.source == "alias_mean":
-            vectors_of = token_means(word, *self._alias_tokens())
-        else:  # where nothing is injected, decoder product needs the relations all the same
-            vectors_of = NameEncoder(engine, index, self._info, injection.max_name_tokens)
-        self.vectors.fill(vectors_of, _BATCH)
-        if isinstance(vectors_of, FromFile):
-            self._ranks.all_agree(vectors_of.check)
-        self.vectors.match(*word_statistics(word), centre_relations=injection.source != "file")
-
-    def _alias_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets and tokens of the names of every row."""
-        names = self._index.names
-        tokens, lengths = gather(names.alias_offsets, names.alias_tokens, self._index.vector_entities)
-        lengths = np.concatenate([lengths, np.diff(names.relation_offsets)])
-        return offsets_of(lengths), np.concatenate([tokens, names.relation_tokens])
+        config = self._config
+        context = SourceContext(
+            config.injection, self._index, self._info, engine, word, self._ranks, config.trainer.seed
+        )
+        source = fill_vectors(self.vectors, context)
+        self.vectors.match(*word_statistics(word), centre_relations=source.centre_relations)
 
     def open_step(self, read: StepBatches, influence: float) -> StepKnowledge:
         """Starts the look-ups of a step.
