@@ -74,11 +74,11 @@ class SelectionConfig:
 class InjectionConfig:
     """Knowledge injection: what stands in the place of a chosen mention's word embeddings (Eq. 7)."""
 
-    source: Literal["encoder", "alias_mean", "file", "none"] = "encoder"
-    """vectors of entities and relations: names and descriptions through the encoder, mean of their names' word
-    embeddings, or a file; none leaves the mention's own word embeddings in h_e"""
+    source: str = "encoder"
+    """where the vectors of entities and relations come from: docs/knowledge.md describes each source; none leaves the
+    mention's own word embeddings in h_e"""
     file: str | None = None
-    """for source file: .npy [entities + relations, any width], ordered as DATASET/graph/{entities,relations}.npy"""
+    """for a source that reads one: vectors that a KG-embedding library made (docs/knowledge.md)"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
     refresh_every: int = 10000

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from trelm_ds.config import Config, flatten
+from trelm_ds.injection import file_problem, problem_of
 
 _POSITIVE = (
     "model.hidden_size",
@@ -127,8 +128,10 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.quantile", "must be greater than 0; strategy none chooses nothing"
     if selection.entity_threshold is not None and selection.entity_threshold < 1:
         yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
-    if (injection.source == "file") != (injection.file is not None):
-        yield "injection.file", "goes with injection.source file, and only with that"
+    if unknown := problem_of(injection.source):
+        yield "injection.source", unknown
+    elif wrong := file_problem(injection.source, injection.file):
+        yield "injection.file", wrong
     if config.cka.max_token_share == 0 and config.cka.decoder == "query":
         yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
     if not 1 <= config.cka.facts_per_mention <= 8:

@@ -92,7 +92,7 @@ def settle_paths(config: Config, root: Path) -> tuple[Config, Path | None]:
         )
     if model.init_from is not None and not Path(model.init_from, "config.json").is_file():
         raise UserError(f"model.init_from: {model.init_from} is no model folder: it has no config.json")
-    if injection.source == "file" and injection.file is not None and not Path(injection.file).is_file():
+    if injection.file is not None and not Path(injection.file).is_file():
         raise UserError(f"injection.file: {injection.file} does not exist")
     if trainer.resume not in ("auto", "never") and not Path(trainer.resume).is_dir():
         raise UserError(f"trainer.resume: {trainer.resume} does not exist")

@@ -2,7 +2,7 @@
 
 from trelm_ds.engine.build import build_engine, resolve_ds_config
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
-from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of
+from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of, word_embedding
 
 __all__ = [
     "SkippableAdamW",
@@ -12,4 +12,5 @@ __all__ = [
     "names_in_order",
     "resolve_ds_config",
     "slots_of",
+    "word_embedding",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine.build import parameter_groups
 
 if TYPE_CHECKING:
@@ -96,3 +97,13 @@ def clear_padding(engine: DeepSpeedEngine) -> None:
             size = max(0, min(length, parameter.ds_numel - rank * length))
             for tensor in whole:
                 tensor.data.view(-1)[offset + size : offset + length].zero_()
+
+
+def word_embedding(engine: DeepSpeedEngine) -> Tensor:
+    """Return the whole word-embedding matrix, float32 [V, D]; collective under ZeRO-3, which has it in shards."""
+    weight = engine.module.encoder.embeddings.word.weight
+    if not hasattr(weight, "ds_id"):
+        return weight.detach().float()
+    deepspeed = import_deepspeed()
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().float().clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks
+from trelm_ds.engine import word_embedding
+from trelm_ds.injection import SourceContext, fill_vectors, source_class
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
@@ -22,19 +23,16 @@ from trelm_ds.knowledge.tables import (
     VectorTable,
     local_memories,
     memory_lambda,
-    vectors_from_file,
+    token_means,
     word_statistics,
 )
 from trelm_ds.model import Batch, KnowledgeItems, ModelOutput, StepTables
-from trelm_ds.ragged import gather, offsets_of
 from trelm_ds.training.component import Component
-from trelm_ds.training.vector_sources import FromFile, NameEncoder, token_means, word_embedding
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 FOLDER = "knowledge"  # in a checkpoint
-_BATCH = 1024  # rows whose vectors are computed at a time
 
 
 class Knowledge(Component):
@@ -85,7 +83,7 @@ class Knowledge(Component):
         """Whether the schedule has the vectors computed anew after `number` steps."""
         injection = self._config.injection
         due = number > 0 and injection.refresh_every > 0 and number % injection.refresh_every == 0
-        return due and injection.source != "file"
+        return due and source_class(injection.source).refreshes
 
     def refresh(self) -> None:
         """Compute the vectors anew."""
@@ -144,29 +142,18 @@ class Knowledge(Component):
     def _fill_vectors(self, word: Tensor) -> None:
         if self.vectors is None:
             return
-        injection, index = self._config.injection, self._index
-        n_entities, n_relations = len(index.graph.entities), len(index.graph.relations)
-        vectors_of: Callable[[Tensor], Tensor]
-        if injection.source == "file":
-            file = Path(injection.file or "")
-            rows = np.concatenate([index.vector_entities, n_entities + np.arange(index.n_relations)])
-            seed = self._config.trainer.seed
-            vectors_of = FromFile(vectors_from_file, file, n_entities, n_relations, rows, self.size, seed)
-        elif injection.source == "alias_mean":
-            vectors_of = token_means(word, *self._alias_tokens())
-        else:  # where nothing is injected, decoder product needs the relations all the same
-            vectors_of = NameEncoder(self._engine, index, self._info, injection.max_name_tokens)
-        self.vectors.fill(vectors_of, _BATCH)
-        if isinstance(vectors_of, FromFile):
-            self._ranks.all_agree(vectors_of.check)
-        self.vectors.match(*word_statistics(word), centre_relations=injection.source != "file")
-
-    def _alias_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return offsets and tokens of the names of every row."""
-        names = self._index.names
-        tokens, lengths = gather(names.alias_offsets, names.alias_tokens, self._index.vector_entities)
-        lengths = np.concatenate([lengths, np.diff(names.relation_offsets)])
-        return offsets_of(lengths), np.concatenate([tokens, names.relation_tokens])
+        config = self._config
+        context = SourceContext(
+            settings=config.injection,
+            index=self._index,
+            tokenizer=self._info,
+            engine=self._engine,
+            word=word,
+            ranks=self._ranks,
+            seed=config.trainer.seed,
+        )
+        source = fill_vectors(self.vectors, context)
+        self.vectors.match(*word_statistics(word), centre_relations=source.centre_relations)
 
     def capture(self) -> Captured:
         """Give this rank's rows for a checkpoint, uncopied: nothing may change them before they are written."""

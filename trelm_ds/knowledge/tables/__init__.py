@@ -10,7 +10,7 @@ from trelm_ds.knowledge.tables.memory_bank import (
     memory_window,
 )
 from trelm_ds.knowledge.tables.sharded_table import Lookup, Route, ShardedTable, TableGroup
-from trelm_ds.knowledge.tables.vectors import VectorTable, mean_of_tokens, vectors_from_file, word_statistics
+from trelm_ds.knowledge.tables.vectors import VectorTable, mean_of_tokens, token_means, word_statistics
 
 __all__ = [
     "Lookup",
@@ -26,6 +26,6 @@ __all__ = [
     "mean_of_tokens",
     "memory_lambda",
     "memory_window",
-    "vectors_from_file",
+    "token_means",
     "word_statistics",
 ]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
+from trelm_ds.ragged import gather, offsets_of
 
 _BATCH = 65536  # rows whose double-precision copy is in memory
 
@@ -19,7 +18,7 @@ _BATCH = 65536  # rows whose double-precision copy is in memory
 class VectorTable(ShardedTable):
     """v of E entities, and behind them of R relations, in D numbers each, spread over the ranks.
 
-    `fill` it from the encoder, from `mean_of_tokens` or from `vectors_from_file`, then `match` it to the words.
+    `fill` it from an injection source, then `match` it to the words.
 
     Attributes:
         n_entities: E.
@@ -98,7 +97,7 @@ def word_statistics(weight: Tensor) -> tuple[Tensor, float]:
 
 
 def mean_of_tokens(embed: Callable[[Tensor], Tensor], offsets: Tensor, tokens: Tensor) -> Tensor:
-    """The mean word embedding of each of n lists of tokens: injection source alias_mean, and where memory starts.
+    """The mean word embedding of each of n lists of tokens.
 
     Args:
         embed: from distinct tokens, int64 [m] on the CPU, to their word embeddings [m, D]; called once, perhaps with
@@ -117,59 +116,23 @@ def mean_of_tokens(embed: Callable[[Tensor], Tensor], offsets: Tensor, tokens: T
     return F.embedding_bag(index.to(rows.device), rows, bags, mode="mean", include_last_offset=True)
 
 
-def vectors_from_file(
-    path: Path, n_entities: int, n_relations: int, rows: np.ndarray, size: int, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """Vectors that a KG-embedding library made: injection source file. They stay on disk, memory-mapped.
-
-    Vectors of another width are projected by one random matrix with orthonormal rows or columns: linear, so that
-    v_tail = v_head + v_relation survives; inner products do too where the vectors are no wider than D.
+def token_means(word: Tensor, offsets: np.ndarray, tokens: np.ndarray) -> Callable[[Tensor], Tensor]:
+    """Open the mean word embeddings of ragged lists of tokens: where memory starts, and injection source alias_mean.
 
     Args:
-        path: .npy, float16, 32 or 64 [n_entities + n_relations, any width].
-        n_entities, n_relations: of the graph.
-        rows: int64 [R], the row in the file of each row of the table.
-        size: D.
-        seed: of the projection.
+        word: float32 [V, D], the word embeddings.
+        offsets: int64 [N + 1], where each list starts in `tokens`.
+        tokens: int32 [K].
 
     Returns:
-        what `VectorTable.fill` calls: from rows of the table, int64 [n], to float32 [n, D]. It raises `UserError`
-        where one is not finite.
-
-    Raises:
-        UserError: the file cannot be read or has another shape or type.
+        A function from rows int64 [n] to [n, D], the mean of all words for an empty list.
     """
-    where = f"injection.file {path}"
-    expected = f"{n_entities:,} entities + {n_relations:,} relations"
-    try:
-        table = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}: not a .npy file of numbers ({reason}); write it with numpy.save") from None
-    if table.dtype.kind != "f" or table.dtype.itemsize not in (2, 4, 8):
-        raise UserError(f"{where}: is {table.dtype}; write an array of float16, float32 or float64 with numpy.save")
-    if table.ndim != 2 or len(table) != n_entities + n_relations or not table.shape[1]:
-        shape = list(table.shape)
-        raise UserError(f"{where}: has shape {shape}; this dataset needs one row for each of {expected}, in that order")
-    projection = None if table.shape[1] == size else _projection(table.shape[1], size, seed)
+    neutral = word.mean(0)
 
-    def vectors_of(wanted: Tensor) -> Tensor:
-        numbers = rows[wanted.numpy()]
-        with np.errstate(over="ignore"):  # becomes infinite, and is found below
-            values = table[numbers].astype(np.float32)
-        if not (sound := np.isfinite(values).all(axis=1)).all():
-            row = int(numbers[np.argmin(sound)])
-            raise UserError(f"{where}: row {row}, counted from 0, is not finite in float32; mend it")
-        return torch.from_numpy(values if projection is None else values @ projection)
+    def means(rows: Tensor) -> Tensor:
+        mine, lengths = gather(offsets, tokens, rows.numpy())
+        bags = torch.from_numpy(offsets_of(lengths))
+        found = mean_of_tokens(lambda ids: word[ids.to(word.device)], bags, torch.from_numpy(mine.astype(np.int64)))
+        return torch.where(torch.from_numpy(lengths == 0)[:, None].to(found.device), neutral, found)
 
-    return vectors_of
-
-
-def _projection(width: int, size: int, seed: int) -> np.ndarray:
-    """float32 [width, size] with orthonormal columns, or rows where it is wider than high."""
-    normal = np.random.default_rng(seed).standard_normal((max(width, size), min(width, size)))
-    q, r = np.linalg.qr(normal)
-    q = q * np.sign(np.diagonal(r))  # else the signs are the LAPACK's choice, which ranks may differ in
-    return np.ascontiguousarray(q if width >= size else q.T, dtype=np.float32)
+    return means
