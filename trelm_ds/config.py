@@ -158,7 +158,8 @@ class KeplerConfig:
     negatives: int = 1
     """corrupted heads, and as many corrupted tails, for each triple"""
     triples_per_sequence: float = 0.25
-    """triples of the graph that are drawn for a sequence, on average; each takes 2 + 2 * negatives descriptions"""
+    """triples of the graph that are drawn for a sequence, on average; each takes 2 + 2 * negatives descriptions.
+    Those of entities without a name are left out"""
     max_text_tokens: int = 32
     """tokens of name and description that the encoder reads"""
 
