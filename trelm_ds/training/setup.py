@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 import torch
 
+from trelm_ds import log
 from trelm_ds.batches import KNOWLEDGE_FILES, Annotator, Masker, StepDataset
 from trelm_ds.config import Config, ModelConfig
 from trelm_ds.corpus import (
@@ -134,16 +134,13 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
 def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
     """Says so where the settings ask for knowledge that the dataset or another setting cannot give."""
     if config.routing.enabled and not config.assesses:
-        warnings.warn("routing.enabled: is ignored, no fact is asked that neurons could be found by", stacklevel=2)
+        log.warning_rank0("routing.enabled: is ignored, no fact is asked that neurons could be found by")
     if config.selection.strategy == "none":
         if config.cka.decoder != "none":
-            warnings.warn(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none", stacklevel=2)
+            log.warning_rank0(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none")
     elif annotator is None or not annotator.index.chooses:
         what = f"selection.strategy: {config.selection.strategy} chooses none of the dataset's entities"
-        warnings.warn(
-            f"{what}: none has a triple and the frequency; nothing is injected or asked for",
-            stacklevel=2,
-        )
+        log.warning_rank0(f"{what}: none has a triple and the frequency; nothing is injected or asked for")
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
@@ -152,4 +149,4 @@ def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -
         value = getattr(settings, item.name)
         if hasattr(used, item.name) and value not in (item.default, getattr(used, item.name)):
             decides = f"{folder}/config.json decides: {getattr(used, item.name)}"
-            warnings.warn(f"model.{item.name}: {value} is ignored, {decides}", stacklevel=2)
+            log.warning_rank0(f"model.{item.name}: {value} is ignored, {decides}")

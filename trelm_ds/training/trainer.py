@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trelm_ds import faults
+from trelm_ds import faults, log
 from trelm_ds.batches import StepBatches, StepLoader, StepReader
 from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
@@ -343,8 +342,7 @@ class Trainer:
         if reason is None:
             self.guard.took(mean)
             return True
-        if self.ranks.rank == 0:
-            warnings.warn(f"step {self.step + 1} skipped: {reason} (loss {mean:.4g})", stacklevel=2)
+        log.warning_rank0(f"step {self.step + 1} skipped: {reason} (loss {mean:.4g})")
         batch_size = self.config.trainer.global_batch_size
         _, samples = self.steps.order.samples(self.step * batch_size, batch_size)
         self.guard.skipped(self.step + 1, reason, mean, samples.tolist())
