@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from trelm_ds import log
+
 if TYPE_CHECKING:
     from trelm_ds.distributed import Ranks
 
@@ -22,6 +24,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # gloo ranks on the CPU, also
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PEOPLE = [f"Person{n:02d}" for n in range(40)]
 CITIES = [f"City{n:02d}" for n in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def _log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log goes to stderr as in the program, and caplog hears it as well."""
+    log.setup()
+    monkeypatch.setattr(log.logger, "propagate", True)
+    log.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

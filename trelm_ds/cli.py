@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from trelm_ds import __version__
+from trelm_ds import __version__, log
 from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
-from trelm_ds.redact import without_password
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
@@ -33,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 done, 1 a check failed, 2 a mistake of the user's, 75 stopped by its time limit, 128 + n by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _warn_in_one_line
+    log.setup()
     try:
         code = _run(arguments)
     except UserError as error:
         # Under torchrun all ranks raise the same mistake; one line is enough.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"trelm: error: {without_password(str(error))}", file=sys.stderr, flush=True)
+            log.error(str(error))
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -47,11 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)
-
-
-def _warn_in_one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if issubclass(category, UserWarning):
-        print(f"warning: {without_password(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
 _SHOWN = 10
@@ -43,6 +43,6 @@ class MalformedRecords:
             share = f"{self.count} of {total:,} records malformed, --max-malformed {self._budget:g} allows less"
             raise UserError(f"{self._places[0]} ({share})")
         for message in self._places:
-            warnings.warn(f"left out: {message}", stacklevel=2)
+            log.warning(f"left out: {message}")
         if self.count > len(self._places):
-            warnings.warn(f"left out: {self.count - len(self._places)} more in {self._path}", stacklevel=2)
+            log.warning(f"left out: {self.count - len(self._places)} more in {self._path}")

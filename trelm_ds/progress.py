@@ -11,6 +11,8 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trelm_ds import log
+
 T = TypeVar("T")
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -68,7 +70,7 @@ class ProgressBar:
         elapsed = self._printed - self._started
         of_total = f"/{self.total}" if self.total is not None else ""
         line = f"{self.description}: {self.completed}{of_total} in {elapsed:.0f} s"
-        print(f"{line}  {self._note}" if self._note else line, file=sys.stderr, flush=True)
+        log.info(f"{line}  {self._note}" if self._note else line)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

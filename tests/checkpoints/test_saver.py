@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.logged import warns
 from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
@@ -118,7 +119,7 @@ def test_a_full_disk_costs_a_warning(
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(b"x" * (free - size // 2))
     reason = r"it takes \d MB, \d MB are free" if foreseen else "."
-    with pytest.warns(UserWarning, match=f"checkpoint at step 4 not committed: {reason}"):
+    with warns(f"checkpoint at step 4 not committed: {reason}"):
         message = fails(config(), tiny_dataset, place, one_rank)  # the last one, so the run ends with the reason
     assert "checkpoint at step 4 not committed" in message
     assert [path.name for path in committed(place)] == ["step-00000002"]
@@ -146,7 +147,7 @@ def test_training_goes_on_after_a_failed_save(
         real(*arguments, **more)
 
     monkeypatch.setattr(torch, "save", fails_once)
-    with pytest.warns(UserWarning, match="step 2 not committed: PytorchStreamWriter failed.*training goes on"):
+    with warns("step 2 not committed: PytorchStreamWriter failed.*training goes on"):
         train(config(), tiny_dataset, tmp_path / "run", one_rank)
     assert losses(tmp_path / "run") == undisturbed
     assert [path.name for path in committed(tmp_path / "run")] == ["step-00000004"]
@@ -161,7 +162,7 @@ def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path,
         trainer._train_step()
         subprocess.run(["mount", "--bind", place / "checkpoints", place / "checkpoints"], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", place / "checkpoints"], check=True)
-        with pytest.warns(UserWarning, match="checkpoint at step 1 not committed: .*Read-only file system"):
+        with warns("checkpoint at step 1 not committed: .*Read-only file system"):
             trainer._save()
         subprocess.run(["umount", place / "checkpoints"], check=True)
         trainer._train_step()
@@ -187,7 +188,7 @@ def test_a_changed_byte_is_found_in_every_kind_of_file(one_rank: Ranks, tiny_dat
         assert str(path) in str(error.value)
         path.write_bytes(sound)
     (newest / "routing" / "paths.safetensors").write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"checkpoint passed over.*paths\.safetensors"):
+    with warns(r"checkpoint passed over.*paths\.safetensors"):
         train(whole(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
     assert before in committed(run)
@@ -212,7 +213,7 @@ def test_a_manifest_vouches_for_itself(was: str, becomes: str, run: Path, one_ra
     assert was in manifest.read_text()
     manifest.write_text(manifest.read_text().replace(was, becomes))
     undisturbed = losses(run)
-    with pytest.warns(UserWarning, match=r"checkpoint passed over: .*manifest\.json: changed since it was written"):
+    with warns(r"checkpoint passed over: .*manifest\.json: changed since it was written"):
         train(config(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
 
@@ -226,7 +227,7 @@ def test_damaged_ones_do_not_take_the_place_of_sound_ones(run: Path, one_rank: R
     """The run goes on from the one before, and commits one that is still older than the damaged one."""
     newest, before = committed(run)
     (newest / "mp_rank_00_model_states.pt").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="checkpoint passed over"):
+    with warns("checkpoint passed over"):
         train(config(max_steps=3), tiny_dataset, run, one_rank)
     assert [path.name for path in committed(run)] == ["step-00000003", before.name]
 
@@ -297,7 +298,7 @@ def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dat
         trainer._train_step()
         trainer.engine.module.head.norm.weight.data[0] = float("nan")
         trainer._save()
-        with pytest.warns(UserWarning, match="mp_rank_00_model_states.pt: weights or moments are not finite"):
+        with warns("mp_rank_00_model_states.pt: weights or moments are not finite"):
             trainer.saver.settle()
         trainer.reader.loader.close()
     assert not committed(tmp_path / "run")

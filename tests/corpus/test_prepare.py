@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_corpus
+from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, load_tokenizer, prepare
 from trelm_ds.corpus.titles import AMBIGUOUS, REDIRECTED, TitleResolver
 from trelm_ds.corpus.tokenizer import describe, train_tokenizer, word_starts
@@ -229,11 +230,11 @@ def test_odd_sources(corpus: Path, tmp_path: Path) -> None:
     shutil.copy(corpus / "corpus.jsonl", folder / "ä b|c.jsonl")
     (folder / "gone").symlink_to("nowhere")
     (folder / ".ds.lock").touch()  # as a killed run leaves it when --out lies in the source folder
-    with pytest.warns(UserWarning, match="left out") as warned:
+    with warns("left out") as warned:
         manifest, _ = prepare(options(corpus, tmp_path / "ds", source=folder))
     assert manifest is not None
     assert manifest.n_sequences == 60
-    assert {str(warning.message).split("/")[-1] for warning in warned} == {
+    assert {message.split("/")[-1] for message in warned} == {
         "below is a folder and left out",
         "gone is a broken link and left out",
     }

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from trelm_ds.checkpoints import export
 from trelm_ds.checkpoints.manifest import _sum_of, read_verified
 from trelm_ds.config import (
@@ -186,7 +187,7 @@ def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_
     start.optimizer.lr = 0.0
     start.model.init_from = str(tmp_path / "model")
     start.model.num_hidden_layers = 7
-    with pytest.warns(UserWarning, match="model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
+    with warns("model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
         train(start, tiny_dataset, tmp_path / "second", one_rank)
     written = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
     assert written["model"]["num_hidden_layers"] == 2  # what was used
@@ -245,7 +246,7 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: Ranks, tiny_dataset: Path
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    with pytest.warns(UserWarning, match="checkpoint passed over.*does not match"):
+    with warns("checkpoint passed over.*does not match"):
         train(config(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
     assert committed(run)[0].name == "step-00000004"
@@ -298,9 +299,9 @@ def test_an_exploding_loss_ends_the_run_and_saves_no_more(one_rank: Ranks, tiny_
 def test_no_sound_checkpoint_is_an_error(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
     for weights in run.rglob("mp_rank_00_model_states.pt"):
         weights.unlink()
-    with pytest.warns(UserWarning, match="missing from the checkpoint"):
+    with warns("missing from the checkpoint"):
         assert "no checkpoint is sound" in fails(config(), tiny_dataset, run, one_rank)
-    with pytest.warns(UserWarning, match="missing"), pytest.raises(UserError, match="no checkpoint is sound"):
+    with warns("missing"), pytest.raises(UserError, match="no checkpoint is sound"):
         export(run, run.parent / "model")
 
 
@@ -350,7 +351,7 @@ def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dat
     data = damage(tiny_dataset, tmp_path / "data")
     tolerant = config()
     tolerant.loader.max_corrupted = 0.5
-    with pytest.warns(UserWarning, match="shard-000000.tar: damaged block at byte"):
+    with warns("shard-000000.tar: damaged block at byte"):
         train(tolerant, data, tmp_path / "run", one_rank)
     points = read_metrics(tmp_path / "run")
     lost = 144 / 400  # of 400 sequences the second block holds 144
@@ -363,7 +364,7 @@ def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dat
 
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "quarantine.jsonl").symlink_to("/dev/full")
-    with pytest.warns(UserWarning, match=r"quarantine\.jsonl: cannot be written: No space left on device"):
+    with warns(r"quarantine\.jsonl: cannot be written: No space left on device"):
         train(tolerant, data, tmp_path / "second", one_rank)
     assert losses(tmp_path / "second") == losses(tmp_path / "run")  # the same substitutes
 

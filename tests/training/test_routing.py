@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training import test_knowledge as knowledge
 from tests.training.test_knowledge import comparable, equals_export, with_cka
 from tests.training.test_pretrain import continued, fails, train, train_then_continue, without_dropout
@@ -257,11 +258,11 @@ def test_more_layers_than_there_are(one_rank: Ranks, tiny_dataset: Path, tmp_pat
 
 def test_nothing_asked_nothing_routed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     settings = replace(config(), selection=SelectionConfig(strategy="none"))
-    with pytest.warns(UserWarning, match="routing.enabled: is ignored, no fact is asked"):
+    with warns("routing.enabled: is ignored, no fact is asked"):
         train(settings, tiny_dataset, tmp_path / "run", one_rank)
     assert not (committed(tmp_path / "run")[0] / FOLDER).exists()
     rare = with_cka(config(), max_token_share=1e-9)  # asks, but hardly ever
-    with pytest.warns(UserWarning, match="routing: at step 0 no fact was looked at, so all neurons are updated"):
+    with warns("routing: at step 0 no fact was looked at, so all neurons are updated"):
         train(rare, tiny_dataset, tmp_path / "rare", one_rank)
     assert all("path_neurons" not in point for point in read_metrics(tmp_path / "rare"))
 
@@ -274,7 +275,7 @@ def test_scores_that_are_not_finite_choose_nothing(
         return Scores(neurons, torch.ones(2, 32), torch.ones(2, 32), torch.ones(()))
 
     monkeypatch.setattr(Routing, "_attribute", broken)
-    with pytest.warns(UserWarning, match="routing: at step 0 scores are not finite numbers"):
+    with warns("routing: at step 0 scores are not finite numbers"):
         train(config(max_steps=2), tiny_dataset, tmp_path / "run", one_rank)
     assert all("path_neurons" not in point for point in read_metrics(tmp_path / "run"))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, train, without_dropout
 from trelm_ds.config import Config, GuardsConfig, RoutingConfig
@@ -114,7 +115,7 @@ def test_a_spike_is_skipped_and_training_goes_on(one_rank: Ranks, tiny_dataset: 
         trainer = Trainer(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
         accumulate = trainer._accumulate
         trainer._accumulate = lambda *given: accumulate(*given) * (100 if trainer.step == 5 else 1)  # type: ignore[method-assign]
-        with pytest.warns(UserWarning, match="step 6 skipped: loss spike"):
+        with warns("step 6 skipped: loss spike"):
             assert trainer.train() == 0
     assert [point["skipped_steps"] for point in read_metrics(tmp_path / "run")] == [0] * 5 + [1] * 3
 

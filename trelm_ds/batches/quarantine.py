@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.files import append_line
 from trelm_ds.shards import Damage
 
@@ -23,9 +23,9 @@ def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
             known.add((entry["shard"], entry["offset"]))
     for damage in damages:
         if (damage.shard, damage.offset) not in known:
-            warnings.warn(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})", stacklevel=2)
+            log.warning_once(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})")
             entry = {name: value for name, value in damage._asdict().items() if name != "block"}
             try:
                 append_line(path, json.dumps(entry | {"step": step}))
             except OSError as error:  # a full disk is no reason to stop training
-                warnings.warn(f"{path}: cannot be written: {error.strerror}", stacklevel=2)
+                log.warning_once(f"{path}: cannot be written: {error.strerror}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trelm_ds import __version__
+from trelm_ds import __version__, log
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of
 from trelm_ds.run_folder import MANIFEST, checkpoints_folder, committed
@@ -111,7 +110,7 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
         try:
             return checkpoint, read_verified(checkpoint)
         except UserError as error:
-            warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
+            log.warning(f"checkpoint passed over: {error}")
     if candidates:
         raise UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")
     return None

@@ -9,12 +9,12 @@ wants the same ranks, stage and even `round_robin_gradients` without checking th
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trelm_ds import log
 from trelm_ds.checkpoints.manifest import CheckpointInfo
 from trelm_ds.checkpoints.saved_state import WEIGHT, SavedState, open_saved_state
 from trelm_ds.distributed import Ranks, import_deepspeed
@@ -44,9 +44,9 @@ def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks:
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.common[counter])
     zero_stage = engine.zero_optimization_stage()
-    if ranks.rank == 0 and (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
+    if (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
         before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
-        print(f"{checkpoint}: saved by {before}, continued by {now}", file=sys.stderr, flush=True)
+        log.info_rank0(f"{checkpoint}: saved by {before}, continued by {now}")
 
 
 def _layout(world_size: int, zero_stage: int) -> str:

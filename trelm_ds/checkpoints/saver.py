@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from trelm_ds import faults
+from trelm_ds import faults, log
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
 from trelm_ds.config import TrainerConfig
 from trelm_ds.engine import clear_padding
@@ -171,7 +170,7 @@ class Saver:
                     _remove(path)
             prune(self._run, self._settings.keep_checkpoints, self._settings.keep_every)
         except OSError as error:  # the new one is committed all the same
-            warnings.warn(f"{self._folder}: old checkpoints not removed: {_reason(error)}", stacklevel=2)
+            log.warning_once(f"{self._folder}: old checkpoints not removed: {_reason(error)}")
 
     def _first_problem(self, call: Callable[[], None]) -> str | None:
         """Calls it on every rank; what went wrong on the first rank where something did, the same on all."""
@@ -186,7 +185,7 @@ class Saver:
         self.failed = f"{self._folder}: checkpoint at step {step} not committed: {problem}"
         if self._ranks.rank == 0:
             shutil.rmtree(work, ignore_errors=True)
-            warnings.warn(f"{self.failed}; training goes on, earlier checkpoints are untouched", stacklevel=2)
+            log.warning(f"{self.failed}; training goes on, earlier checkpoints are untouched")
         self._ranks.barrier()  # the folder is gone before anybody begins the next
 
 

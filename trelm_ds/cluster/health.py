@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.cluster import launcher
 
 _TIMEOUT = datetime.timedelta(seconds=120)
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 where the node is bad, else the launcher's exit code.
     """
+    log.setup()
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, of_torchrun = arguments, []
     if "--" in arguments:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_node(options.gpus, (options.out, Path(tempfile.gettempdir())))
     except BadNodeError as error:
         _answer(options.answers / f"{node}.bad", str(error))
-        print(f"health: {node}: {error}", file=sys.stderr, flush=True)
+        log.info(f"health: {node}: {error}")
         return 1
     _answer(options.answers / f"{node}.here", "")
     return launcher.main([*of_torchrun, "-m", "trelm_ds.cluster.health", *own])
@@ -124,7 +126,7 @@ def check_process(node: str, answers: Path) -> None:
         problem = f"GPUs sum at {found['bus_gbps_within']} GB/s, TRELM_MIN_BUS_GBPS is {least:g}"
     if local_rank == 0 and problem is None:
         _answer(answers / f"{node}.ok", json.dumps(found))
-        print(f"health: {node}: {json.dumps(found)}", file=sys.stderr, flush=True)
+        log.info(f"health: {node}: {json.dumps(found)}")
     dist.barrier(group=control)
     dist.destroy_process_group()
     if problem is not None:

@@ -20,6 +20,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from trelm_ds import log
 from trelm_ds.files import write_atomically
 
 _TELLING = (2, 75, 130, 71)  # what a batch script decides by: mistake, out of time, stop file, hang
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; that of the first rank that failed, or of one that failed beside it and says more; 128 + n by
         signal n.
     """
+    log.setup()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
@@ -57,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             write_atomically(Path(folder) / os.environ.get("SLURM_NODEID", "0"), f"{code}\n")
         except OSError as error:
-            print(f"trelm launcher: {folder}: cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+            log.info(f"trelm launcher: {folder}: cannot be written: {error.strerror}")
     if reason:
-        print(f"trelm launcher: {reason}", file=sys.stderr, flush=True)
+        log.info(f"trelm launcher: {reason}")
     return code
 
 

@@ -8,13 +8,13 @@ import os
 import shlex
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from trelm_ds import log
 from trelm_ds.cluster import slurm
 from trelm_ds.cluster.history import JOB_NOTE, jobs_of
 from trelm_ds.cluster.job_file import from_environment, job_file, join_options
@@ -99,7 +99,7 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     environment = read_site(root, os.environ)
     for name in ("TRELM_CONFIG", "TRELM_ARGS"):
         if environment.get(name):
-            warnings.warn(f"{name}: is ignored, `trelm submit` takes settings as its options", stacklevel=2)
+            log.warning(f"{name}: is ignored, `trelm submit` takes settings as its options")
     if (uri := environment.get(_URI)) and without_password(uri) == uri:
         environment[_URI] = absolute_store(uri)
     return Request(
@@ -294,13 +294,13 @@ def _hand_over(request: Request, folder: Path) -> Submitted:
     except UserError as error:
         write_atomically(folder / JOB_NOTE, json.dumps(note | {"error": str(error)}, indent=1) + "\n")
         raise
-    log = (slurm.job_fields(job) or {}).get("StdOut") or str(request.run / "slurm" / f"{job}.log")
-    note |= {"job": job, "log": log, "sbatch": arguments}
+    job_log = (slurm.job_fields(job) or {}).get("StdOut") or str(request.run / "slurm" / f"{job}.log")
+    note |= {"job": job, "log": job_log, "sbatch": arguments}
     try:
         write_atomically(folder / JOB_NOTE, json.dumps(note, indent=1) + "\n")
     except OSError as error:  # it is submitted all the same
-        warnings.warn(f"{folder / JOB_NOTE}: cannot be written: {error.strerror}", stacklevel=2)
-    return Submitted(job, log, folder, _store(request))
+        log.warning(f"{folder / JOB_NOTE}: cannot be written: {error.strerror}")
+    return Submitted(job, job_log, folder, _store(request))
 
 
 def _store(request: Request) -> str:

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import NoReturn
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
 
@@ -96,7 +96,7 @@ def _prepare(namespace: argparse.Namespace) -> int:
     try:
         manifest, made = prepare(options)
     except (KeyboardInterrupt, _Stopped) as stop:
-        print("stopped; finished work is kept, the same command goes on", file=sys.stderr, flush=True)
+        log.info("stopped; finished work is kept, the same command goes on")
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
     if manifest is None:
         if made:
@@ -140,14 +140,14 @@ def _verify(namespace: argparse.Namespace) -> int:
         for line in done:
             print(line)
         for line in beyond:
-            print(f"trelm: error: {line}", file=sys.stderr)
+            log.error(line)
         if beyond:
             return 1
     manifest, found = verify(folder)
     for line in found:
-        print(f"trelm: error: {line}", file=sys.stderr)
+        log.error(line)
     if found:
-        print(f"{len(found)} problem(s); `trelm verify --repair {folder}` drops damaged sequences", file=sys.stderr)
+        log.info(f"{len(found)} problem(s); `trelm verify --repair {folder}` drops damaged sequences")
     if not found:
         print(f"{folder}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
     return 1 if found else 0

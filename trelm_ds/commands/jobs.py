@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
 
@@ -42,7 +42,7 @@ def submit_command(arguments: list[str]) -> int:
     if given.dry_run:
         print(text := dry_run(request), end="", flush=True)
         if (answer := try_out(request, text)) is not None:
-            print(answer, file=sys.stderr)
+            log.info(answer)
         return 0
     submitted = submit(request)
     print(f"job       {submitted.job}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import DAMAGED, open_binary
 from trelm_ds.progress import ProgressBar
@@ -45,10 +45,10 @@ def read_page_props(path: Path, wanted: set[int]) -> dict[int, int]:
     except DAMAGED as error:
         raise UserError(f"--page-props: {path}: damaged or truncated file ({error}); fetch it again") from None
     if b"Dump completed" not in data[-_TRAILER:] + rest[-_TRAILER:]:
-        warnings.warn(f'--page-props: {path} does not end with "Dump completed"; is it cut off?', stacklevel=2)
+        log.warning(f'--page-props: {path} does not end with "Dump completed"; is it cut off?')
     if wanted and len(found) * 2 < len(wanted):
         share = f"{len(found):,} of {len(wanted):,}"
-        warnings.warn(f"--page-props: {path} knows {share} linked pages only; is it this dump's?", stacklevel=2)
+        log.warning(f"--page-props: {path} knows {share} linked pages only; is it this dump's?")
     if not rows:
         raise UserError(f"--page-props: {path} holds no wikibase_item row; give the dump's *-page_props.sql.gz")
     return found

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from trelm_ds import log
 from trelm_ds.corpus import workers
 from trelm_ds.corpus.artifacts import DONE, Artifact, find, key_of, make, obtain
 from trelm_ds.corpus.card import write_card
@@ -105,7 +104,7 @@ def _extract(
             found[result.chunk.name] = result
     before = sum(not result.made for result in found.values() if result.artifact is not None)
     if before:
-        print(f"{before} of {len(found)} chunks of text were finished before", file=sys.stderr, flush=True)
+        log.info(f"{before} of {len(found)} chunks of text were finished before")
     return [found[name] for name in sorted(found)]
 
 
@@ -204,10 +203,7 @@ class Pipeline:
     def _hint_at_page_props(self) -> None:
         found, lost = self.counts["mentions found"], self.counts["mentions without an entity"]
         if self._resolves and lost * 3 > found and self.options.page_props is None:
-            warnings.warn(
-                f"{lost:,} of {found:,} links have no entity by their name; --page-props resolves them exactly",
-                stacklevel=2,
-            )
+            log.warning(f"{lost:,} of {found:,} links have no entity by their name; --page-props resolves them exactly")
 
     def _resolve_titles(self, documents: list[Artifact], graph: KnowledgeGraph, work: Path) -> dict[str, int]:
         linked = {title for artifact in documents for title in read_titles(artifact.folder)}

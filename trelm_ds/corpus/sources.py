@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.corpus.artifacts import find, key_of, make
 from trelm_ds.corpus.records import Kind, Layout, Record, layout_of, read_range, read_stream, records_in
 from trelm_ds.errors import UserError
@@ -61,7 +61,7 @@ def _files_of(folder: Path) -> list[Path]:
             found.append(path)
         else:
             what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no ordinary file"
-            warnings.warn(f"--source: {path} is {what} and left out", stacklevel=2)
+            log.warning(f"--source: {path} is {what} and left out")
     return found
 
 

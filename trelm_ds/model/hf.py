@@ -120,7 +120,7 @@ def _load(folder: Path, activation_checkpointing: bool, fresh_head_level: int) -
     for name in ignored:
         del tensors[name]
     if ignored:
-        log.info("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
+        log.debug("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
     _drop_tied_decoder(tensors, config, folder)
     _fill(model, tensors, config, folder, fresh_head_level)
     return model

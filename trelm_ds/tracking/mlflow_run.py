@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from trelm_ds import log
 from trelm_ds.config import Config, flatten, public
 from trelm_ds.redact import without_password
 from trelm_ds.run_folder import tracking_uri
 from trelm_ds.tracking.sender import Sender
 from trelm_ds.tracking.spool import SPOOL, Spool
-from trelm_ds.tracking.uploader import Drain, say
+from trelm_ds.tracking.uploader import Drain
 
 _WAIT_FINISHED_S = 60.0
 _WAIT_STOPPED_S = 10.0
@@ -43,7 +44,7 @@ class MlflowRun:
     ) -> None:
         self._run, self._failed = run, False
         self._spool = Spool(run)
-        sender = Sender(run, tracking_uri(config, run), say)
+        sender = Sender(run, tracking_uri(config, run))
         params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
         self._spool.begin(
             step, config.tracking.experiment, config.tracking.run_name or run.resolve().name, params, tags, key
@@ -67,14 +68,16 @@ class MlflowRun:
         """Waits for MLflow, but not for long: a run that is stopped has little time, and is to be continued."""
         self._note(lambda: self._spool.status(status))
         if left := self._drain.close(_WAIT_FINISHED_S if status == "FINISHED" else _WAIT_STOPPED_S):
-            say(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
+            log.warning(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
 
     def _note(self, write: Callable[[], Any]) -> None:
         try:
             write()
         except OSError as error:  # a full disk is no reason to stop training
             if not self._failed:
-                say(f"{self._run / SPOOL}: cannot be written ({error.strerror}); MLflow will lack what is logged now")
+                log.warning(
+                    f"{self._run / SPOOL}: cannot be written ({error.strerror}); MLflow will lack what is logged now"
+                )
             self._failed = True
         self._drain.wake()
 

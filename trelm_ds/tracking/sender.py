@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import turn, write_atomically
 from trelm_ds.redact import scrub, shown
@@ -78,14 +78,13 @@ class Sender:
     Args:
         run: the run folder.
         address: tracking URI.
-        say: takes lines for people.
 
     Raises:
         UserError: the address cannot work, whether or not a server is up.
     """
 
-    def __init__(self, run: Path, address: str, say: Callable[[str], None]) -> None:
-        self._run, self._address, self._say = run, address, say
+    def __init__(self, run: Path, address: str) -> None:
+        self._run, self._address = run, address
         self._progress = Progress.of(run)
         self._client: Any = None
         self._arrived: dict[str, int] | None = None  # newest step of each metric; None: has to be asked
@@ -216,7 +215,7 @@ class Sender:
                 for entry in batch:
                     self._send([entry])
                 return
-            self._say(f"MLflow refuses an entry of kind {kind}, which is left out: {self.reason(error)}")
+            log.warning(f"MLflow refuses an entry of kind {kind}, which is left out: {self.reason(error)}")
         self._progress.sent = batch[-1].end
         self._progress.write(self._run)
         self.sent += len(batch)
@@ -294,7 +293,7 @@ class Sender:
             self._file_failures += 1
             if self._file_failures < _FILE_ATTEMPTS:
                 raise
-            self._say(f"MLflow: {name} is left out, it stays in the run folder: {self.reason(error)}")
+            log.warning(f"MLflow: {name} is left out, it stays in the run folder: {self.reason(error)}")
         self._file_failures = 0
 
 

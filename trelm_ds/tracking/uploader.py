@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.redact import shown
@@ -17,11 +17,6 @@ from trelm_ds.tracking.sender import Progress, Sender
 _LONGEST_PAUSE_S = 30.0
 _LAST_ATTEMPTS = 10  # a second apart, when training has ended
 _SYNC_ATTEMPTS = 3
-
-
-def say(line: str) -> None:
-    """A line for people; from a thread, so not as a warning, which Python shows once only."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 class Drain:
@@ -65,7 +60,7 @@ class Drain:
                 failures += 1
                 if failures == 2:  # one failure alone is nobody's business
                     sent = self._sender.sent
-                    say(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
+                    log.warning(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
                 pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE_S)
                 last_attempts += closing
                 if last_attempts == _LAST_ATTEMPTS:
@@ -76,7 +71,7 @@ class Drain:
                     self._closing.wait(pause)
                 continue
             if failures > 1:
-                say(f"MLflow is back and has {self._sender.sent - sent} more entries")
+                log.warning(f"MLflow is back and has {self._sender.sent - sent} more entries")
             self._problem, failures = "", 0
             if closing:
                 return
@@ -100,7 +95,7 @@ def sync(run: Path, address: str | None = None) -> tuple[int, str]:
         raise UserError(f"{run}: holds no {SPOOL}; give the folder of a run with tracking")
     with lock(run / LOCK, f"{run}"):
         address = address or _known_address(run)
-        sender = Sender(run, address, say)
+        sender = Sender(run, address)
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()

@@ -69,8 +69,8 @@ def build_run(
         saver = Saver(engine, run, opened.tokenizer, config.trainer, ranks, components)
         system = SystemMetrics(config.tracking.system_metrics_every_s, run, ranks)
         held.callback(system.close)
+        warn_of_nothing(config, opened.prepared.annotator)
         if ranks.rank == 0:
-            warn_of_nothing(config, opened.prepared.annotator)
             mlflow_key = _mlflow_key(run, resumed)
             parameters = _parameters(opened, common["dataset"], engine, components, ranks)
             notes = [f"{topic}: {text}" for component in components for topic, text in component.describe().items()]

@@ -112,10 +112,10 @@ def _fetch_knowledge(storage: Storage, reader: ShardReader, ranks: Ranks) -> Non
 def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
     """Say so where the settings ask for knowledge that the dataset or another setting cannot give."""
     if config.routing.enabled and not config.assesses:
-        log.warning("routing.enabled: is ignored, no fact is asked that neurons could be found by")
+        log.warning_rank0("routing.enabled: is ignored, no fact is asked that neurons could be found by")
     if config.selection.strategy == "none":
         if config.cka.decoder != "none":
-            log.warning(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none")
+            log.warning_rank0(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none")
     elif annotator is None or not annotator.index.chooses:
         what = f"selection.strategy: {config.selection.strategy} chooses none of the dataset's entities"
-        log.warning(f"{what}: none has a triple and the frequency; nothing is injected or asked for")
+        log.warning_rank0(f"{what}: none has a triple and the frequency; nothing is injected or asked for")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.errors import CommonError, RankError, UserError
 
 _KEY = "trelm/failed"
@@ -47,14 +47,14 @@ def first_failure_speaks() -> Iterator[None]:
         except RuntimeError:  # the store has gone with its process
             if not lost:
                 raise error from None
-            print(f"trelm: rank {rank} on {socket.gethostname()} has lost the others", file=sys.stderr, flush=True)
+            log.info(f"trelm: rank {rank} on {socket.gethostname()} has lost the others")
             raise FailedElsewhereError("the rank that kept the store") from None
         if first == line:
             if isinstance(error, UserError):
                 raise RankError(str(error)) from None  # which the command line prints on every rank
-            print(f"trelm: error: {line}", file=sys.stderr, flush=True)
+            log.error(line)
             raise
-        print(f"trelm: rank {rank} ends because of {first}", file=sys.stderr, flush=True)
+        log.info(f"trelm: rank {rank} ends because of {first}")
         raise FailedElsewhereError(first) from None
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import statistics
-import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from trelm_ds import log
 from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
@@ -79,7 +79,7 @@ class Guard(Component):
             try:
                 append_line(self._path, json.dumps(entry))
             except OSError as error:  # a full disk is no reason to stop training
-                warnings.warn(f"{self._path}: cannot be written: {error.strerror}", stacklevel=2)
+                log.warning_once(f"{self._path}: cannot be written: {error.strerror}")
         if len(self._skipped) > (budget := self._settings.max_skipped):
             raise CommonError(
                 f"guards.max_skipped: {len(self._skipped)} of the last {min(step, _RECENT):,} steps were skipped, "

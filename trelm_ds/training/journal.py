@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
+from trelm_ds import log
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, write_atomically
@@ -66,7 +65,7 @@ class Journal(Component):
         write_atomically(run / CONFIG, to_yaml(public(config)))
         write_atomically(run / "ds_config.json", json.dumps(self._ds_config, indent=2) + "\n")
         for note in [*self._notes, *([f"continuing {run} at step {number}"] if number else [])]:
-            print(note, file=sys.stderr, flush=True)
+            log.info(note)
         self._metrics = MetricsFile(run, number)
         if config.tracking.enabled:
             self._tracker = MlflowRun(config, run, number, self._parameters, source_tags(self._hosts), self._mlflow_key)
@@ -82,16 +81,15 @@ class Journal(Component):
         """Write a log point."""
         if metrics.get("facts_per_sequence") == 0 and not self._warned:
             self._warned = True  # once: half of the loss may be one of nothing
-            warnings.warn(
+            log.warning(
                 f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {number}; chosen "
-                "entities have no triple whose names the tokenizer can write, or max_token_share is too small",
-                stacklevel=2,
+                "entities have no triple whose names the tokenizer can write, or max_token_share is too small"
             )
         try:
             self._metrics.log(number, metrics)
         except OSError as error:  # a full disk is no reason to stop training
             if not self._warned_of_disk:
-                warnings.warn(f"{self._run / METRICS}: cannot be written ({error.strerror})", stacklevel=2)
+                log.warning(f"{self._run / METRICS}: cannot be written ({error.strerror})")
             self._warned_of_disk = True
         if self._tracker:
             self._tracker.log(number, metrics)
@@ -109,12 +107,12 @@ class Journal(Component):
                 if self._tracker:
                     self._tracker.log_file("loss.png")
         except OSError as error:  # a full disk: the checkpoint is what counts
-            warnings.warn(f"no loss curve: {error}", stacklevel=2)
+            log.warning(f"no loss curve: {error}")
         if self._tracker:
             self._tracker.end("KILLED" if stopped else "FINISHED")
         what = f"stopped by {describe(stop)}; the same command continues" if stopped else "done"
         last = next(iter(committed(self._run)), "no checkpoint")
-        print(f"{what}: step {number}, {last}", file=sys.stderr, flush=True)
+        log.info(f"{what}: step {number}, {last}")
 
 
 class MetricsFile:

@@ -79,4 +79,4 @@ def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -
         value = getattr(settings, item.name)
         if hasattr(used, item.name) and value not in (item.default, getattr(used, item.name)):
             decides = f"{folder}/config.json decides: {getattr(used, item.name)}"
-            log.warning(f"model.{item.name}: {value} is ignored, {decides}")
+            log.warning_rank0(f"model.{item.name}: {value} is ignored, {decides}")

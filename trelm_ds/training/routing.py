@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trelm_ds import faults
+from trelm_ds import faults, log
 from trelm_ds.batches import Step
 from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
@@ -77,9 +76,9 @@ class Routing(Component):
 
     def _warn_of_nothing(self, step: int, reason: str) -> None:
         """Warn once, where a refresh has left the run without a path."""
-        if self.paths.neurons is None and not self._warned and self._ranks.rank == 0:
+        if self.paths.neurons is None and not self._warned:
             self._warned = True
-            warnings.warn(f"routing: at step {step} {reason}", stacklevel=3)
+            log.warning_rank0(f"routing: at step {step} {reason}")
 
     def _attribute(self, view: MaskedLanguageModel, step: Step) -> NeuronScores:
         routing, device = self._config.routing, self._ranks.device

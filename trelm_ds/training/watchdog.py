@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.distributed import Ranks
 
 EXIT_CODE = 71  # EX_OSERR: something below the program does not answer
@@ -145,11 +145,9 @@ class Watchdog:
             return
         words = [_describe(rank, sign) for rank, sign in dead.items()]
         who = f"; {', '.join(words)} does not answer" if words else ""
-        print(
-            f"trelm: error: nothing has moved for {late:,.0f} s after step {self._step}{who}; "
-            f"where the ranks were is in {self._folder}; the same command continues from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+        log.error(
+            f"nothing has moved for {late:,.0f} s after step {self._step}{who}; "
+            f"where the ranks were is in {self._folder}; the same command continues from the last checkpoint"
         )
 
     def _signs(self) -> dict[int, _Sign | None]:
