@@ -47,6 +47,7 @@ _DENSE = ["--routing.enabled", "false"]
 SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
     "mlm": ("mlm", []),
     "dkplm": ("dkplm", []),
+    "kepler": ("kepler", []),
     "trelm": ("trelm", []),
     "trelm, without routing": ("trelm_without_routing", []),
     "trelm, without injection": ("trelm_without_injection", _DENSE),
