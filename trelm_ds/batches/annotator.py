@@ -274,7 +274,7 @@ def _index(distinct: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _token_counts(dataset: Path, info: TokenizerInfo) -> np.ndarray:
-    """int64 [V]: occurrences of each token in the corpus."""
+    """Read how often each token occurs in the corpus: int64 [V]."""
     path = dataset / TOKEN_COUNTS
     try:
         counts = np.load(path, allow_pickle=False)

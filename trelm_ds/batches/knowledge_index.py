@@ -47,7 +47,7 @@ class KnowledgeIndex:
 
     @classmethod
     def open(cls, dataset: Path, config: Config, bar: float | None = None) -> KnowledgeIndex:
-        """Opens a dataset's knowledge.
+        """Open a dataset's knowledge.
 
         Args:
             dataset: its folder.
@@ -98,7 +98,7 @@ class KnowledgeIndex:
         return len(self.vector_entities) + self.n_relations
 
     def memory_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of each bank row's name, from which its memory starts: offsets int64 [n_memory + 1], tokens int32.
+        """Return the tokens that each bank row's memory starts from: offsets int64 [n_memory + 1], tokens int32.
 
         An entity without a name has none.
         """
@@ -110,7 +110,7 @@ class KnowledgeIndex:
         return offsets_of(lengths), tokens
 
     def describe_importance(self) -> str:
-        """By what mentions are chosen, for people."""
+        """Say by what mentions are chosen."""
         if not self.chooses:
             return "nothing is chosen"
         if self.scores is None:
@@ -119,7 +119,7 @@ class KnowledgeIndex:
         return f"{self.selector.selection.strategy} entities, {top}"
 
     def describe(self) -> dict[str, int]:
-        """Sizes, for logs."""
+        """Count the rows of each kind, by name."""
         return {
             "memory entities": len(self.memory_entities),
             "memory words": len(self.memory_words),
@@ -129,19 +129,19 @@ class KnowledgeIndex:
 
 
 def graph_rows(graph: KnowledgeGraph, qids: np.ndarray) -> np.ndarray:
-    """int64 [n]: rows of the graph's entities of QID numbers int [n] that it has."""
+    """Find the graph's rows of QID numbers int [n], all of which it has: int64 [n]."""
     return np.searchsorted(graph.entities, qids.astype(graph.entities.dtype))
 
 
 def _long_tail(words: WordTable, memory: MemoryConfig) -> np.ndarray:
-    """bool [W]: the words that have memory."""
+    """Mark the words that have memory: bool [W]."""
     if not (memory.enabled and memory.words):
         return np.zeros(len(words.hashes), dtype=bool)
     return long_tail_words(words.frequencies, *memory.word_frequency, quantiles=memory.word_quantiles)
 
 
 def _other_ends(graph: KnowledgeGraph, qids: np.ndarray) -> np.ndarray:
-    """int32 [V_e]: rows, ascending, of all entities that share a triple with one of `qids`."""
+    """Find all entities that share a triple with one of `qids`: rows int32 [V_e], ascending."""
     mine = np.zeros(len(graph.entities), dtype=bool)
     mine[graph_rows(graph, qids)] = True
     found = np.zeros(len(graph.entities), dtype=bool)

@@ -227,7 +227,7 @@ class StepLoader:
         return self._iterator
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         iterator, self._iterator = self._iterator, None
         if iterator is None or not self._loader.num_workers:
             return

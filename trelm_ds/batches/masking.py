@@ -43,13 +43,13 @@ class Masker:
     def _draw(
         self, stream: Stream, epochs: np.ndarray, sample_ids: np.ndarray, owner: np.ndarray, place: np.ndarray
     ) -> np.ndarray:
-        """Uniform numbers keyed by (seed, stream, epoch, sample id, place), for places in the sequences `owner`."""
+        """Draw uniform numbers keyed by (seed, stream, epoch, sample id, place), for places in the sequences `owner`."""
         return keyed_uniform(place, after=keyed_bits(self.seed, stream, epochs, sample_ids)[owner])
 
     def __call__(
         self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses tokens and replaces them.
+        """Choose tokens and replace them.
 
         Args:
             tokens: int64 [T], packed.

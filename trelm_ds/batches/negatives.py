@@ -30,10 +30,10 @@ class Negatives:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float32 [V]: Q."""
+        """Q, float32 [V]."""
         return self._exact.astype(np.float32)
 
     def __call__(self, step: int) -> np.ndarray:
-        """int64 [count]: the tokens of a step; one may come up several times."""
+        """Draw the tokens of a step: int64 [count], among which one may come up several times."""
         draw = keyed_uniform(self._seed, Stream.NEGATIVE, step, np.arange(self._count)) * self._below[-1]
         return np.searchsorted(self._below, draw, side="right")

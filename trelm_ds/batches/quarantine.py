@@ -14,7 +14,7 @@ QUARANTINE = "quarantine.jsonl"  # in the run folder
 
 
 def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
-    """Adds damaged blocks to `quarantine.jsonl`, one JSON object for each: shard, offset, sequences, reason, step."""
+    """Add damaged blocks to `quarantine.jsonl`, one JSON object for each: shard, offset, sequences, reason, step."""
     path = run / QUARANTINE
     known = set()
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

@@ -86,7 +86,7 @@ def answer_probabilities(states: Tensor, word: WordEmbedding, labels: Tensor, ta
 
 
 def _vocabulary_scores(states: Tensor, word: WordEmbedding) -> Tensor:
-    """float32 [N, V]."""
+    """Score every word for states [N, D]: float32 [N, V]."""
     return word(states, states.new_zeros(word.num_embeddings)).float()
 
 
@@ -130,7 +130,7 @@ class ProductDecoder(nn.Module):
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> Tensor:
-    """Means of the rows [first, last) of [T, D]: [F, D]. As a product, which is deterministic on every device."""
+    """Average the rows [first, last) of [T, D]: [F, D]. As a product, which is deterministic on every device."""
     rows = torch.arange(len(hidden), device=hidden.device)
     inside = (rows >= spans[:, :1]) & (rows < spans[:, 1:])
     return (inside / (spans[:, 1:] - spans[:, :1])).to(hidden.dtype) @ hidden

@@ -58,7 +58,7 @@ class PackedLayout(NamedTuple):
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, tail: Tail | None = None) -> PackedLayout:
-    """Lays out `num_tokens` (T) tokens in documents.
+    """Lay out `num_tokens` (T) tokens in documents.
 
     Args:
         cu_seqlens: [B + 1] int32, from 0 to T.
@@ -72,7 +72,7 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, tail: Ta
     positions = torch.arange(num_tokens, device=device) - starts[document]
 
     def grid(begin: int, end: int, first: int, last: int, length: int) -> Grid:
-        """Of documents [begin, end), which are rows [first, last)."""
+        """Lay out documents [begin, end), which are rows [first, last)."""
         if last - first == (end - begin) * length:
             return Grid(first, last, end - begin, length, None, None)
         slots = (document[first:last] - begin) * length + positions[first:last]
@@ -97,7 +97,7 @@ def packed_attention(
     dropout_p: float = 0.0,
     query_layout: PackedLayout | None = None,
 ) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value within each document.
+    """Compute softmax(query key^T / sqrt(d)) value within each document.
 
     In half precision on CUDA, without dropout, torch's variable-length flash attention reads the packed tokens as they
     are; it has no dropout. Everywhere else: pads to [B, H, S, d], runs torch's own kernel under a key mask and takes
@@ -129,7 +129,7 @@ def packed_attention(
 def _grid_attention(
     query: Tensor, key: Tensor, value: Tensor, query_grid: Grid, grid: Grid, dropout_p: float
 ) -> Tensor:
-    """The rows of one grid's queries [n, H, d]."""
+    """Attend for the queries of one grid: [n, H, d]."""
     padded = F.scaled_dot_product_attention(
         _padded(query, query_grid),
         _padded(key, grid),
@@ -142,7 +142,7 @@ def _grid_attention(
 
 
 def _padded(packed: Tensor, grid: Grid) -> Tensor:
-    """[T, H, d] -> [B, H, S, d] of a grid's documents, zeros where a document has no token."""
+    """Pad a grid's documents, [T, H, d] -> [B, H, S, d], with zeros where a document has no token."""
     rows = packed[grid.first : grid.last]
     if grid.slots is not None:
         rows = rows.new_zeros(grid.documents * grid.length, *rows.shape[1:]).index_copy(0, grid.slots, rows)
@@ -166,7 +166,7 @@ class SelfAttention(nn.Module):
         rows: Tensor | None = None,
         row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] only their rows [Q, D]."""
+        """Attend, [T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] for those rows only, [Q, D]."""
         query, key, value = (
             projection(states).unflatten(-1, (self.heads, -1))
             for projection, states in (

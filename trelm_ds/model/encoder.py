@@ -22,7 +22,7 @@ class WordEmbedding(nn.Embedding):
     """
 
     def forward(self, inputs: Tensor, vocabulary_bias: Tensor | None = None) -> Tensor:
-        """Looks up token ids [T] -> [T, D]; with `vocabulary_bias` [V], scores states [M, D] -> [M, V]."""
+        """Look up token ids [T] -> [T, D]; with `vocabulary_bias` [V], score states [M, D] -> [M, V]."""
         if vocabulary_bias is not None:
             return F.linear(inputs, self.weight, vocabulary_bias)
         return super().forward(inputs)
@@ -41,7 +41,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, positions: Tensor, injected: Injected | None = None) -> Tensor:
-        """[T] token ids and [T] positions from 0 -> [T, D]. What is injected takes the word embedding's place only."""
+        """Embed token ids [T] at positions [T] from 0: [T, D]. What is injected replaces the word embedding only."""
         token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
         word = self.word(input_ids)
         if injected is not None:
@@ -64,7 +64,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Transform hidden states [T, D] -> [T, D]."""
         return self.transform(self.attend(hidden, layout))
 
     def attend(
@@ -74,16 +74,16 @@ class EncoderLayer(nn.Module):
         rows: Tensor | None = None,
         row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """The first half, [T, D] -> [T, D]: attention; with `rows` [Q, D] only for those of its rows."""
+        """Run the first half, attention, [T, D] -> [T, D]; with `rows` [Q, D] for those of its rows only."""
         attended = self.attention(hidden, layout, rows, row_layout)
         return self.attention_norm((hidden if rows is None else rows) + self.dropout(attended))
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """The second half, [T, D] -> [T, D]: feed-forward."""
+        """Run the second half, feed-forward, [T, D] -> [T, D]."""
         return self.finish(hidden, self.feed_forward(hidden))
 
     def finish(self, hidden: Tensor, fed_forward: Tensor) -> Tensor:
-        """Behind the feed-forward, given its input and its output [T, D]."""
+        """Finish the layer behind the feed-forward, given its input and its output [T, D]."""
         return self.feed_forward_norm(hidden + self.dropout(fed_forward))
 
 
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         injected: Injected | None = None,
         tail: Tail | None = None,
     ) -> Tensor:
-        """Encodes B documents of together T tokens, each by itself.
+        """Encode B documents of together T tokens, each by itself.
 
         Args:
             input_ids: [T] int64, the documents one after another.
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def initialize(module: nn.Module, config: EncoderConfig) -> None:
-    """BERT's start values: normal weights, biases 0, LayerNorm 1 and 0, the pad token's row 0."""
+    """Set BERT's start values: normal weights, biases 0, LayerNorm 1 and 0, the pad token's row 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=config.initializer_range)

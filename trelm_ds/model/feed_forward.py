@@ -16,12 +16,12 @@ from trelm_ds.model.encoder_config import EncoderConfig
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function behind Hugging Face's `hidden_act`; `EncoderConfig` has checked the name."""
+    """Return the function behind Hugging Face's `hidden_act`, whose name `EncoderConfig` has checked."""
     return partial(activate, activation=_kind(name))
 
 
 def _kind(hidden_act: str) -> str:
-    """What the kernels call it."""
+    """Return the kernels' name for it."""
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
 
 
@@ -40,7 +40,7 @@ class KnowledgePath(NamedTuple):
 
 
 class _RoutedFeedForward(torch.autograd.Function):
-    """The layer whose backward pass computes weight gradients on the path only; that by the input is exact.
+    """The layer with weight gradients on the path only; the gradient by its input is exact.
 
     It keeps [T, F] once, where torch's own keeps it before and after the activation.
     """
@@ -102,7 +102,7 @@ class KeyValueFeedForward(nn.Module):
             nn.init.normal_(weight, std=config.initializer_range)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual."""
+        """Transform hidden states [T, D] -> [T, D], before dropout and residual."""
         if self.path is not None and torch.is_grad_enabled() and self.keys.requires_grad:
             weights = self.keys, self.key_bias, self.values, self.value_bias
             return _RoutedFeedForward.apply(hidden, *weights, self.path, self.kind)

@@ -1,4 +1,4 @@
-"""What pre-training optimises: masked language modelling, with injected knowledge and other objectives beside it."""
+"""The model that pre-training optimises: masked language modelling, and other objectives beside it."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class MaskedLMHead(nn.Module):
         initialize(self, config)
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """[M, D] -> [M, D], what the word embeddings are compared with."""
+        """Transform states [M, D] -> [M, D] into what the word embeddings are compared with."""
         transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
         return transformed
 
     def forward(self, hidden: Tensor, word_embedding: WordEmbedding) -> Tensor:
-        """[M, D] -> [M, V]."""
+        """Score every word for states [M, D]: [M, V]."""
         return word_embedding(self.transform(hidden), self.bias)
 
 
@@ -80,7 +80,7 @@ class MaskedLanguageModel(nn.Module):
         return found[0].decoder if found else None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every word for states [M, D] -> [M, V], in the model's precision."""
+        """Score every word for states [M, D]: [M, V], in the model's precision."""
         return self.head(hidden, self.encoder.embeddings.word)
 
     def forward(self, batch: Batch, tables: StepTables | None = None) -> ModelOutput:

@@ -52,7 +52,7 @@ class _Targets(NamedTuple):
 
 
 def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLanguageModel:
-    """A model of the same sizes that shares the given weights: in eval mode, without gradients, without any hooks."""
+    """Make a model that shares the given weights: in eval mode, without gradients, without any hooks."""
     with torch.device("meta"):
         view = MaskedLanguageModel(model.config)
         if (decoder := model.decoder) is not None:
@@ -62,7 +62,7 @@ def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLang
 
 
 def no_scores(model: MaskedLanguageModel, first_layer: int, device: torch.device) -> NeuronScores:
-    """Zeros, where there is nothing to look at."""
+    """Make zeros, for where there is nothing to look at."""
     config = model.config
     layers = config.num_hidden_layers - first_layer
     neurons, inputs, outputs = (
@@ -81,7 +81,7 @@ def attribute(
     max_tokens: int = 16384,
     with_coordinates: bool = False,
 ) -> NeuronScores:
-    """NeuronScores of all neurons of the layers from `first_layer` on (Eq. 11), with P of Eq. 9.
+    """Score all neurons of the layers from `first_layer` on (Eq. 11), with P of Eq. 9.
 
     P of a fact is the mean probability of its answer's tokens among the candidates of its assessing. The whole
     activation vector of a layer is scaled at the fact's decode positions, one layer at a time. The decode positions are
@@ -194,7 +194,7 @@ def _node_gradients(
 
 
 def _repeated(cu_seqlens: Tensor, max_seqlen: int, count: int) -> PackedLayout:
-    """The layout of `count` copies of packed documents, one after another."""
+    """Lay out `count` copies of packed documents, one after another."""
     total = cu_seqlens[-1]
     copies = torch.arange(count, device=cu_seqlens.device, dtype=cu_seqlens.dtype) * total
     bounds = torch.cat([cu_seqlens[:1], (copies[:, None] + cu_seqlens[1:]).flatten()])
@@ -202,7 +202,7 @@ def _repeated(cu_seqlens: Tensor, max_seqlen: int, count: int) -> PackedLayout:
 
 
 def _shifted(rows: Tensor, total: int, count: int) -> Tensor:
-    """Rows of one copy of `total` rows [n, ...] as those of all copies [count * n, ...]."""
+    """Turn rows of one copy of `total` rows [n, ...] into those of all copies [count * n, ...]."""
     copies = torch.arange(count, device=rows.device) * total
     return (copies.view(-1, *[1] * rows.dim()) + rows).flatten(0, 1)
 
@@ -240,7 +240,7 @@ def _add_scores(
     weights: Tensor,
     with_coordinates: bool,
 ) -> None:
-    """Eq. 11 for one layer, from the gradients [m, R, D] by its output."""
+    """Add Eq. 11 for one layer, from the gradients [m, R, D] by its output."""
     before = F.linear(states, ffn.keys, ffn.key_bias)
     activated = ffn.activation(before)
     found.neurons[place] += riemann_scores(gradients, weights, ffn.values, activated)

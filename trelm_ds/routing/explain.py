@@ -45,7 +45,7 @@ def explain(
     quadrature: str = "gauss3",
     path: Tensor | None = None,
 ) -> Explanation:
-    """Attributes an answer to neurons.
+    """Attribute an answer to neurons.
 
     Args:
         model: of `frozen`.
@@ -122,7 +122,7 @@ def _check_text(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def on_path(found: Explanation) -> Tensor | None:
-    """bool [L, F]: neurons that training updates; None for a model without paths."""
+    """Mark the neurons that training updates, bool [L, F]; None for a model without paths."""
     if found.path is None:
         return None
     chosen = torch.zeros(found.scores.shape, dtype=torch.bool)
@@ -132,7 +132,7 @@ def on_path(found: Explanation) -> Tensor | None:
 
 
 def to_json(found: Explanation, top: int) -> dict[str, Any]:
-    """Plain values: the strongest neurons, and every layer's part of the whole attribution."""
+    """Collect plain values: the strongest neurons, and every layer's part of the whole attribution."""
     total = found.scores.sum().clamp(min=torch.finfo(torch.float32).tiny)
     chosen = on_path(found)
     strongest = found.scores.flatten().topk(min(top, found.scores.numel()))[1]
@@ -158,7 +158,7 @@ def to_json(found: Explanation, top: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """`to_json` as text."""
+    """Format the result of `to_json` as text."""
     lines = [f"{result['prompt']}  ->  {result['answer']}   p = {result['probability']:.4f}", ""]
     lines.append(f"{'layer':>5} {'neuron':>7} {'score':>10} {'share':>7}  on path")
     for one in result["neurons"]:
@@ -172,7 +172,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(found: Explanation, file: Path) -> None:
-    """A heat map: layers over neurons, the strongest of each group of neighbours; beside it every layer's sum."""
+    """Draw a heat map: layers over neurons, the strongest of each group of neighbours; beside it every layer's sum."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -18,7 +18,7 @@ FILE = "paths.safetensors"
 
 
 def first_layer(config: RoutingConfig, layers: int) -> int:
-    """The lowest layer that has a path; those below are not updated."""
+    """Return the lowest layer that has a path; those below are not updated."""
     return 0 if config.top_layers is None else layers - config.top_layers
 
 
@@ -47,7 +47,7 @@ class KnowledgePaths:
         self.norms = torch.zeros(2, device=device)
 
     def update(self, found: NeuronScores) -> None:
-        """Chooses the paths anew.
+        """Choose the paths anew.
 
         Args:
             found: sums over all ranks, the same on each. Without a fact, or a neuron that any fact comes from, the
@@ -69,7 +69,7 @@ class KnowledgePaths:
             self.turnover = 1 - stay / before.numel()
 
     def install(self, model: MaskedLanguageModel) -> None:
-        """Lets the model's backward pass follow the paths."""
+        """Make the model's backward pass follow the paths."""
         if self.neurons is None or self.scores is None:
             return
         for place, neurons in enumerate(self.neurons):
@@ -80,13 +80,13 @@ class KnowledgePaths:
             model.encoder.blocks[self.first_layer + place].feed_forward.path = path
 
     def _coordinates(self, scores: Tensor) -> Tensor:
-        """bool [D]."""
+        """Mark the kept coordinates by their scores [D]: bool [D]."""
         kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         kept[_top(scores[None], self._config.io_density)[0]] = True
         return kept
 
     def concentration(self) -> list[float]:
-        """Of every layer the share of all positive attribution that the neurons on its path have."""
+        """Return, for every layer, the share of all positive attribution that the neurons on its path have."""
         if self.scores is None or self.neurons is None:
             return []
         scores = self.scores.neurons
@@ -94,7 +94,7 @@ class KnowledgePaths:
         return (on_path / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)).tolist()
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, which later refreshes do not change; empty before the first."""
+        """Return what a checkpoint keeps, which later refreshes do not change; empty before the first."""
         if self.scores is None or self.neurons is None:
             return {}
         state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
@@ -103,7 +103,7 @@ class KnowledgePaths:
         return state
 
     def load(self, folder: Path) -> None:
-        """Takes the state up again.
+        """Restore the state from a checkpoint.
 
         Raises:
             UserError: the file does not fit the model.
@@ -126,7 +126,7 @@ class KnowledgePaths:
 
 
 def save_paths(state: dict[str, Tensor], folder: Path) -> list[Path]:
-    """Writes a state of `KnowledgePaths`, if there is any; returns the files.
+    """Write a state of `KnowledgePaths`, if there is any; return the files.
 
     Raises:
         OSError: it cannot be written.
@@ -142,7 +142,7 @@ def save_paths(state: dict[str, Tensor], folder: Path) -> list[Path]:
 
 
 def read_paths(folder: Path) -> dict[str, Tensor]:
-    """What a checkpoint holds of its paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
+    """Read a checkpoint's paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
 
     Raises:
         UserError: no such file, or a damaged one.
@@ -161,7 +161,7 @@ def _count(size: int, density: float) -> int:
 
 
 def _top(scores: Tensor, density: float) -> Tensor:
-    """Indices of the highest scores of each row [L, n]: int64 [L, k], ascending."""
+    """Find the highest scores of each row [L, n]: their indices int64 [L, k], ascending."""
     # Sorted stably, so that equal scores, zeros above all, are chosen alike on every device.
     order = scores.sort(dim=1, descending=True, stable=True)[1]
     return order[:, : _count(scores.shape[1], density)].sort(dim=1)[0]

@@ -40,7 +40,7 @@ def routed_facts(batch: Batch) -> Batch | None:
 
 
 def _items_within(items: KnowledgeItems, new_row: np.ndarray) -> KnowledgeItems:
-    """Keep of the rows that follow Eq. 7 those that are left; `new_row`: int64 [T], -1 where a row is gone."""
+    """Keep the rows following Eq. 7 that are still there; `new_row`: int64 [T], -1 where a row is gone."""
     rows = torch.from_numpy(new_row[items.token_rows.numpy()])
     return items._replace(token_rows=rows[rows >= 0], token_items=items.token_items[rows >= 0])
 

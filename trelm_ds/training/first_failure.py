@@ -1,4 +1,4 @@
-"""Of ranks that fail one after the other, because the first takes the others along, only the first explains itself."""
+"""When ranks fail one after the other, because the first takes the others along, lets only the first explain itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FailedElsewhereError(Exception):
 
 @contextlib.contextmanager
 def first_failure_speaks() -> Iterator[None]:
-    """Lets an exception through on the rank where it came first; elsewhere it becomes one line.
+    """Let an exception through on the rank where it came first; elsewhere make it one line.
 
     Raises:
         FailedElsewhereError: another rank has failed before.

@@ -41,7 +41,7 @@ class Guard(Component):
         self.count = 0  # of the whole run
 
     def judge(self, loss: float) -> str | None:
-        """Why a step with this loss must not be taken; None where nothing speaks against it.
+        """Say why a step with this loss must not be taken; None where nothing speaks against it.
 
         Args:
             loss: mean over the whole global batch.
@@ -55,11 +55,11 @@ class Guard(Component):
         return None
 
     def took(self, loss: float) -> None:
-        """A step was taken."""
+        """Record the loss of a step that was taken."""
         self._losses.append(loss)
 
     def skipped(self, step: int, reason: str, loss: float, samples: Iterable[int]) -> None:
-        """Writes down that a step was not.
+        """Record a step that was not taken.
 
         Args:
             step: its number, from 1.
@@ -115,6 +115,6 @@ def _step_of(line: str) -> float:
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
-    """Of all gradients together. They must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
+    """Compute the norm of all gradients; they must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))

@@ -71,11 +71,11 @@ class Watchdog:
             self._thread.join()
 
     def beat(self) -> None:
-        """Something has moved."""
+        """Record progress."""
         self._last = time.monotonic()
 
     def stepped(self, step: int) -> None:
-        """A step has ended. After the first, neither this nor a collective may take longer than the limit."""
+        """Record the end of a step; after the first, neither a step nor a collective may take longer than the limit."""
         first, self._step = self._step == 0, step
         if first and self._limit:
             self._allowed = self._limit
@@ -87,7 +87,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Within it things may take ten times as long."""
+        """Allow ten times the limit within the block."""
         before, self._allowed = self._allowed, max(self._allowed, _PATIENT * self._limit)
         self.beat()
         try:
@@ -118,7 +118,7 @@ class Watchdog:
                 self._store.set(self._key(self._ranks.rank), json.dumps(sign))
 
     def _called(self) -> bool:
-        """Whether another rank has found that nothing moves."""
+        """Whether another rank has raised the alarm."""
         try:
             return self._store is not None and self._store.check([self._key("hang")])
         except RuntimeError:
@@ -138,7 +138,7 @@ class Watchdog:
                 faulthandler.dump_traceback(stream, all_threads=True)
 
     def _report(self, late: float, silent_s: float) -> None:
-        """One line for all, from the first rank that can speak."""
+        """Print one line for all, from the first rank that can."""
         signs = self._signs()
         dead = {rank: sign for rank, sign in signs.items() if sign is None or time.time() - sign.at > silent_s}
         if self._ranks.rank != min((rank for rank in signs if rank not in dead), default=self._ranks.rank):
