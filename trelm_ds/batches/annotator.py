@@ -31,8 +31,6 @@ class Annotator:
 
     Args:
         dataset: folder with all but, perhaps, the shards.
-        config: checked settings.
-        info: of the tokenizer.
         word_starts: bool [V], whether a token begins a word.
         inverse_marker: int64 [n], tokens before the relation of a fact whose head is asked for.
         bar: of importance, where another process has found it.
@@ -222,7 +220,6 @@ class Annotator:
         """Mark the facts of a sample of the sequences, bool [F]; one of each where all stand in the same document.
 
         Args:
-            sequences: of the micro-batch.
             owner: int64 [F], the sequence of each fact, ascending.
         """
         routing = self.config.routing

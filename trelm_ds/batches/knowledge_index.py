@@ -51,7 +51,6 @@ class KnowledgeIndex:
 
         Args:
             dataset: its folder.
-            config: checked settings.
             bar: of importance, where another process has found it: that may take a pass over the dataset.
 
         Raises:

@@ -67,8 +67,6 @@ class StepDataset(Dataset[Step | UserError]):
     """Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.
 
     Args:
-        reader: the dataset.
-        order: of its samples.
         masker: chooses the tokens to predict.
         substitution: for samples in damaged blocks.
         global_batch_size: G.
@@ -183,7 +181,6 @@ class StepLoader:
     started afresh (spawn): a fork of a process with CUDA, gloo or an object store's threads may hang.
 
     Args:
-        dataset: of the rank.
         first, last: steps [first, last).
         workers: processes; 0 builds each step in this process when it is asked for.
     """

@@ -18,9 +18,7 @@ class Masker:
 
     Args:
         config: shares.
-        info: of the tokenizer.
         word_starts: bool [V], whether a token begins a word.
-        seed: of the run's masks.
     """
 
     config: MaskingConfig
@@ -43,7 +41,7 @@ class Masker:
     def _draw(
         self, stream: Stream, epochs: np.ndarray, sample_ids: np.ndarray, owner: np.ndarray, place: np.ndarray
     ) -> np.ndarray:
-        """Draw uniform numbers keyed by (seed, stream, epoch, sample id, place), for places in the sequences `owner`."""
+        """Draw uniform numbers keyed by (seed, stream, epoch, sample id, place); `owner`: each place's sequence."""
         return keyed_uniform(place, after=keyed_bits(self.seed, stream, epochs, sample_ids)[owner])
 
     def __call__(

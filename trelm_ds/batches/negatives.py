@@ -16,7 +16,6 @@ class Negatives:
         token_counts: int64 [V], occurrences of each token in the corpus.
         special: ids that are never drawn.
         count: tokens of a step.
-        seed: of the draws.
     """
 
     def __init__(self, token_counts: np.ndarray, special: tuple[int, ...], count: int, seed: int) -> None:

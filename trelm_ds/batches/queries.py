@@ -38,7 +38,6 @@ class QueryWriter:
 
     Args:
         names: of entities and relations.
-        info: special tokens.
         inverse_marker: int [n], tokens that stand before the relation where the head is asked for.
     """
 

@@ -18,7 +18,6 @@ class StepReader:
     Args:
         loader: of this rank.
         substitution: whose budget for damaged samples holds for all ranks together.
-        run: the run folder.
         ranks: that agree on each step.
         objectives: names of all in `Step.targets`: a rank may lack one where others have it.
     """

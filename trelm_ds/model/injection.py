@@ -32,7 +32,6 @@ def injected(items: KnowledgeItems, tables: StepTables, size: int) -> Injected:
     Without a triple h_e is the token's own word embedding, which the encoder has: the item keeps 1 - lambda of it.
 
     Args:
-        items: of a micro-batch.
         tables: of its step.
         size: D.
     """

@@ -107,8 +107,6 @@ class TripleCollator:
     Args:
         dataset: folder with graph and names.
         settings: `kepler.*`.
-        seed: of the draws.
-        info: special tokens.
         max_length: tokens of a document at most.
 
     Raises:

@@ -18,7 +18,6 @@ class PreparedDataset(NamedTuple):
 
     Attributes:
         folder: with the graph, names and tokenizer on this machine.
-        info: special tokens.
         max_length: tokens of its longest sequence.
         annotator: finds mentions and facts; None for a run without knowledge.
     """

@@ -27,7 +27,6 @@ class KnowledgePaths:
 
     Args:
         config: densities and scope.
-        sizes: of the encoder.
         device: where the model lives.
 
     Attributes:

@@ -40,9 +40,7 @@ def build_run(
     Until `Trainer.train` has ended, other processes are kept out of the run folder.
 
     Args:
-        config: checked settings.
         data: dataset of `trelm prepare`: a folder or an fsspec URL.
-        run: the run folder.
         ranks: all of which build the run.
         signals: that ask it to stop.
         watchdog: that ends it when nothing moves; None for none.

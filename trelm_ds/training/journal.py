@@ -22,9 +22,7 @@ class Journal(Component):
     Rank 0 alone has one.
 
     Args:
-        config: of the run.
         ds_config: DeepSpeed's, resolved.
-        run: the run folder.
         number: steps done before.
         parameters: what the configuration does not say, for MLflow.
         hosts: names of the nodes.

@@ -39,12 +39,8 @@ class Knowledge(Component):
     """Vector table and memory bank of one rank; every method is collective but `load`.
 
     Args:
-        config: of the run.
         annotator: of its loader, which knows the rows that the two have.
-        info: of the tokenizer.
-        engine: around the model.
         epoch_samples: samples of an epoch, by which lambda decays.
-        ranks: of the run.
     """
 
     def __init__(

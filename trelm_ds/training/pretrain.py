@@ -17,7 +17,6 @@ def pretrain(config: Config, data: str, run: Path) -> int:
     """Train to `trainer.max_steps` or until something asks to stop; collective over the ranks that torchrun started.
 
     Args:
-        config: checked settings.
         data: dataset of `trelm prepare`: a folder or an fsspec URL.
         run: folder for checkpoints, metrics and the resolved configuration; a run found there is continued.
 

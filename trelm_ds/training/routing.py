@@ -41,10 +41,7 @@ class Routing(Component):
     """The paths of one run on one rank: the same on all ranks.
 
     Args:
-        config: of the run.
-        engine: around the model.
         knowledge: by which mentions are injected in attribution as in training.
-        ranks: of the run.
     """
 
     def __init__(self, config: Config, engine: DeepSpeedEngine, knowledge: Knowledge, ranks: Ranks) -> None:

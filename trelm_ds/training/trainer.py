@@ -38,7 +38,6 @@ class Trainer:
 
     Args:
         config: checked settings, with the model's sizes as they are.
-        run: the run folder.
         ranks: all of which train.
         steps: the dataset, by steps.
         reader: reads this rank's part of them, from `first_step` on.

@@ -44,8 +44,6 @@ class Watchdog:
     ends the others then.
 
     Args:
-        ranks: of the run.
-        run: the run folder.
         minutes: the limit; 0 watches nothing.
     """
 
