@@ -5,7 +5,7 @@ The hash is SplitMix64's finalizer (Steele, Lea, Flood 2014), applied once per k
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 
@@ -13,6 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
+@unique
 class Stream(IntEnum):
     """What a random number is drawn for: a key that sets the draws of one purpose apart from all others."""
 
@@ -29,8 +30,8 @@ class Stream(IntEnum):
     KEPT_FACT = 34
     INJECTED_WORD = 35
     NEGATIVE = 36
-    ROUTED_SEQUENCE = 36
     ROUTED_FACT = 37
+    ROUTED_SEQUENCE = 38
     KEPLER_TRIPLE = 41
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
-from trelm_ds.model import OBJECTIVES, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
+from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
 from trelm_ds.run_folder import MANIFEST
 
 
@@ -70,7 +70,7 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
     every = full_weights(folder, info.zero_stage)
-    weights = {name: tensor for name, tensor in every.items() if not name.startswith(OBJECTIVES)}
+    weights = {name: tensor for name, tensor in every.items() if name.startswith(EXPORTED)}
     return folder, EncoderConfig.from_hf(info.identity["model"]), weights
 
 

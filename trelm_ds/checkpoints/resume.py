@@ -8,6 +8,7 @@ from typing import Any
 from trelm_ds.checkpoints.manifest import CheckpointInfo, last_good, read_verified
 from trelm_ds.config import Config, flatten
 from trelm_ds.errors import UserError
+from trelm_ds.keyed_random import Stream
 from trelm_ds.model import EncoderConfig
 from trelm_ds.run_folder import checkpoints_folder, committed
 
@@ -15,6 +16,7 @@ from trelm_ds.run_folder import checkpoints_folder, committed
 _OTHERWISE = ("model", "loader", "trainer", "guards", "tracking")
 # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
 _FREE = ("injection.file", "selection.importance")
+_DRAWS = "routing.draws"  # by which random stream routed facts are drawn; the first versions shared one
 
 
 def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> d
         "trainer.global_batch_size": trainer.global_batch_size,
         "trainer.precision": trainer.precision,
     }
+    if config.routes:
+        common[_DRAWS] = Stream.ROUTED_SEQUENCE.value
     for name, value in flatten(config).items():
         section = name.split(".")[0]
         if section in _OTHERWISE or name in _FREE or name.endswith(".placement"):
@@ -83,6 +87,11 @@ def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) 
             if name == "importance" and before is None:
                 raise UserError(
                     f"{path}: the run began without scores of importance; go on with --selection.importance none"
+                )
+            if name == _DRAWS:
+                raise UserError(
+                    f"{path}: written by an earlier version, which drew routed facts otherwise; finish the run with that "
+                    "version, or start another --out"
                 )
             change = f"{name} ({_short(before)}, now {_short(value)})"
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")

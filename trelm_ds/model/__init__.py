@@ -8,10 +8,10 @@ from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
 from trelm_ds.model.injection import Injected, injected
-from trelm_ds.model.masked_lm import OBJECTIVES, MaskedLanguageModel, ModelOutput
+from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 
 __all__ = [
-    "OBJECTIVES",
+    "EXPORTED",
     "Assessing",
     "AssessingBatch",
     "Batch",

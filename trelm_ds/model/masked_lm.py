@@ -14,7 +14,7 @@ from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import activation
 from trelm_ds.model.injection import injected
 
-OBJECTIVES = "objectives."  # begins the names of the objectives' own parameters, which no exported model has
+EXPORTED = ("encoder.", "head.")  # begin the names of the parameters that an exported model has
 
 
 class ModelOutput(NamedTuple):
