@@ -79,7 +79,7 @@ def test_dry_run_prints_the_file_and_writes_nothing(submit: Run, here: Path, tin
         "TRELM_ARGS=''",
     ):
         assert f"export {value}" in commands
-    assert commands[-1] == 'pretrain_job "$@"'  # of slurm/pretrain_large.sh, the default
+    assert commands[-1] == 'source "$TRELM_HOME/slurm/pretrain.sh"'  # the end of slurm/pretrain_large.sh, the default
     (here / "run" / "submissions" / ".004-killed").mkdir(parents=True)
     assert f"TRELM_CONFIG={here}/run/submissions/005/config.yaml" in submit("--dry-run")[1]
 
