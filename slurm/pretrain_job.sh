@@ -87,7 +87,7 @@ note_start() {
     fi
     local stalls=$((10#$TRELM_MAX_STALLS))
     if ((${#steps[@]} >= stalls)) && [[ $(printf '%s\n' "${steps[@]: -stalls}" | sort -u) == "$step" ]]; then
-        give_up "$stalls starts in a row ended without a checkpoint after step $step: mend the cause, see $log"
+        give_up "$stalls starts in a row ended without a checkpoint after step $step: fix the cause, see $log"
     fi
     note start ""
 }
@@ -162,9 +162,9 @@ check_nodes() {
         for node in "${nodes[@]}"; do
             [[ -f $answers/$node.here ]] || { bad+=("$node"); echo "no answer" >"$answers/$node.bad"; }
         done
-        ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
+        ((${#bad[@]})) || requeue "the all-reduce across nodes failed, see above"
     fi
-    ((${#bad[@]})) || finish 2 "not requeued: the check of nodes itself failed, see $log (TRELM_HEALTH=0 skips it)"
+    ((${#bad[@]})) || finish 2 "not requeued: the health check itself failed, see $log (TRELM_HEALTH=0 skips it)"
     leave_bad_nodes
 }
 
@@ -175,10 +175,10 @@ leave_bad_nodes() {
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
     wanted=$(job_field ReqNodeList)  # set by --nodelist: Slurm would wait for these nodes forever
     wanted=${wanted:+$(scontrol show hostnames "$wanted" | { grep -xFf "$state/bad_nodes" || true; } | paste -sd,)}
-    [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: mend them or leave them out"
+    [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: repair them or leave them out"
     others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
     ((others >= SLURM_NNODES)) || give_up "$reasons; partition $SLURM_JOB_PARTITION has $others nodes that \
-$state/bad_nodes does not list: mend them, or correct what is expected of nodes (TRELM_CHECK_GPUS, TRELM_MIN_...)"
+$state/bad_nodes does not list: repair the others, or correct the requirements (TRELM_CHECK_GPUS, TRELM_MIN_...)"
     requeue "bad nodes: $reasons"
 }
 
@@ -205,15 +205,15 @@ settle() {
     fi
     unless_ended
     if [[ $all == *" 2 "* ]]; then
-        finish 2 "not requeued: a mistake that no new start mends, see $log"
+        finish 2 "not requeued: a restart would not fix this mistake, see $log"
     elif [[ $all == *" 130 "* ]]; then
         finish 130 "stopped by its stop file"
     elif [[ -n $stopped_by ]]; then
         requeue "SIG$stopped_by"
     elif [[ $all == *" 75 "* ]]; then
-        requeue "trainer.max_minutes are over"
+        requeue "out of time (trainer.max_minutes)"
     elif [[ $all == *" 71 "* ]]; then
-        requeue "nothing moved any more"
+        requeue "training hung"
     else
         requeue "exit codes ${codes[*]:-none}, srun $code"
     fi

@@ -42,11 +42,11 @@ def join_options(words: Sequence[str]) -> list[str]:
         elif re.fullmatch(r"--[\w-]+", before):
             options[-1] += f"={word}"
         else:
-            raise UserError(f"'{word}' after --: belongs to no option; what stands there is for sbatch, as --time=1:00")
+            raise UserError(f"'{word}' after --: not an option; give sbatch options there, such as --time=1:00")
     return options
 
 
-def from_environment(environment: Mapping[str, str]) -> list[str]:
+def options_from_environment(environment: Mapping[str, str]) -> list[str]:
     """Translate SBATCH_* variables into sbatch options."""
     values = {option: environment.get(f"SBATCH_{name}") for name, option in _VARIABLES.items()}
     return [f"--{option}={value}" for option, value in values.items() if value]

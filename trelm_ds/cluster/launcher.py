@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from trelm_ds.files import write_atomically
 
-_TELLING = (2, 75, 130, 71)  # codes that batch scripts act on: user error, out of time, stop file, hang
+_SPECIFIC_CODES = (2, 75, 130, 71)  # codes that batch scripts act on: user error, out of time, stop file, hang
 _SIOCGIFADDR = 0x8915
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, reason = 0, ""
     except ChildFailedError as error:
         codes = {rank: _code(failure.exitcode) for rank, failure in error.failures.items()}
-        code = next((code for code in _TELLING if code in codes.values()), codes[error.get_first_failure()[0]])
+        code = next((code for code in _SPECIFIC_CODES if code in codes.values()), codes[error.get_first_failure()[0]])
         ranks = ", ".join(f"rank {rank} {of_rank}" for rank, of_rank in sorted(codes.items()))
         reason = f"exit codes on {socket.gethostname()}: {ranks}"
     except SystemExit as error:  # an argument torchrun does not know

@@ -14,8 +14,8 @@ from trelm_ds.redact import without_password
 
 SITE = "TRELM_SITE"
 SITE_FILE = "slurm/site.env"
-_FIRST = ("TRELM_", "SBATCH_")  # for these prefixes the environment wins over the file
-_OF_BASH = ("_", "SHLVL", "PWD", "OLDPWD")
+_ENVIRONMENT_WINS = ("TRELM_", "SBATCH_")  # for these prefixes the environment wins over the file
+_SET_BY_BASH = ("_", "SHLVL", "PWD", "OLDPWD")
 _WHOLE_NUMBERS = ("TRELM_CHECK_GPUS", "TRELM_MAX_RESTARTS", "TRELM_MAX_STALLS")
 _NUMBERS = ("TRELM_MIN_DISK_GB", "TRELM_MIN_BUS_GBPS", "TRELM_MAX_CLOCK_SKEW_S")
 _SWITCHES = ("TRELM_HEALTH", "TRELM_REQUEUE")
@@ -62,8 +62,12 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(f"{path}: cannot be read: {said[-1]}")
         read = dict(item.split("=", 1) for item in done.stdout.split("\0") if "=" in item)
-        ours = {name: value for name, value in environment.items() if name.startswith(_FIRST) or name in _OF_BASH}
-        complete = {name: value for name, value in read.items() if name not in _OF_BASH} | ours
+        ours = {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(_ENVIRONMENT_WINS) or name in _SET_BY_BASH
+        }
+        complete = {name: value for name, value in read.items() if name not in _SET_BY_BASH} | ours
     _check_values(complete)
     if container := complete.get("TRELM_CONTAINER"):
         path = root / container

@@ -41,7 +41,7 @@ def is_over(state: str) -> bool:
     return state in _OVER
 
 
-def jobs_under_way(jobs: Sequence[str]) -> dict[str, str]:
+def active_jobs(jobs: Sequence[str]) -> dict[str, str]:
     """Return those of the jobs that wait or run, with their states.
 
     Raises:

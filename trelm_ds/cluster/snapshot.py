@@ -16,7 +16,7 @@ from trelm_ds.redact import without_password
 from trelm_ds.settings import find_ds_config
 
 CODE = ("trelm_ds", "kernels", "ds_configs", "slurm", "pyproject.toml")
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log", "site.env")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log", "site.env")
 _SQLITE = "sqlite:///"
 
 
@@ -45,7 +45,7 @@ def copy_code(root: Path, target: Path) -> None:
     target.mkdir()
     for name in CODE:
         if (root / name).is_dir():
-            shutil.copytree(root / name, target / name, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
+            shutil.copytree(root / name, target / name, ignore=_IGNORED, ignore_dangling_symlinks=True)
         else:
             shutil.copy2(root / name, target / name)
 
@@ -75,7 +75,7 @@ def _git(root: Path, *arguments: str) -> str | None:
         return None
 
 
-def settle_paths(config: Config, root: Path) -> tuple[Config, Path | None]:
+def make_paths_absolute(config: Config, root: Path) -> tuple[Config, Path | None]:
     """Make the paths in the settings absolute and check that they exist.
 
     A job runs in its snapshot, where relative paths would lead elsewhere.

@@ -99,11 +99,11 @@ def status_of(run: Path) -> Status:
         status.checkpoint_step = step_of(newest)
         status.checkpoint_s = _age(checkpoints_folder(run) / POINTER, now)
     points = read_metrics(run)
-    _take_points(status, points, batch_size)
+    _fill_metrics(status, points, batch_size)
     if points:
         status.logged_s = _age(run / METRICS, now)
     status.step = max(status.step, status.checkpoint_step or 0)
-    _judge(status, run)
+    _fill_state(status, run)
     if not status.live:
         status.remaining_s = None
     elif status.state == "running" and status.remaining_s is not None:
@@ -121,7 +121,7 @@ def _settings(run: Path) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _take_points(status: Status, points: Sequence[dict[str, float]], batch_size: int | None) -> None:
+def _fill_metrics(status: Status, points: Sequence[dict[str, float]], batch_size: int | None) -> None:
     """Fill in the last log point, and estimate the remaining time, including waits for checkpoints."""
     if not points:
         return
@@ -141,7 +141,7 @@ def _take_points(status: Status, points: Sequence[dict[str, float]], batch_size:
         status.remaining_s = max(0, status.max_steps - status.step) * seconds / steps
 
 
-def _judge(status: Status, run: Path) -> None:
+def _fill_state(status: Status, run: Path) -> None:
     """Fill in state, reason and the newest job."""
     finished = status.max_steps is not None and (status.checkpoint_step or 0) >= status.max_steps
     jobs = jobs_of(run)
@@ -149,9 +149,9 @@ def _judge(status: Status, run: Path) -> None:
     if jobs:
         job = jobs[-1]
         fields = slurm.job_fields(job.number)
-        _take_job(status, job, fields or {})
+        _fill_job(status, job, fields or {})
         if fields and not slurm.is_over(fields.get("JobState", "")):
-            _judge_live(status, job, fields)
+            _fill_live_state(status, job, fields)
             return
     locked = is_locked(run / LOCK)
     if locked is None:  # no locks on this file system: go by the age of the last log point
@@ -159,7 +159,7 @@ def _judge(status: Status, run: Path) -> None:
     if locked:
         status.state, status.reason = "running", None if not jobs else "not by a Slurm job that is known here"
     elif jobs:
-        _judge_ended(status, jobs[-1], fields, finished)
+        _fill_ended_state(status, jobs[-1], fields, finished)
     elif finished:
         status.state = "done"
     elif status.step:
@@ -170,7 +170,7 @@ def _judge(status: Status, run: Path) -> None:
         status.reason = next((read_note(folder).get("error") for folder in reversed(submissions(run))), None)
 
 
-def _take_job(status: Status, job: Job, fields: dict[str, str]) -> None:
+def _fill_job(status: Status, job: Job, fields: dict[str, str]) -> None:
     """Fill in what Slurm's fields and the script's events say about a job."""
     last = job.events[-1] if job.events else {}
     status.job = job.number
@@ -185,7 +185,7 @@ def _take_job(status: Status, job: Job, fields: dict[str, str]) -> None:
             status.event_s = max(0.0, time.time() - datetime.fromisoformat(str(last["time"])).timestamp())
 
 
-def _judge_live(status: Status, job: Job, fields: dict[str, str]) -> None:
+def _fill_live_state(status: Status, job: Job, fields: dict[str, str]) -> None:
     """Fill in the state of a job that is waiting or running in Slurm."""
     name = fields["JobState"]
     last = job.events[-1]["event"] if job.events else None
@@ -197,13 +197,13 @@ def _judge_live(status: Status, job: Job, fields: dict[str, str]) -> None:
             status.reason = f"{status.reason}, expected to start {fields['StartTime'].replace('T', ' ')}"
         status.nodes = None
     elif name == "COMPLETING" and last in ("end", "stalled"):
-        _judge_ended(status, job, fields, False)
+        _fill_ended_state(status, job, fields, False)
     else:
         status.state = "running"
         status.reason = None if name == "RUNNING" else name.lower()
 
 
-def _judge_ended(status: Status, job: Job, fields: dict[str, str] | None, finished: bool) -> None:
+def _fill_ended_state(status: Status, job: Job, fields: dict[str, str] | None, finished: bool) -> None:
     """Fill in the state of a job that has ended, or that Slurm cannot be asked about.
 
     Args:

@@ -17,9 +17,16 @@ from typing import Any
 
 from trelm_ds.cluster import slurm
 from trelm_ds.cluster.history import JOB_NOTE, jobs_of
-from trelm_ds.cluster.job_file import from_environment, job_file, join_options
+from trelm_ds.cluster.job_file import job_file, join_options, options_from_environment
 from trelm_ds.cluster.site import SITE, read_site, site_file
-from trelm_ds.cluster.snapshot import absolute_store, code_root, copy_code, describe_git, git_commit, settle_paths
+from trelm_ds.cluster.snapshot import (
+    absolute_store,
+    code_root,
+    copy_code,
+    describe_git,
+    git_commit,
+    make_paths_absolute,
+)
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, lock, write_atomically
@@ -92,15 +99,15 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     if nodes is not None and nodes < 1:
         raise UserError(f"-N: the number of nodes must be positive, got {nodes}")
     options = [*([f"--nodes={nodes}"] if nodes else []), *options]
-    config, ds_config = settle_paths(config, root)
+    config, ds_config = make_paths_absolute(config, root)
     run = Path(os.path.abspath(run))
     # Job scripts split lists of files at blanks.
     if any(character.isspace() for character in str(run)):
-        raise UserError(f"--out: {run} holds blanks; choose a folder without")
+        raise UserError(f"--out: {run} contains blanks; choose a folder without")
     if not str(run).isprintable():
-        raise UserError(f"--out: {str(run)!r} holds characters that no file of settings can; choose another folder")
+        raise UserError(f"--out: {str(run)!r} contains characters that no settings file can; choose another folder")
     if run.exists() and not run.is_dir():
-        raise UserError(f"--out: {run} is no folder")
+        raise UserError(f"--out: {run} is not a folder")
     environment = read_site(root, os.environ)
     for name in ("TRELM_CONFIG", "TRELM_ARGS"):
         if environment.get(name):
@@ -178,7 +185,7 @@ def _variables(request: Request, folder: Path) -> dict[str, str]:
     return variables
 
 
-def _describe_job(request: Request, number: int) -> str:
+def _build_job_file(request: Request, number: int) -> str:
     """Build the complete sbatch file, which depends only on the snapshot, Python, the dataset and the run folder."""
     folder, given = _folder(request.run, number), request.environment
     variables = _variables(request, folder)
@@ -187,7 +194,7 @@ def _describe_job(request: Request, number: int) -> str:
         "Options below override those above; the values are those at submission.",
     ]
     output = "--output=" + str(request.run / "slurm").replace("%", "%%") + "/%j.log"
-    return job_file(request.script, [output, *from_environment(given), *request.options], variables, about)
+    return job_file(request.script, [output, *options_from_environment(given), *request.options], variables, about)
 
 
 def dry_run(request: Request) -> str:
@@ -197,11 +204,11 @@ def dry_run(request: Request) -> str:
         UserError: the run already has a job.
     """
     if slurm.installed():
-        _refuse_second(request.run)
-    return _describe_job(request, _next_number(request.run))
+        _refuse_second_job(request.run)
+    return _build_job_file(request, _next_number(request.run))
 
 
-def try_out(request: Request, text: str) -> str | None:
+def sbatch_test_only(request: Request, text: str) -> str | None:
     """Return the answer of `sbatch --test-only` to a batch file; None if Slurm is not installed.
 
     Raises:
@@ -224,8 +231,8 @@ def submit(request: Request) -> Submitted:
         (request.run / SUBMISSIONS).mkdir(parents=True, exist_ok=True)
         (request.run / "slurm").mkdir(exist_ok=True)  # for the log: Slurm creates no folders
         with lock(request.run / SUBMISSIONS / ".lock", f"--out: {request.run / SUBMISSIONS}"):
-            _refuse_second(request.run)
-            return _hand_over(request, _write_snapshot(request))
+            _refuse_second_job(request.run)
+            return _submit_snapshot(request, _write_snapshot(request))
     except (OSError, shutil.Error) as error:
         raise UserError(f"--out: cannot write into {request.run}: {error}") from None
 
@@ -236,9 +243,9 @@ def _for_sbatch(request: Request) -> dict[str, str]:
     return os.environ | options
 
 
-def _refuse_second(run: Path) -> None:
+def _refuse_second_job(run: Path) -> None:
     """Raise UserError if a job of this run is waiting or running."""
-    under_way = slurm.jobs_under_way([job.number for job in jobs_of(run)])
+    under_way = slurm.active_jobs([job.number for job in jobs_of(run)])
     for job, state in under_way.items():
         raise UserError(f"--out: job {job} of {run} is {state.lower()}; wait, `scancel {job}`, or give another --out")
 
@@ -274,7 +281,7 @@ def _write_snapshot(request: Request) -> Path:
         if git := describe_git(request.root):
             write_atomically(work / "git.txt", git)
         write_atomically(work / CONFIG, to_yaml(public(config)))
-        write_atomically(work / "job.sh", _describe_job(request, number))
+        write_atomically(work / "job.sh", _build_job_file(request, number))
         work.rename(folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -283,7 +290,7 @@ def _write_snapshot(request: Request) -> Path:
     return folder
 
 
-def _hand_over(request: Request, folder: Path) -> Submitted:
+def _submit_snapshot(request: Request, folder: Path) -> Submitted:
     """Submit a snapshot's job and record Slurm's answer in `job.json`.
 
     A refused snapshot is kept, with its number and the reason: Slurm may have accepted the job although its answer was

@@ -12,7 +12,7 @@ from trelm_ds.errors import UserError
 def submit_command(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from trelm_ds.cluster.submit import DEFAULT_SCRIPT, check, dry_run, submit, try_out
+    from trelm_ds.cluster.submit import DEFAULT_SCRIPT, check, dry_run, sbatch_test_only, submit
     from trelm_ds.settings import add_settings, parse
 
     parser = ArgumentParser(
@@ -41,7 +41,7 @@ def submit_command(arguments: list[str]) -> int:
     request = check(config, given.data, Path(given.out), given.nodes, given.script, arguments[at + 1 :])
     if given.dry_run:
         print(text := dry_run(request), end="", flush=True)
-        if (answer := try_out(request, text)) is not None:
+        if (answer := sbatch_test_only(request, text)) is not None:
             print(answer, file=sys.stderr)
         return 0
     submitted = submit(request)
