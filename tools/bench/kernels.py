@@ -51,7 +51,7 @@ def gathered(density: float, width: int) -> float:
 
 
 def weight_gradient(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """The gradient of the keys, dZ^T X; ours for the chosen neurons only, whose columns are contiguous already."""
+    """Set up the gradient of the keys, dZ^T X; ours for the chosen neurons only, whose columns are gathered already."""
     every, right, rows = make(o.tokens, neurons), make(o.tokens, size), chosen(neurons, o.density, make)
     left = every.index_select(1, rows)
     ways: dict[str, Way] = {
@@ -73,7 +73,7 @@ def weight_gradient(size: int, neurons: int, o: argparse.Namespace, make: Callab
 
 
 def both_weights(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """Everything from the activation's output gradient to the gradients of keys and values."""
+    """Set up everything from the activation's output gradient to the gradients of keys and values."""
     by_activated, before, hidden = make(o.tokens, neurons), make(o.tokens, neurons), make(o.tokens, size)
     gradient, rows = make(o.tokens, size), chosen(neurons, o.density, make)
     activated = activate(before, "gelu")
@@ -107,7 +107,7 @@ def both_weights(size: int, neurons: int, o: argparse.Namespace, make: Callable[
 
 
 def riemann(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """Scores of a layer's neurons from the gradients at all nodes."""
+    """Set up the scores of a layer's neurons from the gradients at all nodes."""
     gradients, values, activations = make(NODES, TARGETS, size), make(neurons, size), make(TARGETS, neurons)
     weights = torch.full((NODES,), 1 / NODES, device=values.device)
 
@@ -128,7 +128,7 @@ def riemann(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., 
 
 
 def path_mask(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """Zeroing half of the chosen rows' coordinates, with the norm."""
+    """Set up zeroing half of the chosen rows' coordinates, with the norm."""
     gradient, rows = make(neurons, size), chosen(neurons, o.density, make)
     kept = torch.rand(size, device=gradient.device) < 0.5
     on_path = torch.zeros(neurons, dtype=torch.bool, device=gradient.device).index_fill(0, rows, True)
@@ -148,7 +148,7 @@ def path_mask(size: int, neurons: int, o: argparse.Namespace, make: Callable[...
 
 
 def optimizer(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """One optimizer step on a layer's keys and values, in float32."""
+    """Set up one optimizer step on a layer's keys and values, in float32."""
     rows = chosen(neurons, o.density, make)
     gradient = torch.zeros(2, neurons, size, device=rows.device)
     gradient[:, rows] = torch.randn(2, len(rows), size, device=rows.device)
