@@ -59,7 +59,8 @@ read_part() {
     fi
     trelm_prepare "$@" --part "$part/$TRELM_PARTS" || code=$?
     ((code == 0)) || say "part $part of $TRELM_PARTS failed (exit code $code)"
-    ((code == 2)) || ensure_merge "$@" || true  # in case the first task was killed before it could
+    # Every task ensures it, in case the first one was killed before it could; not after a user error (2).
+    ((code == 2)) || ensure_merge "$@" || true
     exit "$code"
 }
 
