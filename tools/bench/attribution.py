@@ -1,11 +1,11 @@
-"""What attribution costs beside the way public code does it, and whether three nodes find the neurons that twenty find.
+"""Compare attribution's cost with public code's way, and the neurons that three nodes find with those of twenty.
 
 python tools/bench/attribution.py [--layers 12 --hidden 768 --neurons 3072 --heads 12] [--facts 16] \
     [--model FOLDER --data DATASET] [--out docs/benchmarks/attribution.json]
 
-The loop is one forward and backward pass of the whole model for every fact, layer and node. Both sides answer the same
-questions with the same weights, take turns, and must find the same scores. With --model and --data the overlap of the
-chosen neurons between quadratures is measured on the facts of a dataset of `trelm prepare`.
+The loop, public code's way, is one forward and backward pass of the whole model per fact, layer and node. Both ways get
+the same queries and weights, take turns, and must find the same scores. With --model and --data, also measures how many
+of the chosen neurons the quadratures have in common, on the facts of a dataset of `trelm prepare`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from trelm_ds.stopping import StopSignals
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens of a query, masks in it, tokens that compete
+LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens in a query, masks in it, candidate tokens
 
 
 def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> Documents:
-    """`facts` queries of LENGTH random tokens with ANSWER masks before the last."""
+    """Make `facts` queries of LENGTH random tokens, with ANSWER masks before the last token."""
     draw, vocabulary = torch.Generator().manual_seed(0), model.config.vocab_size
     ids = torch.randint(5, vocabulary, (facts * LENGTH,), generator=draw)
     positions = (torch.arange(facts)[:, None] * LENGTH + LENGTH - 1 - ANSWER + torch.arange(ANSWER)).flatten()
@@ -68,7 +68,7 @@ def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> D
 
 
 def loop(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -> Tensor:
-    """Scores [L, F] as public code finds them: fact by fact, layer by layer, node by node, through the whole model."""
+    """Compute scores [L, F] as public code does: per fact, layer and node, through the whole model."""
     layers = list(model.encoder.layers)
     scores = torch.zeros(len(layers), model.config.intermediate_size, device=given.input_ids.device)
     bounds = torch.tensor([0, LENGTH], dtype=torch.int32, device=scores.device)
@@ -91,7 +91,7 @@ def loop(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -
 
 @contextlib.contextmanager
 def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
-    """Multiplies the activation of a layer at `rows` by alpha."""
+    """Multiply a layer's activations at `rows` by alpha while the context is open."""
     assert isinstance(layer, EncoderLayer)
     memory, seen = layer.feed_forward, dict[str, Tensor]()
 
@@ -108,7 +108,7 @@ def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[
 
 @contextlib.contextmanager
 def counted(tokens: int) -> Iterator[list[float]]:
-    """Forward passes of one layer over `tokens` tokens; a copy of the documents for another node counts as a pass."""
+    """Count forward passes of one layer over `tokens` tokens; each node's copy of the documents counts as a pass."""
     passes, attend = [0.0], EncoderLayer.attend
 
     def counting(layer: EncoderLayer, hidden: Tensor, *more: Any) -> Tensor:
@@ -121,7 +121,7 @@ def counted(tokens: int) -> Iterator[list[float]]:
 
 
 def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds a fact and layer passes: the loop with 20 nodes, the loop with 3, ours with either."""
+    """Measure time per fact and layer passes of the loop and of ours, each with 20 and with 3 nodes."""
     torch.manual_seed(0)
     settings = ModelConfig(
         hidden_size=options.hidden,
@@ -141,7 +141,7 @@ def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     passes, scores = {}, {}
-    for turn in range(options.rounds + 1):  # the first warms up
+    for turn in range(options.rounds + 1):  # the first turn warms up
         for name, way in ways.items():
             begun = now(device)
             with counted(LENGTH if "at once" not in name else len(many.input_ids)) as count:
@@ -156,7 +156,7 @@ def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     found = {}
     for name in ways:
         each = statistics.median(seconds[name]) / (options.facts if "at once" in name else 1)
-        # Passes below the layer have no backward pass in either way; the loop's go back to the layer only.
+        # Neither way runs backward below the scaled layer, so forward passes are what to compare.
         found[name] = {
             "ms_per_fact": round(1000 * each, 2),
             "times_faster": round(base / each, 1),
@@ -172,7 +172,7 @@ def now(device: torch.device) -> float:
 
 
 def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
-    """Share of the top 10% neurons that two quadratures have in common, mean over layers, on a dataset's facts."""
+    """Measure the share of the top 10% neurons that two quadratures have in common, per layer, on a dataset's facts."""
     rules = {"gauss3": QUADRATURES["gauss3"], "right20": QUADRATURES["right20"], "gauss24": gauss_legendre(24)}
     config = Config(
         model=ModelConfig(init_from=str(model)),
@@ -226,12 +226,12 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--neurons", type=int, default=3072)
     parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--facts", type=int, default=16, help="facts at once")
+    parser.add_argument("--facts", type=int, default=16, help="facts attributed at once")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="trained model for the overlap")
-    parser.add_argument("--data", help="dataset for the overlap")
-    parser.add_argument("--steps", type=int, default=4, help="batches of the dataset")
-    parser.add_argument("--batch", type=int, default=128, help="sequences in each")
+    parser.add_argument("--model", type=Path, help="trained model to measure the overlap on")
+    parser.add_argument("--data", help="dataset to measure the overlap on")
+    parser.add_argument("--steps", type=int, default=4, help="batches to read from the dataset")
+    parser.add_argument("--batch", type=int, default=128, help="sequences in each batch")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "attribution.json")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -90,8 +90,8 @@ def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) 
                 )
             if name == _DRAWS:
                 raise UserError(
-                    f"{path}: written by an earlier version, which drew routed facts otherwise; finish the run with that "
-                    "version, or start another --out"
+                    f"{path}: written by an earlier version, which drew routed facts otherwise; finish the run with "
+                    "that version, or start another --out"
                 )
             change = f"{name} ({_short(before)}, now {_short(value)})"
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")

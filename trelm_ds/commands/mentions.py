@@ -14,28 +14,28 @@ def add_importance(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "importance",
         help="score how much each sentence depends on its mentions",
-        description="Stores the cosine of Eq. 1 for every mention in DATASET/importance. Stop it at any time: the same "
-        "command continues. Several parts may run at once.",
+        description="Store the cosine of Eq. 1 for every mention in DATASET/importance. It may be stopped at any time; "
+        "the same command continues. Parts may run in parallel.",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET")
     parser.add_argument(
-        "--model", type=Path, required=True, help="Hugging Face folder of the backbone; an MLM head is not needed"
+        "--model", type=Path, required=True, help="Hugging Face folder of the backbone, with or without MLM head"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     parser.add_argument(
-        "--batch-tokens", type=int, help="tokens of a forward pass at most (default: 2048 on a CPU, 65536 on a GPU)"
+        "--batch-tokens", type=int, help="most tokens in a forward pass (default: 2048 on a CPU, 65536 on a GPU)"
     )
     parser.add_argument(
         "--scope",
         choices=("long_tail", "all"),
         default="long_tail",
-        help="mentions of long-tail entities with a triple, or all: the strategies high_frequency and all need those "
-        "(default: %(default)s)",
+        help="score mentions of long-tail entities with a triple, or all mentions, which the strategies high_frequency "
+        "and all need (default: %(default)s)",
     )
     parser.add_argument(
-        "--entity-threshold", type=int, help="mentions below which an entity is long-tail (default: the corpus mean)"
+        "--entity-threshold", type=int, help="an entity with fewer mentions is long-tail (default: the corpus mean)"
     )
-    parser.add_argument("--part", default="1/1", metavar="i/n", help="score every n-th shard, from the i-th on")
+    parser.add_argument("--part", default="1/1", metavar="i/n", help="score every n-th shard, starting with the i-th")
     parser.set_defaults(action=_importance)
 
 
@@ -56,16 +56,18 @@ def _importance(namespace: argparse.Namespace) -> int:
 
 
 def add_strategies(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("strategies", help="which mentions each strategy of Figure 3 would keep")
+    parser = commands.add_parser("strategies", help="count the mentions that each strategy of Figure 3 keeps")
     parser.add_argument("dataset", type=Path, metavar="DATASET")
     parser.add_argument(
-        "--entity-threshold", type=int, help="mentions below which an entity is long-tail (default: the corpus mean)"
+        "--entity-threshold", type=int, help="an entity with fewer mentions is long-tail (default: the corpus mean)"
     )
     parser.add_argument(
-        "--quantile", type=float, default=0.5, help="share of the candidates that is important (default: %(default)s)"
+        "--quantile", type=float, default=0.5, help="share of candidates that count as important (default: %(default)s)"
     )
-    parser.add_argument("--max-per-sequence", type=int, default=8, help="mentions at most (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a bar chart is drawn beside it")
+    parser.add_argument(
+        "--max-per-sequence", type=int, default=8, help="most mentions per sequence (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a bar chart is saved next to it")
     parser.set_defaults(action=_strategies)
 
 
