@@ -54,11 +54,14 @@ class MaskingConfig:
     """choose whole words instead of word pieces"""
 
 
+Strategy = Literal["long_tail", "high_frequency", "all", "none"]
+
+
 @dataclass
 class SelectionConfig:
     """Which mentions get knowledge (paper 3.1); `trelm strategies` shows what each choice keeps."""
 
-    strategy: Literal["long_tail", "high_frequency", "all", "none"] = "long_tail"
+    strategy: Strategy = "long_tail"
     """entities by their frequency in the corpus (Figure 3); none turns injection, assessing and entity memory off"""
     entity_threshold: int | None = None
     """mentions in the corpus below which an entity is long-tail; default: the corpus mean"""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trelm_ds.training.setup import build_model
 
 from tests.distributed import run_distributed_test
 from tests.logged import warns
@@ -26,7 +27,6 @@ from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.routing import FOLDER, Routing
-from trelm_ds.training.setup import build_model
 from trelm_ds.training.trainer import Trainer
 
 NEURONS = ("keys", "key_bias", "values")

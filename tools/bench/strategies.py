@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from trelm_ds.config import SelectionConfig
 from trelm_ds.corpus import PrepareOptions, prepare
 from trelm_ds.importance import (
     ScoreOptions,
@@ -30,7 +31,6 @@ from trelm_ds.importance import (
     plot_strategies,
     score_dataset,
 )
-from trelm_ds.knowledge import Selection
 from trelm_ds.model import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +74,8 @@ def main() -> None:
         PrepareOptions(options.source, options.wikidata5m, options.tokenizer, dataset, shard_mb=SHARD_MB)
     )
     scored = score_dataset(ScoreOptions(dataset, options.model, scope=options.scope))
-    by_quantile = {quantile: compare_strategies(dataset, Selection(quantile=quantile)) for quantile in QUANTILES}
-    shown = by_quantile[Selection().quantile]
+    by_quantile = {quantile: compare_strategies(dataset, SelectionConfig(quantile=quantile)) for quantile in QUANTILES}
+    shown = by_quantile[SelectionConfig().quantile]
     content = {
         "device": device(),
         "versions": {name: version(name) for name in ("torch", "numpy", "transformers", "tokenizers")},

@@ -9,8 +9,8 @@ import numpy as np
 
 from trelm_ds.config import Config, MemoryConfig
 from trelm_ds.corpus import ENTITIES_FOLDER, GRAPH_FOLDER, NAMES_FOLDER, TOKEN_COUNTS, WORDS_FOLDER, WordTable
-from trelm_ds.importance import Scores, load_frequencies, open_scores, open_selector
-from trelm_ds.knowledge import KnowledgeGraph, MentionSelector, Names, Selection, long_tail_words
+from trelm_ds.importance import ImportanceScores, load_frequencies, open_scores, open_selector
+from trelm_ds.knowledge import KnowledgeGraph, MentionSelector, Names, long_tail_words
 from trelm_ds.ragged import gather, offsets_of
 from trelm_ds.shards import Manifest
 
@@ -36,7 +36,7 @@ class KnowledgeIndex:
     """
 
     selector: MentionSelector
-    scores: Scores | None
+    scores: ImportanceScores | None
     graph: KnowledgeGraph
     names: Names
     words: WordTable
@@ -56,9 +56,8 @@ class KnowledgeIndex:
         Raises:
             UserError: scores are required but missing or unfit, or the dataset lacks a file.
         """
-        wanted = config.selection
-        selection = Selection(wanted.strategy, wanted.entity_threshold, wanted.quantile, wanted.max_per_sequence)
-        kind = "none" if wanted.strategy == "none" else wanted.importance
+        selection = config.selection
+        kind = "none" if selection.strategy == "none" else selection.importance
         scores = open_scores(dataset, Manifest.load(dataset), kind)
         if bar is None:
             selector = open_selector(dataset, selection, scores)

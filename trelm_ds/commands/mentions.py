@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from trelm_ds.commands.result_file import check_result_file
+from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
 
 
@@ -72,11 +73,15 @@ def add_strategies(commands: argparse._SubParsersAction) -> None:
 
 
 def _strategies(namespace: argparse.Namespace) -> int:
+    from trelm_ds.config import Config, SelectionConfig
+    from trelm_ds.config_rules import problems
     from trelm_ds.importance import compare_strategies, format_strategies, plot_strategies
-    from trelm_ds.knowledge import Selection
 
     check_result_file(namespace.out, "strategies.json")
-    selection = Selection("all", namespace.entity_threshold, namespace.quantile, namespace.max_per_sequence)
+    names = ("entity_threshold", "quantile", "max_per_sequence")
+    selection = SelectionConfig(**{name: getattr(namespace, name) for name in names})
+    for setting, problem in problems(Config(selection=selection)):
+        raise UserError(f"--{setting.removeprefix('selection.').replace('_', '-')}: {problem}")
     result = compare_strategies(namespace.dataset, selection)
     print(format_strategies(result))
     if namespace.out:

@@ -1,4 +1,4 @@
-"""Tables spread over the ranks of a training run: vectors of entities and relations, and the memory bank."""
+"""Tables sharded over the ranks of a training run: entity and relation vectors, and the memory bank."""
 
 from trelm_ds.knowledge.tables.memory_bank import (
     Memories,

@@ -1,4 +1,4 @@
-"""Vectors of entities and relations in word-embedding space, from which injected embeddings are made (paper 3.1)."""
+"""Entity and relation vectors in word-embedding space, from which injected embeddings are computed (paper 3.1)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
 from trelm_ds.ragged import gather, offsets_of
 
-_BATCH = 65536  # rows whose double-precision copy is in memory
+_BATCH = 65536  # rows held in double precision at a time
 
 
 class VectorTable(ShardedTable):
-    """v of E entities, and behind them of R relations, in D numbers each, spread over the ranks.
+    """Vectors v [E + R, D] of E entities followed by R relations, sharded over the ranks.
 
     `fill` it from an injection source, then `match` it to the words.
 
@@ -37,17 +37,17 @@ class VectorTable(ShardedTable):
         self.n_entities = n_entities
 
     def match(self, word_mean: Tensor, word_scale: float, centre_relations: bool = False) -> None:
-        """Gives the entities the mean and scale of the word embeddings; collective.
+        """Give the entities the mean and scale of the word embeddings; collective.
 
-        Entities go to a (v - mean of the entities) + word_mean, with a = word_scale / scale of the entities; relations
-        to a v, or the rule v_tail = v_head + v_relation would not survive: it is differences of entities that
-        relations are, and those lose any shift.
+        Entities become a (v - mean of the entities) + word_mean, with a = word_scale / scale of the entities. Relations
+        become a v without a shift, which preserves v_tail = v_head + v_relation: a relation is a difference of
+        entities, from which any shift cancels.
 
         Args:
             word_mean, word_scale: `word_statistics` of the word embeddings, [D] and a number.
-            centre_relations: take the relations' mean from them: for vectors that come from relations' names, whose
-                mean is that of all text. Left in, it would take v_tail - v_relation away from the words, and
-                v_head + v_relation to the other side.
+            centre_relations: subtract the relations' mean. Meant for vectors computed from relation names, whose mean
+                is that of text in general: it would move v_tail - v_relation away from the words in one direction, and
+                v_head + v_relation in the other.
         """
         entities, relations = self._parts()
         mean, scale = self._statistics(entities, self.n_entities)
@@ -55,19 +55,19 @@ class VectorTable(ShardedTable):
         _affine(entities, mean, factor, word_mean.detach().cpu().double())
         shift = torch.zeros(self.width, dtype=torch.float64)
         centre = shift
-        if centre_relations and self.n_rows - self.n_entities > 1:  # a single one would be 0
+        if centre_relations and self.n_rows - self.n_entities > 1:  # a single relation would become 0
             centre, _ = self._statistics(relations, self.n_rows - self.n_entities)
         _affine(relations, centre, factor, shift)
 
     def _parts(self) -> tuple[Tensor, Tensor]:
-        """Views of this rank's entities and relations."""
+        """Return views of this rank's entities and relations."""
         own = len(range(self.group.rank, self.n_entities, self.group.world_size))
         return self.local[:own], self.local[own:]
 
     def _statistics(self, part: Tensor, n_rows: int) -> tuple[Tensor, float]:
-        """Mean [D] and scale of the n_rows of which `part` is this rank's.
+        """Compute mean [D] and scale of the n_rows rows of which `part` is this rank's share; collective.
 
-        In double precision: rows that are all alike have a scale of exactly 0, since their sum is exact.
+        In double precision, in which the sum of identical rows is exact and their scale exactly 0.
         """
         total = torch.zeros(self.width, dtype=torch.float64)
         for rows in part.split(_BATCH):
@@ -81,15 +81,15 @@ class VectorTable(ShardedTable):
 
 
 def _affine(part: Tensor, centre: Tensor, factor: float, shift: Tensor) -> None:
-    """part <- factor (part - centre) + shift, in place."""
+    """Compute factor (part - centre) + shift in place."""
     for rows in part.split(_BATCH):
         rows.copy_((rows.double() - centre.to(rows.device)) * factor + shift.to(rows.device))
 
 
 def word_statistics(weight: Tensor) -> tuple[Tensor, float]:
-    """Mean of each dimension, float32 [D], and scale of a word-embedding matrix [V, D].
+    """Compute the mean, float32 [D], and the scale of a word-embedding matrix [V, D].
 
-    The scale is the root mean square of all entries without their dimension's mean.
+    The scale is the root mean square of all entries after centring each dimension.
     """
     weight = weight.detach().float()
     mean = weight.mean(0)
@@ -97,16 +97,16 @@ def word_statistics(weight: Tensor) -> tuple[Tensor, float]:
 
 
 def mean_of_tokens(embed: Callable[[Tensor], Tensor], offsets: Tensor, tokens: Tensor) -> Tensor:
-    """The mean word embedding of each of n lists of tokens.
+    """Average the word embeddings of n lists of tokens: for injection source alias_mean and for initial memories.
 
     Args:
-        embed: from distinct tokens, int64 [m] on the CPU, to their word embeddings [m, D]; called once, perhaps with
-            none, since under ZeRO-3 it is collective.
+        embed: maps distinct tokens, int64 [m] on the CPU, to their word embeddings [m, D]. Called exactly once, even
+            with no tokens, since it is collective under ZeRO-3.
         offsets: int64 [n + 1] on the CPU, where each list starts in `tokens`.
         tokens: int64 [K] on the CPU.
 
     Returns:
-        float32 [n, D], on the embeddings' device; 0 for an empty list.
+        float32 [n, D] on the embeddings' device; 0 for an empty list.
     """
     distinct, index = torch.unique(tokens, return_inverse=True)
     rows = embed(distinct).detach().float()
