@@ -19,7 +19,7 @@ from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
 from trelm_ds.checkpoints import saver as saving
-from trelm_ds.checkpoints.listing import _entry, catalogue, prune_run, to_table
+from trelm_ds.checkpoints.listing import _describe, list_checkpoints, prune_run, to_table
 from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.distributed import Ranks
@@ -110,7 +110,7 @@ def test_a_full_disk_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not foreseen:
-        monkeypatch.setattr(saving, "_ROOM", 0.0)  # so that the disk fills while files are written
+        monkeypatch.setattr(saving, "_FREE_SPACE_FACTOR", 0.0)  # so that the disk fills while files are written
     filler = small_disk / "filler"
     undisturbed, place = losses(run), small_disk / "run"
     shutil.rmtree(run / "checkpoints" / "step-00000004")
@@ -201,7 +201,7 @@ def test_a_damaged_manifest_leaves_the_one_before(content: str, run: Path) -> No
     with pytest.raises(UserError, match="manifest"):
         read_verified(newest)
     assert read_verified(before).step == 2
-    found = catalogue(run, verify=False)
+    found = list_checkpoints(run, verify=False)
     assert [bool(entry.problem) for entry in found] == [True, False]
 
 
@@ -239,7 +239,7 @@ def test_copies_beside_checkpoints_are_nobodys_business(run: Path, one_rank: Ran
         shutil.copytree(newest, copy)
     (copies[1] / "manifest.json").unlink()
     assert committed(run) == [newest, before]
-    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 2]
+    assert [entry.step for entry in list_checkpoints(run, verify=True)] == [4, 2]
     train(config(max_steps=6, checkpoint_every=1, keep_every=4), tiny_dataset, run, one_rank)
     assert [path.name for path in committed(run)] == [f"step-{step:08d}" for step in (6, 5, 4)]
     assert all(copy.is_dir() for copy in copies)
@@ -256,8 +256,8 @@ def test_the_folder_is_taken_before_its_checkpoints_are_looked_at(
         Trainer(config(), str(tiny_dataset), run, one_rank, signals)
 
 
-def test_the_catalogue(run: Path) -> None:
-    found = catalogue(run, verify=True)
+def test_listing(run: Path) -> None:
+    found = list_checkpoints(run, verify=True)
     assert [(entry.step, entry.ranks, entry.zero_stage, entry.problem) for entry in found] == [
         (4, 1, 1, None),
         (2, 1, 1, None),
@@ -267,7 +267,7 @@ def test_the_catalogue(run: Path) -> None:
     assert lines[1].endswith("sound")
     weights = found[1].path / "mp_rank_00_model_states.pt"
     weights.write_bytes(weights.read_bytes()[:-1])
-    problem = catalogue(run, verify=True)[1].problem
+    problem = list_checkpoints(run, verify=True)[1].problem
     assert problem is not None
     assert "mp_rank_00_model_states.pt: its content does not match" in problem
     assert prune_run(run, 2) == [found[1].path]  # the damaged one
@@ -275,18 +275,18 @@ def test_the_catalogue(run: Path) -> None:
     with pytest.raises(UserError, match="no other is sound; nothing was removed"):
         prune_run(run, 2)
     shutil.rmtree(found[0].path)
-    assert _entry(found[0].path, verify=True) is None  # removed while it was looked at
+    assert _describe(found[0].path, verify=True) is None  # removed while it was looked at
     with pytest.raises(UserError, match="at least 2 must stay"):
         prune_run(run, 1)
     with pytest.raises(UserError, match="no run folder"):
-        catalogue(run / "nowhere", verify=False)
+        list_checkpoints(run / "nowhere", verify=False)
 
 
 def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(config(checkpoint_every=1, keep_checkpoints=4), tiny_dataset, run, one_rank)
     assert [path.name for path in prune_run(run, 3)] == ["step-00000001"]
-    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 3, 2]
+    assert [entry.step for entry in list_checkpoints(run, verify=True)] == [4, 3, 2]
     assert not (run / ".lock").exists()
     assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
 

@@ -16,7 +16,7 @@ import yaml
 from tests.distributed import run_distributed_test
 from tests.logged import warns
 from trelm_ds.checkpoints import export
-from trelm_ds.checkpoints.manifest import _sum_of, read_verified
+from trelm_ds.checkpoints.manifest import _hash_of, read_verified
 from trelm_ds.config import (
     CkaConfig,
     Config,
@@ -265,7 +265,7 @@ def test_a_kill_before_the_pointer_costs_nothing(one_rank: Ranks, tiny_dataset: 
 def sealed(manifest: dict[str, Any]) -> str:
     """As somebody would write it who knows how."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
-    return json.dumps(content | {"sha256": _sum_of(content)})
+    return json.dumps(content | {"sha256": _hash_of(content)})
 
 
 def test_a_file_that_the_manifest_does_not_name_is_refused(run: Path) -> None:

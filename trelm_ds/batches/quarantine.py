@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 from trelm_ds import log
-from trelm_ds.files import append_line
+from trelm_ds.files import append_line, read_json_lines
 from trelm_ds.shards import Damage
 
 QUARANTINE = "quarantine.jsonl"  # in the run folder
@@ -16,11 +15,7 @@ QUARANTINE = "quarantine.jsonl"  # in the run folder
 def note_quarantine(run: Path, step: int, damages: list[Damage]) -> None:
     """Add damaged blocks to `quarantine.jsonl`, one JSON object for each: shard, offset, sequences, reason, step."""
     path = run / QUARANTINE
-    known = set()
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short
-            entry = json.loads(line)
-            known.add((entry["shard"], entry["offset"]))
+    known = {(entry.get("shard"), entry.get("offset")) for entry in read_json_lines(path)}
     for damage in damages:
         if (damage.shard, damage.offset) not in known:
             log.warning_once(f"{damage.shard}: damaged block at byte {damage.offset} ({damage.reason})")

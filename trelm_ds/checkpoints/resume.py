@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues, and what it must have in common with it."""
+"""Choose the checkpoint that a run continues from, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from trelm_ds.run_folder import checkpoints_folder, committed
 
 # Sections of which a continuation may change some settings: those that it may not are named one by one.
 _OTHERWISE = ("model", "loader", "trainer", "guards", "tracking")
-# A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
+# These may change: a file's vectors are in the checkpoint, and for importance it matters which scores are used
+# ("importance" in `dataset`), not how they were asked for.
 _FREE = ("injection.file", "selection.importance")
 _DRAWS = "routing.draws"  # by which random stream routed facts are drawn; the first versions shared one
 
 
 def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Collect what a continuation must have in common with the run it continues.
+    """Collect what a continuation must share with the run it continues, by dotted name.
 
     Args:
-        config: checked settings.
-        sizes: of the encoder.
+        sizes: the encoder's configuration.
         dataset: `StepDataset.identity`.
     """
     loader, trainer = config.loader, config.trainer
@@ -57,15 +57,16 @@ def _idle(config: Config, section: str) -> bool:
 
 
 def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
-    """What `trainer.resume` means for this run folder.
+    """Choose the checkpoint to start from, as `trainer.resume` says; None for a start from scratch.
 
     Args:
-        resume: "auto", "never" or a checkpoint folder, which counts as long as the run has none of its own.
+        resume: "auto", "never" or a checkpoint folder; the folder is used only until the run has checkpoints itself.
         run: the run folder.
-        identity: what the continuation must have in common with the checkpoint.
+        identity: what the checkpoint must share with this run.
 
     Raises:
-        UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
+        UserError: "never" although a checkpoint exists, no sound checkpoint at the given path, or a checkpoint of
+            another run.
     """
     if resume == "never":
         if committed(run):
@@ -82,6 +83,7 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
 
 
 def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
+    """Raise a UserError that names the first setting in which run and checkpoint differ."""
     for name, value in identity.items():
         if (before := info.identity.get(name)) != value:
             if name == "importance" and before is None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.run_folder import HISTORY, SUBMISSIONS, read_objects
+from trelm_ds.files import read_json_lines
+from trelm_ds.run_folder import HISTORY, SUBMISSIONS
 
 JOB_NOTE = "job.json"  # in the folder of a submission
 
@@ -39,7 +40,11 @@ def jobs_of(run: Path) -> list[Job]:
         if number := note.get("job"):
             jobs[str(number)] = Job(str(number), folder, log=note.get("log"))
             since[str(number)] = str(note.get("time", ""))
-    for event in read_objects(run / HISTORY):
+    try:
+        events = read_json_lines(run / HISTORY)
+    except OSError:  # what Slurm knows is still worth showing
+        events = []
+    for event in events:
         if not (isinstance(number := event.get("job"), str) and isinstance(event.get("event"), str)):
             continue
         job = jobs.setdefault(number, Job(number))

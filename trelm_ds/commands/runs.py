@@ -64,12 +64,12 @@ def add_checkpoints(commands: argparse._SubParsersAction) -> None:
 
 
 def _checkpoints(namespace: argparse.Namespace) -> int:
-    from trelm_ds.checkpoints import catalogue, prune_run, to_table
+    from trelm_ds.checkpoints import list_checkpoints, prune_run, to_table
 
     if namespace.prune is not None:
         for path in prune_run(namespace.run, namespace.prune):
             print(f"{path}: removed")
-    found = catalogue(namespace.run, namespace.verify)
+    found = list_checkpoints(namespace.run, namespace.verify)
     print(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet")
     return int(any(entry.problem for entry in found))
 

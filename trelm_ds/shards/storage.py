@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of, turn
+from trelm_ds.files import fsync_folder, sha256_of, waiting_lock
 from trelm_ds.shards.manifest import NAME, Manifest
 
 
@@ -112,7 +112,7 @@ class RemoteFolder:
         if path.is_file() and path.stat().st_size == size:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with turn(path.with_name(f".{path.name}.lock")):
+        with waiting_lock(path.with_name(f".{path.name}.lock")):
             if path.is_file() and path.stat().st_size == size:
                 return path  # somebody else was faster
             temporary = path.with_name(f".{path.name}.tmp")
@@ -147,7 +147,7 @@ class RemoteFolder:
 
     def _make_room(self, keep: Path) -> None:
         """Removes the shards least recently read until the cache is small enough."""
-        with turn(self._cache / ".lock"):
+        with waiting_lock(self._cache / ".lock"):
             found = []
             for path in self._cache.glob("*/shard-*.tar"):
                 with contextlib.suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
-from trelm_ds.files import turn, write_atomically
+from trelm_ds.files import waiting_lock, write_atomically
 from trelm_ds.redact import scrub, shown
 from trelm_ds.run_folder import PROGRESS, SPOOL
 from trelm_ds.tracking.spool import Entry, read
@@ -320,7 +320,7 @@ def _client(address: str) -> Any:
     path = _sqlite_file(address)
     if path is None:
         return MlflowClient(address)
-    with turn(path.with_name(f".{path.name}.lock")):
+    with waiting_lock(path.with_name(f".{path.name}.lock")):
         return MlflowClient(address)
 
 

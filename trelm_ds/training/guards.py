@@ -17,7 +17,7 @@ from trelm_ds import log
 from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
-from trelm_ds.files import append_line, write_atomically
+from trelm_ds.files import append_line, read_json_lines, write_atomically
 from trelm_ds.training.component import Component
 
 SKIPPED = "skipped_steps.jsonl"  # in the run folder
@@ -99,19 +99,12 @@ class Guard(Component):
         """Restore what the manifest has; what was noted of later steps goes, since they come again."""
         state, step = info.guard, info.step
         if self._writes and self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [entry for entry in read_json_lines(self._path) if entry.get("step", math.inf) <= step]
             with contextlib.suppress(OSError):
-                write_atomically(self._path, "".join(line for line in lines if _step_of(line) <= step))
+                write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._losses.extend(state.get("losses", []))
         self._skipped.extend(state.get("skipped", []))
         self.count = state.get("count", 0)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):  # a line that a kill cut short
-        return math.inf
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
