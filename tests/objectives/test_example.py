@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class MentionsConfig:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The example's module, registered."""
     code = re.search(r"<!-- objective-example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None
@@ -40,7 +39,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code.group(1), "CONTRIBUTING.md", "exec"), module.__dict__)
     monkeypatch.setattr(dataset, "OBJECTIVES", (*objectives.OBJECTIVES, module.Mentions()))
-    yield module
+    return module
 
 
 def test_the_example_trains(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, example: Any) -> None:

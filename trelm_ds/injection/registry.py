@@ -28,6 +28,7 @@ SOURCES = {
     "encoder": Registration("trelm_ds.injection.encoder:NameEncoder"),
     "alias_mean": Registration("trelm_ds.injection.alias_mean:AliasMean"),
     "file": Registration("trelm_ds.injection.file:VectorFile", reads_file=True),
+    "transe": Registration("trelm_ds.injection.transe:TransE", reads_file=True),
 }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.injection.registry import source_class
 
@@ -109,6 +109,6 @@ def fill_vectors(table: VectorTable, context: SourceContext) -> InjectionSource:
 
     table.fill(vectors_of, _BATCH)
     context.ranks.all_agree(check)
-    if context.ranks.rank == 0 and (line := source.describe()):
-        print(f"injection: {line}", file=sys.stderr, flush=True)
+    if line := source.describe():
+        log.info_rank0(f"injection: {line}")
     return source
