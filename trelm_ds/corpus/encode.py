@@ -121,7 +121,7 @@ def _grouped(sequences: Iterator[Sequence], task: EncodeTask) -> tuple[list[Bloc
         tokens = block.tokens.astype(np.int64)
         begins = starts[tokens]
         begins[1:] |= ~ordinary[tokens[:-1]]  # a word also begins after every special token
-        words.add(WordTable.count(tokens, words_of(tokens, begins, ordinary[tokens])))
+        words.add(WordTable.from_words(tokens, words_of(tokens, begins, ordinary[tokens])))
         blocks.append(block)
         pending.clear()
 

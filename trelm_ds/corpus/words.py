@@ -68,7 +68,7 @@ class WordTable(NamedTuple):
         return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int32))
 
     @classmethod
-    def count(cls, tokens: np.ndarray, words: Words) -> WordTable:
+    def from_words(cls, tokens: np.ndarray, words: Words) -> WordTable:
         """Count the words of packed tokens [T]."""
         hashes, rows, counts = np.unique(words.hashes, return_index=True, return_counts=True)
         length = words.length[rows]
