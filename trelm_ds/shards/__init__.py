@@ -1,4 +1,4 @@
-"""The dataset on disk: webdataset tar shards, manifest, verification, exact order, reader."""
+"""The dataset on disk: webdataset tar shards, manifest, verification, sample order, reader."""
 
 from trelm_ds.shards.format import Block, Sequence
 from trelm_ds.shards.manifest import CARD, DROPPED, Manifest
