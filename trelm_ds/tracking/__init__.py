@@ -1,4 +1,4 @@
-"""Follows a run: log points in its folder, always; MLflow, if enabled. Rank 0 only."""
+"""Track a run: metrics in the run folder, always, and MLflow, if enabled."""
 
 from trelm_ds.tracking.journal import Journal
 from trelm_ds.tracking.system_metrics import SystemMetrics

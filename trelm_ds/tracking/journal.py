@@ -1,4 +1,4 @@
-"""What a run leaves for people: its settings, metrics, MLflow, the loss curve, and a line at its start and end."""
+"""Record a run for its users: settings, metrics, MLflow, the loss curve, and a line at its start and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from trelm_ds.tracking.plot import plot_loss
 
 
 class MetricsFile:
-    """One JSON object a log point. A resumed run drops the points after the step it continues from."""
+    """`metrics.jsonl`: one JSON object per log point.
+
+    Opening it drops the points after `from_step`, the step that a resumed run continues from, since they come again.
+    """
 
     def __init__(self, run: Path, from_step: int) -> None:
         self.path = run / METRICS
@@ -24,24 +27,25 @@ class MetricsFile:
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a log point."""
         append_line(self.path, json.dumps({"step": step, **metrics}))
 
 
 class Journal:
-    """Of one run, kept by rank 0.
+    """The record of one run, kept by rank 0.
 
     Args:
-        config: of the run.
-        ds_config: DeepSpeed's, resolved.
-        run: its folder.
-        step: steps done before.
-        about: what the configuration does not say; becomes MLflow parameters.
+        ds_config: the resolved DeepSpeed configuration.
+        run: the run folder.
+        step: optimizer steps done before this process.
+        about: facts that the configuration does not state, logged as MLflow parameters.
         hosts: names of the nodes.
-        mlflow_key: that the checkpoint has; "" without one.
-        notes: lines to print at the start.
+        mlflow_key: key of the run in MLflow according to its checkpoint; "" without one.
+        notes: lines to log at the start.
 
     Raises:
         UserError: the tracking address cannot work.
+        OSError: the run folder cannot be written.
     """
 
     def __init__(
@@ -70,20 +74,20 @@ class Journal:
 
     @property
     def mlflow_key(self) -> str:
-        """Of the run in MLflow, for checkpoints; "" where nothing is tracked."""
+        """Key of the run in MLflow, to be stored in checkpoints; "" without MLflow."""
         return self._tracker.key if self._tracker else ""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Writes a log point."""
+        """Record a log point."""
         if values.get("facts_per_sequence") == 0 and not self._warned:
-            self._warned = True  # once: half of the loss may be one of nothing
+            self._warned = True
             log.warning(
                 f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {step}; chosen "
                 "entities have no triple whose names the tokenizer can write, or max_token_share is too small"
             )
         try:
             self._metrics.log(step, values)
-        except OSError as error:  # a full disk is no reason to stop training
+        except OSError as error:  # a full disk must not stop training
             if not self._warned_of_disk:
                 log.warning(f"{self._run / METRICS}: cannot be written ({error.strerror})")
             self._warned_of_disk = True
@@ -91,19 +95,24 @@ class Journal:
             self._tracker.log(step, values)
 
     def fail(self) -> None:
-        """The run ends with an error."""
+        """Record that the run has ended with an error."""
         if self._tracker:
             self._tracker.end("FAILED")
 
     def finish(self, step: int, stop: int) -> None:
-        """The run has come to its end, or was asked to stop: `stop` says by what."""
+        """Record the end of the run: draw the loss curve, close MLflow, log a last line.
+
+        Args:
+            step: optimizer steps done.
+            stop: why it stops early, as `StopRequests.reason` returns it; 0 if it does not.
+        """
         stopped = stop and step < self._config.trainer.max_steps
         try:
             if read_metrics(self._run):
                 plot_loss(self._run, self._run / "loss.png")
                 if self._tracker:
                     self._tracker.log_file("loss.png")
-        except OSError as error:  # a full disk: the checkpoint is what counts
+        except OSError as error:  # a full disk; the checkpoint is what counts
             log.warning(f"no loss curve: {error}")
         if self._tracker:
             self._tracker.end("KILLED" if stopped else "FINISHED")
