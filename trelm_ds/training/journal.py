@@ -1,4 +1,4 @@
-"""What a run leaves for people: its settings, metrics, MLflow, the loss curve, and a line at its start and end."""
+"""Record a run for its users: settings, metrics, MLflow, the loss curve, and a line at its start and end."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ class Journal(Component):
 
 
 class MetricsFile:
-    """One JSON object a log point. A resumed run drops the points after the step it continues from."""
+    """`metrics.jsonl`: one JSON object per log point.
+
+    Opening it drops the points after `from_step`, the step that a resumed run continues from, since they come again.
+    """
 
     def __init__(self, run: Path, from_step: int) -> None:
         self.path = run / METRICS
@@ -122,4 +125,5 @@ class MetricsFile:
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a log point."""
         append_line(self.path, json.dumps({"step": step, **metrics}))
