@@ -149,7 +149,7 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--tracking.uri", "http://me:sesame@host"], {}, "http://...@host holds a password"),
         (["--", "gpu"], {}, "'gpu' after --: not an option"),
         (["--", "--array=1-2"], {}, "sbatch option --array=1-2: a run is one job"),
-        (["--out", "a\u0007b"], {}, "holds characters that no file of settings can"),
+        (["--out", "a\u0007b"], {}, "contains characters that no settings file can"),
         ([], {"TRELM_VENV": "nowhere"}, "nowhere, bin/python is missing"),
         ([], {"TRELM_SITE": "nowhere"}, "TRELM_SITE: no site file at nowhere"),
         ([], {"TRELM_SITE": "file"}, "file: cannot be read: "),
