@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from trelm_ds.config import Config, flatten
-from trelm_ds.injection import file_problem, problem_of
+from trelm_ds.injection_sources import file_problem, problem_of
 
 _POSITIVE = (
     "model.hidden_size",

@@ -10,7 +10,7 @@ import torch
 
 from tests.injection.contexts import filled, open_context
 from trelm_ds.distributed import Ranks
-from trelm_ds.injection import NO_INJECTION, SOURCES, Registration
+from trelm_ds.injection_sources import NO_INJECTION, SOURCES, Registration
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.test_config import read
 from trelm_ds.errors import UserError
-from trelm_ds.injection import NO_INJECTION, SOURCES, InjectionSource, source_class
+from trelm_ds.injection import InjectionSource
+from trelm_ds.injection_sources import NO_INJECTION, SOURCES, source_class
 
 
 @pytest.mark.parametrize("name", [*SOURCES, NO_INJECTION])

@@ -14,7 +14,8 @@ from tests.distributed import run_distributed_test
 from tests.injection.contexts import D, filled, open_context
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
-from trelm_ds.injection import SOURCES, InjectionSource, Registration, SourceContext
+from trelm_ds.injection import InjectionSource, SourceContext
+from trelm_ds.injection_sources import SOURCES, Registration
 
 
 class Constant(InjectionSource):

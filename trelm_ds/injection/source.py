@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
-from trelm_ds.injection.registry import source_class
+from trelm_ds.injection_sources import source_class
 
 if TYPE_CHECKING:  # the settings are checked without torch
     from deepspeed import DeepSpeedEngine

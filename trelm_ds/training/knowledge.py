@@ -15,7 +15,8 @@ from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import word_embedding
-from trelm_ds.injection import SourceContext, fill_vectors, source_class
+from trelm_ds.injection import SourceContext, fill_vectors
+from trelm_ds.injection_sources import source_class
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,

@@ -1,13 +1,10 @@
-"""The values of `injection.source` and where each is implemented. Loads no torch: settings are checked without it."""
+"""The values of `injection.source`, and where each is implemented. Names only: settings are checked without torch."""
 
 from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from trelm_ds.injection.source import InjectionSource
+from typing import Any, NamedTuple
 
 NO_INJECTION = "none"  # a mention keeps its own word embeddings in Eq. 7
 
@@ -32,12 +29,11 @@ SOURCES = {
 }
 
 
-def source_class(name: str) -> type[InjectionSource]:
-    """Import the class of a source. `none` has the encoder's: decoder product needs relations all the same."""
+def source_class(name: str) -> Any:
+    """Import the `InjectionSource` of a name. `none` has the encoder's: decoder product needs relations all the same."""
     registration = SOURCES["encoder" if name == NO_INJECTION else name]
     module, _, attribute = registration.target.partition(":")
-    found: type[InjectionSource] = getattr(import_module(module), attribute)
-    return found
+    return getattr(import_module(module), attribute)
 
 
 def problem_of(name: str) -> str | None:
