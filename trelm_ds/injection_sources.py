@@ -30,7 +30,7 @@ SOURCES = {
 
 
 def source_class(name: str) -> Any:
-    """Import the `InjectionSource` of a name. `none` has the encoder's: decoder product needs relations all the same."""
+    """Import the `InjectionSource` of a name. `none` has the encoder's: decoder product needs relations even so."""
     registration = SOURCES["encoder" if name == NO_INJECTION else name]
     module, _, attribute = registration.target.partition(":")
     return getattr(import_module(module), attribute)
