@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +31,11 @@ from trelm_ds.config import (
 )
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
-from trelm_ds.model import load_pretrained
+from trelm_ds.model import Batch, load_pretrained
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
 
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6
@@ -73,7 +75,7 @@ def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
 
 def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
     with StopSignals() as signals:
-        trainer = Trainer(config, str(data), run, ranks, signals)
+        trainer = build_run(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
     with torch.no_grad():  # every position is "masked": the head then runs on all of them
@@ -84,7 +86,7 @@ def _all_logits(trainer: Trainer) -> np.ndarray:
     kept = []
     hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
     rows = torch.arange(10)
-    trainer.engine(*PROBE, rows, rows)
+    trainer.engine(Batch.of_documents(*PROBE)._replace(mlm_positions=rows, mlm_labels=rows))
     hook.remove()
     return kept[0].float().numpy()
 
@@ -179,15 +181,17 @@ def test_the_loss_falls(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
     assert last < 0.7 * first
 
 
-def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_folder(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(config(), tiny_dataset, tmp_path / "run", one_rank)
     export(tmp_path / "run", tmp_path / "model")
     start = without_dropout(config(max_steps=2))
     start.optimizer.lr = 0.0
     start.model.init_from = str(tmp_path / "model")
     start.model.num_hidden_layers = 7
-    with pytest.warns(UserWarning, match="model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
-        train(start, tiny_dataset, tmp_path / "second", one_rank)
+    train(start, tiny_dataset, tmp_path / "second", one_rank)
+    assert re.search("model.num_hidden_layers: 7 is ignored, .*config.json decides: 2", caplog.text)
     written = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
     assert written["model"]["num_hidden_layers"] == 2  # what was used
     export(tmp_path / "second", tmp_path / "again")
@@ -427,7 +431,7 @@ def test_a_dataset_behind_a_url(one_rank: Ranks, tiny_dataset: Path, run: Path, 
     settings = config(max_steps=6)
     settings.loader.cache_dir, settings.loader.workers = str(tmp_path / "cache"), 1
     with StopSignals() as signals:
-        assert Trainer(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
+        assert build_run(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
     train(config(max_steps=6), tiny_dataset, tmp_path / "whole", one_rank)
     assert [point["step"] for point in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert len(list((tmp_path / "cache").glob("*/shard-*.tar"))) == 1
