@@ -27,7 +27,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import committed
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
 
 finished, run = plain.finished, plain.run  # fixtures: a finished run of 4 steps with checkpoints at 2 and 4
 
@@ -156,17 +156,17 @@ def test_training_goes_on_after_a_failed_save(
 def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path, small_disk: Path) -> None:
     place = small_disk / "run"
     with StopSignals() as signals:
-        trainer = Trainer(config(), str(tiny_dataset), place, one_rank, signals)
+        trainer = build_run(config(), str(tiny_dataset), place, one_rank, signals)
         (place / "checkpoints").mkdir(parents=True)
         trainer.engine.train()
-        trainer._train_step()
+        trainer.train_step()
         subprocess.run(["mount", "--bind", place / "checkpoints", place / "checkpoints"], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", place / "checkpoints"], check=True)
         with warns("checkpoint at step 1 not committed: .*Read-only file system"):
-            trainer._save()
+            trainer.save()
         subprocess.run(["umount", place / "checkpoints"], check=True)
-        trainer._train_step()
-        trainer._save()
+        trainer.train_step()
+        trainer.save()
         trainer.saver.settle()
         trainer.reader.loader.close()
     assert [path.name for path in committed(place)] == ["step-00000002"]
@@ -253,7 +253,7 @@ def test_the_folder_is_taken_before_its_checkpoints_are_looked_at(
         StopSignals() as signals,
         pytest.raises(UserError, match=f"--out: {run} is in use by another process"),
     ):
-        Trainer(config(), str(tiny_dataset), run, one_rank, signals)
+        build_run(config(), str(tiny_dataset), run, one_rank, signals)
 
 
 def test_listing(run: Path) -> None:
@@ -293,11 +293,11 @@ def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     with StopSignals() as signals:
-        trainer = Trainer(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer = build_run(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
         trainer.engine.train()
-        trainer._train_step()
+        trainer.train_step()
         trainer.engine.module.head.norm.weight.data[0] = float("nan")
-        trainer._save()
+        trainer.save()
         with warns("mp_rank_00_model_states.pt: weights or moments are not finite"):
             trainer.saver.settle()
         trainer.reader.loader.close()

@@ -31,10 +31,11 @@ from trelm_ds.config import (
 )
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
-from trelm_ds.model import load_pretrained
+from trelm_ds.model import Batch, load_pretrained
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
 
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6
@@ -74,7 +75,7 @@ def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
 
 def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
     with StopSignals() as signals:
-        trainer = Trainer(config, str(data), run, ranks, signals)
+        trainer = build_run(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
     with torch.no_grad():  # every position is "masked": the head then runs on all of them
@@ -85,7 +86,7 @@ def _all_logits(trainer: Trainer) -> np.ndarray:
     kept = []
     hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
     rows = torch.arange(10)
-    trainer.engine(*PROBE, rows, rows)
+    trainer.engine(Batch.of_documents(*PROBE)._replace(mlm_positions=rows, mlm_labels=rows))
     hook.remove()
     return kept[0].float().numpy()
 
@@ -428,7 +429,7 @@ def test_a_dataset_behind_a_url(one_rank: Ranks, tiny_dataset: Path, run: Path, 
     settings = config(max_steps=6)
     settings.loader.cache_dir, settings.loader.workers = str(tmp_path / "cache"), 1
     with StopSignals() as signals:
-        assert Trainer(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
+        assert build_run(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
     train(config(max_steps=6), tiny_dataset, tmp_path / "whole", one_rank)
     assert [point["step"] for point in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert len(list((tmp_path / "cache").glob("*/shard-*.tar"))) == 1
