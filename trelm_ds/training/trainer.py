@@ -85,7 +85,7 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.ranks = config, run, ranks
         self.watchdog = watchdog or Watchdog(ranks, run, 0)
-        self.requests = StopRequests(signals, run, config.trainer.max_minutes, looks_for_file=ranks.rank == 0)
+        self.requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
         self.ds_config = resolve_ds_config(config, ranks.world_size)
         # Nodes may see different files, so all ranks hear of what any of them misses.
         self.steps, model = ranks.all_agree(lambda: open_run(config, data, ranks))
