@@ -47,7 +47,7 @@ def first_failure_speaks() -> Iterator[None]:
                     time.sleep(0.1)
             line = f"rank {rank} on {socket.gethostname()}: {_in_a_line(error)}"
             first = store.compare_set(_KEY, "", line).decode()
-        except RuntimeError:  # the store is gone with its process, rank 0
+        except RuntimeError:  # the store is gone, with the process that kept it
             if not lost:
                 raise error from None
             log.info(f"trelm: rank {rank} on {socket.gethostname()} has lost the others")
