@@ -1,4 +1,4 @@
-"""Which values settings may have."""
+"""Check the values of settings: ranges, and settings that must fit each other."""
 
 from __future__ import annotations
 
@@ -74,11 +74,13 @@ _SHARES = (
     "loader.max_corrupted",
 )
 _AT_MOST = {"guards.spike_window": 1_000_000, "guards.hang_minutes": 1_000_000, "trainer.max_minutes": 100_000_000}
-_LARGEST_BETA = 0.9997  # beyond it bias is still to be corrected where the counting of updates ends, at 32,767
+# Lazy AdamW counts the updates of each element up to 32,767 (int16). By then beta ** updates, which its bias correction
+# depends on, must have become negligible: 5e-5 here.
+_LARGEST_BETA = 0.9997
 
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
-    """Yields (dotted setting, what is wrong and what to do) for every value out of range."""
+    """Yield (dotted setting, what is wrong and what to do) for every value that is not allowed."""
     value = flatten(config)
     for name, number in value.items():
         if isinstance(number, float) and not math.isfinite(number):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trelm_ds.training.setup import build_model
 
 from tests.distributed import run_distributed_test
 from tests.logged import warns

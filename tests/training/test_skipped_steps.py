@@ -114,7 +114,7 @@ def test_a_spike_is_skipped_and_training_goes_on(one_rank: Ranks, tiny_dataset: 
     settings = config(max_steps=8)
     settings.guards = GuardsConfig(spike_sigma=4.0, spike_window=3)
     with StopSignals() as signals:
-        trainer = Trainer(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer = build_run(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
         accumulate = trainer.accumulate
         trainer.accumulate = lambda *given: accumulate(*given) * (100 if trainer.step == 5 else 1)  # type: ignore[method-assign]
         with warns("step 6 skipped: loss spike"):

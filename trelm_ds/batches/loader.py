@@ -20,7 +20,7 @@ from trelm_ds.batches.packing import pack
 from trelm_ds.errors import UserError
 from trelm_ds.model import Batch
 from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
-from trelm_ds.stopping import ASKING
+from trelm_ds.stopping import STOP_SIGNALS
 
 _PREFETCH = 2  # steps that each worker holds ready
 _NO_MENTIONS = np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -214,10 +214,11 @@ class StepLoader:
         if self._iterator is None:
             # A launcher signals all processes of the job. Only the training process acts on that: workers start with
             # these signals blocked and end with it, when it closes the loader or dies.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
                 ensure_running()  # Python's resource tracker; or the first worker starts it
-                signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # once more: to start it unblocks SIGINT and SIGTERM
+                # Once more, because starting it unblocks SIGINT and SIGTERM.
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
                 self._iterator = iter(self._loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -88,7 +88,7 @@ def build_run(
             system=system,
             identity=common,
             first_step=first_step,
-            requests=StopRequests(signals, run, config.trainer.max_minutes, looks_for_file=ranks.rank == 0),
+            requests=StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0),
             watchdog=watchdog or Watchdog(ranks, run, 0),
             held=held.pop_all(),
         )
