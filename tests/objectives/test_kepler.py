@@ -142,3 +142,12 @@ def test_the_share_of_tokens_is_what_was_said(wordpiece: Path) -> None:
     batch, _ = collate(own, [draws])
     assert batch.tail is not None
     assert 0 < batch.tail.tokens <= draws.token_share * len(own.tokens)  # each entity of a batch is written once
+
+
+def test_texts_are_cut(wordpiece: Path) -> None:
+    lengths = [
+        collate(sequences(wordpiece), [collator(wordpiece, max_text_tokens=most)])[0].cu_seqlens.diff()[len(IDS) :]
+        for most in (1, 6)
+    ]
+    assert lengths[0].max() == 3
+    assert lengths[1].max() > 3

@@ -60,7 +60,6 @@ def test_no_setting_does_nothing(one_rank: Ranks, tiny_dataset: Path, tmp_path: 
         {"norm": 2},
         {"negatives": 2},
         {"triples_per_sequence": 0.5},
-        {"max_text_tokens": 1},
     ]
     seen = set()
     for number, change in enumerate(changes):
