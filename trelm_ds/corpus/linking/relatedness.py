@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 from trelm_ds.corpus.linking.dictionary import LinkDictionary
 
@@ -44,6 +43,8 @@ class Relatedness:
 
     def _shared(self, rows: np.ndarray) -> np.ndarray:
         """float64 [n, n]: documents that link to both."""
+        from scipy import sparse  # the training rooms, which import this one for its names, have no use for it
+
         dictionary = self._dictionary
         offsets, places = gather(dictionary.link_offsets, dictionary.links, rows)
         if not len(places):
