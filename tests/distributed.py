@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import torch.multiprocessing as mp
+from tests.forked import FORKED, start
 
 TIMEOUT_S = 300
 
@@ -24,37 +27,53 @@ def run_distributed_test(function: Callable[..., Any], world_size: int, *argumen
     Raises:
         AssertionError: a rank failed; its traceback is the message.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=_run, args=(function, rank, world_size, port, queue, arguments))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    call, port = pickle.dumps((dict(os.environ), function, arguments)), free_port()
+    ranks, results = [], {}
     try:
-        results: dict[int, Any] = {}
-        for _ in ranks:
-            rank, value, error = queue.get(timeout=TIMEOUT_S)
-            assert error is None, f"rank {rank} failed:\n{error}"
-            results[rank] = value
-        for process in ranks:
-            process.join(timeout=TIMEOUT_S)
+        for rank in range(world_size):
+            ours, theirs = FORKED.Pipe(duplex=False)
+            process: Any = FORKED.Process(target=_run, args=(call, rank, world_size, port, theirs))
+            start(process)
+            theirs.close()  # so that its end is the end of the process
+            ranks.append((process, ours))
+        waiting = {ours: rank for rank, (_, ours) in enumerate(ranks)}
+        deadline = time.monotonic() + TIMEOUT_S
+        while waiting:
+            ready = wait(list(waiting), deadline - time.monotonic())
+            assert ready, f"ranks {sorted(waiting.values())} do not end"
+            for ours in ready:
+                rank = waiting.pop(ours)  # type: ignore[index]
+                results[rank] = _result(rank, *ranks[rank])
         return [results[rank] for rank in range(world_size)]
     finally:
-        for process in ranks:
+        for process, ours in ranks:
             process.kill()
+            process.join()
+            ours.close()
 
 
-def _run(
-    function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, arguments: tuple[Any, ...]
-) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _result(rank: int, process: Any, connection: Connection) -> Any:
     try:
-        queue.put((rank, function(*arguments), None))
+        value, error = pickle.loads(connection.recv_bytes())
+    except EOFError:
+        process.join(TIMEOUT_S)
+        raise AssertionError(f"rank {rank} died, exit code {process.exitcode}") from None
+    assert error is None, f"rank {rank} failed:\n{error}"
+    return value
+
+
+def _run(call: bytes, rank: int, world_size: int, port: int, result: Connection) -> None:
+    try:
+        variables, function, arguments = pickle.loads(call)
+        os.environ |= variables | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        answer = pickle.dumps((function(*arguments), None))
     except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
+        answer = pickle.dumps((None, traceback.format_exc()))
+    result.send_bytes(answer)

@@ -19,9 +19,10 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -32,23 +33,32 @@ RANK_0_ALONE = ("log-written", "commit-", "prune-")
 TIMED = ("tokens_per_s", "sequences_per_s", "attribution_time_share", "checkpoint_wait_s", "system/")
 
 
+Launch = Callable[[int, list[str], str, TextIO], int]
+
+
+def torchrun(ranks: int, arguments: list[str], kill_at: str, log: TextIO) -> int:
+    """Runs `trelm` with these arguments on so many ranks, to its end or its death; returns the exit code."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    variables = os.environ | {"TRELM_KILL_AT": kill_at, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [*launcher, "-m", "trelm_ds", *arguments]
+    return subprocess.run(command, stdout=log, stderr=log, env=variables, timeout=900).returncode
+
+
 class Run:
     """A training run that can be started again and again."""
 
-    def __init__(self, options: argparse.Namespace, settings: list[str], name: str) -> None:
-        self.folder, self._ranks = options.work / name, options.ranks
+    def __init__(self, options: argparse.Namespace, settings: list[str], name: str, launch: Launch) -> None:
+        self.folder, self._ranks, self._launch = options.work / name, options.ranks, launch
         self._log = options.work / f"{name}.log"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self._ranks)]
         place = ["--data", str(options.data), "--out", str(self.folder)]
-        self._command = [*launcher, "-m", "trelm_ds", "pretrain", "--config", str(options.config), *place, *settings]
+        self._arguments = ["pretrain", "--config", str(options.config), *place, *settings]
 
     def start(self, kill_at: str = "") -> bool:
         """Run until the run ends or is killed; return whether it ended by itself, with exit code 0."""
-        variables = os.environ | {"TRELM_KILL_AT": kill_at, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         with self._log.open("a") as log:
             log.write(f"--- {kill_at or 'to the end'}\n")
             log.flush()
-            return subprocess.run(self._command, stdout=log, stderr=log, env=variables, timeout=900).returncode == 0
+            return self._launch(self._ranks, self._arguments, kill_at, log) == 0
 
     def committed(self) -> int:
         """Return the newest committed step, 0 if there is none."""
@@ -86,7 +96,8 @@ def plan(options: argparse.Namespace) -> list[str]:
     return kills
 
 
-def main() -> None:
+def main(argv: list[str] | None = None, launch: Launch = torchrun) -> dict[str, Any]:
+    """Returns what was found. The tests start the ranks in a quicker way than torchrun."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
     parser.add_argument("--work", type=Path, required=True, help="folder for the two runs; they must not exist yet")
@@ -98,14 +109,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=ROOT / "tools" / "kill_run.yaml")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    options, settings = parser.parse_known_args()
+    parser.add_argument("--out", type=Path, help="JSON")
+    options, settings = parser.parse_known_args(argv)
     kills = plan(options)
     every = yaml.safe_load(options.config.read_text())["trainer"]["checkpoint_every"]
     if "--trainer.max_steps" not in settings:  # each start commits at most twice before it is killed
         settings += ["--trainer.max_steps", str(2 * every * (len(kills) + 1))]
     options.work.mkdir(parents=True, exist_ok=True)
-    undisturbed, run = Run(options, settings, "undisturbed"), Run(options, settings, "killed")
+    undisturbed, run = (Run(options, settings, name, launch) for name in ("undisturbed", "killed"))
     problems = [f"{one.folder} exists" for one in (undisturbed, run) if one.folder.exists()]
     if problems:
         raise SystemExit("; ".join(problems))
@@ -144,8 +155,8 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    sys.exit(bool(problems))
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(bool(main()["problems"]))

@@ -1,28 +1,30 @@
-"""Starts the real command in processes of its own."""
+"""Starts the command in processes of its own: the real one, or forked from one that is warm (tests/forked.py)."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forked import ROOT, environment, run
 
-
-def environment() -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+__all__ = ["ROOT", "environment", "forked_ranks", "real_trelm", "torchrun", "trelm"]
 
 
 def trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """The command's `main` in a forked process."""
+    return run([*map(str, arguments)], **changes)
+
+
+def forked_ranks(number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`number` of them with torchrun's environment."""
+    return run([*map(str, arguments)], number)
+
+
+def real_trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trelm_ds", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment() | changes, timeout=300)
 
 
-def torchrun(ranks: int, *arguments: object) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def torchrun(number: int, *arguments: object) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     return [*launcher, "-m", "trelm_ds", *map(str, arguments)]

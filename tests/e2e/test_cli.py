@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PEOPLE
-from tests.e2e.launch import environment, torchrun, trelm
+from tests.e2e.launch import environment, forked_ranks, real_trelm, torchrun, trelm
+from tests.forked import Command
 
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
@@ -38,16 +38,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None:
-    """prepare, verify, pretrain under torchrun, export, evaluate."""
+    """prepare, verify, pretrain under torchrun, export, evaluate: all of them really started."""
     from mlflow import MlflowClient
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     data, run, model = tmp_path / "data", tmp_path / "run", tmp_path / "model"
     source = ("--source", tiny_corpus / "corpus.jsonl", "--wikidata5m", tiny_corpus / "wikidata5m")
-    prepared = trelm("prepare", *source, "--tokenizer", "train", "--max-length", 32, "--vocab-size", 300, "--out", data)
+    sizes = ("--tokenizer", "train", "--max-length", 32, "--vocab-size", 300)
+    prepared = real_trelm("prepare", *source, *sizes, "--out", data)
     assert prepared.returncode == 0, prepared.stderr
     assert "400  sequences" in prepared.stdout
-    assert "sound" in trelm("verify", data).stdout
+    assert "sound" in real_trelm("verify", data).stdout
 
     command = torchrun(2, "pretrain", "--config", settings, "--data", data, "--out", run)
     trained = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
@@ -80,14 +81,14 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     }
     assert len(client.get_metric_history(tracked.info.run_id, "tokens_per_s")) == 4
 
-    exported = trelm("export", run, model)
+    exported = real_trelm("export", run, model)
     assert exported.returncode == 0, exported.stderr
     AutoModelForMaskedLM.from_pretrained(model)
     assert len(AutoTokenizer.from_pretrained(model)) <= 300
 
     asked = ("--prompt", f"{PEOPLE[0]} lives in [MASK].", "--answer", "City03", "--out", tmp_path / "neurons.json")
-    for source in (run, model):
-        explained = trelm("neurons", source, *asked)
+    for source, command in ((run, real_trelm), (model, trelm)):
+        explained = command("neurons", source, *asked)
         assert explained.returncode == 0, explained.stderr
         assert len(json.loads((tmp_path / "neurons.json").read_text())["neurons"]) == 20
         assert ("on_path" in (tmp_path / "neurons.json").read_text()) == (source == run)
@@ -98,7 +99,7 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     (probes / "relations.jsonl").write_text('{"relation": "P551", "template": "[X] lives in [Y] .", "label": "home"}\n')
     facts = [{"sub_label": name, "obj_label": "river", "tier": "often"} for name in PEOPLE[:5]]
     (probes / "TREx" / "P551.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    probed = trelm("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json")
+    probed = real_trelm("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json")
     assert probed.returncode == 0, probed.stderr
     result = json.loads((tmp_path / "lama.json").read_text())
     assert result["n_facts"] == 5
@@ -125,8 +126,8 @@ def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings:
     whole = trelm(*common, *long, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
 
-    command = [sys.executable, "-m", "trelm_ds", *map(str, (*common, *long, "--out", tmp_path / "run"))]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    command = (*common, *long, "--out", tmp_path / "run")
+    process = Command([*map(str, command)])
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and '"step": 5,' in metrics.read_text()) and process.poll() is None:
         time.sleep(0.01)
@@ -137,7 +138,7 @@ def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings:
     assert 5 <= stopped < 60
     assert f"stopped by signal 2; the same command continues: step {stopped}" in errors
 
-    again = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    again = trelm(*command)
     assert again.returncode == 0, again.stderr
     assert f"at step {stopped}" in again.stderr
     read = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
@@ -187,10 +188,10 @@ def test_without_tracking_mlflow_is_not_needed(tiny_dataset: Path, settings: Pat
     (tmp_path / "mlflow.py").write_text("raise ImportError('asked for')\n")
     common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     path = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
-    result = trelm(*common, "--tracking.enabled", "false", PYTHONPATH=path)
+    result = real_trelm(*common, "--tracking.enabled", "false", PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "run" / "mlflow_spool.jsonl").exists()
-    assert "mlflow.db: asked for" in refused(trelm(*common, PYTHONPATH=path))
+    assert "mlflow.db: asked for" in refused(real_trelm(*common, PYTHONPATH=path))
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
@@ -201,6 +202,17 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, result.stderr
     assert result.stderr.splitlines()[-1] == lines[0]
     return lines[0]
+
+
+SUB_COMMANDS = "prepare verify pretrain submit status checkpoints sync export evaluate importance strategies neurons"
+
+
+@pytest.mark.parametrize("command", SUB_COMMANDS.split())
+def test_every_sub_command_starts(command: str) -> None:
+    """Most tests run them in forked processes, where all modules are imported already."""
+    started = real_trelm(command, "--help")
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.startswith(f"usage: trelm {command}")
 
 
 @pytest.mark.parametrize(
@@ -305,10 +317,8 @@ def test_verify_names_the_broken_shard(tiny_dataset: Path, tmp_path: Path) -> No
 
 
 def test_two_ranks_report_a_mistake_once(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
-    command = torchrun(2, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
-    result = subprocess.run(
-        [*command, "--trainer.global_batch_size", "13"], capture_output=True, text=True, env=environment(), timeout=300
-    )
+    command = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
+    result = forked_ranks(2, *command, "--trainer.global_batch_size", "13")
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
     assert lines == ["trelm: error: trainer.global_batch_size: 13 is no multiple of 2 ranks; change one of the two"]
@@ -322,10 +332,8 @@ def test_two_ranks_report_damage_once(tiny_dataset: Path, settings: Path, tmp_pa
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    command = torchrun(2, "pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run")
-    result = subprocess.run(
-        [*command, "--tracking.enabled", "false"], capture_output=True, text=True, env=environment(), timeout=300
-    )
+    command = ("pretrain", "--config", settings, "--data", copy, "--out", tmp_path / "run")
+    result = forked_ranks(2, *command, "--tracking.enabled", "false")
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("trelm: error: ")]
     assert f"{copy}/shard-000000.tar: damaged at byte 0 (its checksum does not match)" in line

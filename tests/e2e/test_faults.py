@@ -6,14 +6,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.e2e.launch import environment, torchrun, trelm
+from tests.e2e.launch import environment, forked_ranks, torchrun, trelm
+from tests.forked import Command
 
 SETTINGS = """
 model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
@@ -32,26 +33,37 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def started(command: list[str], run: Path, step: int) -> subprocess.Popen[str]:
-    """The command once it has done some steps."""
-    process = subprocess.Popen(
+def real(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
     )
+
+
+def forked(arguments: list[object]) -> Command:
+    return Command([*map(str, arguments)], together=True)
+
+
+def started(process: subprocess.Popen[str] | Command, run: Path, step: int) -> Any:
+    """The process once it has done some steps."""
     metrics, deadline = run / "metrics.jsonl", time.monotonic() + 500
     while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
             raise AssertionError(process.communicate()[0])
         time.sleep(0.05)
     return process
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def ended(process: subprocess.Popen[str] | Command) -> str:
     try:
         return process.communicate(timeout=500)[0]
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
+
+
+def kill(process: subprocess.Popen[str] | Command) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def committed(run: Path) -> int:
@@ -61,7 +73,7 @@ def committed(run: Path) -> int:
 def test_a_file_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["pretrain", "--config", settings, "--data", tiny_dataset, "--out", run]
-    process = started([sys.executable, "-m", "trelm_ds", *map(str, arguments)], run, 3)
+    process = started(forked(arguments), run, 3)
     (run / "stop").touch()
     output = ended(process)
     assert process.returncode == 130, output
@@ -82,7 +94,7 @@ def test_a_time_limit_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: 
 def test_a_stopped_rank_is_found_and_named(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     place = ["--data", tiny_dataset, "--out", run, "--guards.hang_minutes", 0.1]
-    process = started(torchrun(2, "pretrain", "--config", settings, *place), run, 3)
+    process = started(real(torchrun(2, "pretrain", "--config", settings, *place)), run, 3)
     ranks = {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
     ranks[1].suspend()
     output = ended(process)
@@ -121,8 +133,7 @@ def test_the_rank_that_fails_first_explains_itself(settings: Path, tiny_dataset:
 
 @pytest.mark.slow
 def test_a_mistake_that_every_rank_meets_is_told_once(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    command = torchrun(3, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    done = forked_ranks(3, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     told = [line for line in done.stderr.splitlines() if line.startswith("trelm: error: ")]
     assert len(told) == 1
     assert "trainer.global_batch_size: 16 is no multiple of 3 ranks" in told[0]
@@ -132,7 +143,7 @@ def test_a_mistake_that_every_rank_meets_is_told_once(settings: Path, tiny_datas
 def test_ranks_stop_when_their_launcher_is_killed(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     place = ["--data", tiny_dataset, "--out", run, "--trainer.checkpoint_every", 100000]
-    process = started(torchrun(2, "pretrain", "--config", settings, *place), run, 3)
+    process = started(real(torchrun(2, "pretrain", "--config", settings, *place)), run, 3)
     ranks = psutil.Process(process.pid).children()
     process.kill()
     _, alive = psutil.wait_procs(ranks, timeout=300)
@@ -145,7 +156,7 @@ def test_ranks_stop_when_their_launcher_is_killed(settings: Path, tiny_dataset: 
 def test_two_runs_in_one_folder_do_not_mix(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["pretrain", "--config", settings, "--data", tiny_dataset, "--out", run]
-    process = started([sys.executable, "-m", "trelm_ds", *map(str, arguments)], run, 2)
+    process = started(forked(arguments), run, 2)
     second = trelm(*arguments)
     assert second.returncode == 2
     assert f"--out: {run} is in use by another process" in second.stderr

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from trelm_ds.model import attention
 from trelm_ds.model.attention import Tail, packed_attention, packed_layout
 
 LENGTHS = [5, 1, 9]
@@ -91,7 +90,7 @@ def test_flash_attention_reads_packed_tokens(
         calls.append(about)
         return query
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     bounds = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
     parts = [part.as_subclass(OnCuda) for part in tensors(dtype)]
     packed_attention(*parts, packed_layout(bounds, 9, 15), dropout)

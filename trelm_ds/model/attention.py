@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 from trelm_ds.model.encoder_config import EncoderConfig
 
@@ -115,6 +114,8 @@ def packed_attention(
     """
     queries = layout if query_layout is None else query_layout
     if query.is_cuda and query.dtype in _HALF and not dropout_p:
+        from torch.nn.attention.varlen import varlen_attn  # with it comes torch.compile: two seconds
+
         bounds, lengths = (queries.cu_seqlens, layout.cu_seqlens), (queries.max_seqlen, layout.max_seqlen)
         attended = varlen_attn(query, key, value, *bounds, *lengths)
         assert isinstance(attended, Tensor)  # a tuple only where more was asked for

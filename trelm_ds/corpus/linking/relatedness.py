@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 from trelm_ds.corpus.linking.dictionary import LinkDictionary
 from trelm_ds.ragged import gather, offsets_of
@@ -45,6 +44,8 @@ class Relatedness:
 
     def _shared(self, rows: np.ndarray) -> np.ndarray:
         """Count, or estimate, the documents that link to both entities, float64 [n, n]."""
+        from scipy import sparse  # the training rooms, which import this one for its names, have no use for it
+
         dictionary = self._dictionary
         places, sampled = gather(dictionary.link_offsets, dictionary.links, rows)
         if not len(places):
