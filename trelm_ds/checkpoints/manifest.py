@@ -34,7 +34,7 @@ class CheckpointInfo:
         order: where reading goes on: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
         files: path within the checkpoint -> [bytes, sha256].
         versions: of the libraries that wrote it.
-        guard: losses and skipped steps, as `Guard.state` gives them.
+        guard: losses and skipped steps, as `Guard.manifest` gives them.
         mlflow: key of the run in MLflow, for where the run folder has lost its spool.
     """
 

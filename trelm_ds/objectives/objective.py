@@ -67,7 +67,7 @@ class Objective:
         """Make the module that computes the loss, with the parameters that it needs; no exported model has them.
 
         It is called with (last-layer states [T, D], its entry of `Batch.objectives`, the step's `StepTables` or None,
-        the model) and returns the sum of the losses over the targets, [] fp32, tied to every parameter also where there is
-        no target; and how many targets were right, [] int64, or None.
+        the model) and returns the sum of the losses over the targets, [] fp32, tied to every parameter also where there
+        is no target; and how many targets were right, [] int64, or None.
         """
         raise NotImplementedError
