@@ -109,7 +109,7 @@ def test_what_the_journal_is_told(
     assert told["parameters"] == expected | {f"knowledge.{name}": size for name, size in sizes.items()}
     assert told["notes"] == [
         "knowledge: " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
-        "selection: all entities by frequency alone",
+        "selection: all entities by frequency alone, without scores of importance",
         "routing: 0.25 of 2 x 48 neurons are updated, chosen every 2 steps by 0.5 of the facts",
     ]
 

@@ -31,6 +31,7 @@ from trelm_ds.config import (
     CkaConfig,
     Config,
     LoaderConfig,
+    MemoryConfig,
     ModelConfig,
     RoutingConfig,
     SelectionConfig,
@@ -38,61 +39,72 @@ from trelm_ds.config import (
     TrainerConfig,
 )
 from trelm_ds.distributed import connect, disconnect
-from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Questions, answer_probabilities
-from trelm_ds.routing import QUADRATURES, Documents, Quadrature, attribute, frozen, gauss_legendre
+from trelm_ds.model import (
+    AssessingBatch,
+    Batch,
+    EncoderConfig,
+    EncoderLayer,
+    MaskedLanguageModel,
+    StepTables,
+    answer_probabilities,
+)
+from trelm_ds.routing import QUADRATURES, Quadrature, attribute, frozen, gauss_legendre, routed_facts
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
+from trelm_ds.training.knowledge import Knowledge
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens in a query, masks in it, candidate tokens
 
 
-def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> Documents:
+def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> tuple[Batch, StepTables]:
     """Make `facts` queries of LENGTH random tokens, with ANSWER masks before the last token."""
     draw, vocabulary = torch.Generator().manual_seed(0), model.config.vocab_size
     ids = torch.randint(5, vocabulary, (facts * LENGTH,), generator=draw)
     positions = (torch.arange(facts)[:, None] * LENGTH + LENGTH - 1 - ANSWER + torch.arange(ANSWER)).flatten()
     fact = torch.arange(facts).repeat_interleave(ANSWER)
-    asked = Questions(
+    asked = AssessingBatch(
         labels=torch.randint(5, vocabulary, (facts * ANSWER,), generator=draw).to(device),
         fact=fact.to(device),
         place=torch.arange(ANSWER).repeat(facts).to(device),
         positions=positions.to(device),
         spans=positions[:0].view(0, 2).to(device),
-        relations=torch.zeros(0, 1, device=device),
+        relations=positions[:0].to(device),
         inverse=torch.zeros(facts, dtype=torch.bool, device=device),
-        candidates=torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device),
+        routed=torch.ones(facts, dtype=torch.bool, device=device),
     )
+    nothing = torch.zeros(0, model.config.hidden_size, device=device)
+    candidates = torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device)
+    tables = StepTables(vectors=nothing, memories=nothing, influence=0.0, candidates=candidates)
     bounds = torch.arange(0, len(ids) + 1, LENGTH, dtype=torch.int32)
-    return Documents(ids.to(device), bounds.to(device), LENGTH, None, asked)
+    batch = Batch.of_documents(ids.to(device), bounds.to(device), LENGTH)
+    return batch._replace(objectives={"cka": asked}), tables
 
 
-def loop(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -> Tensor:
+def loop(model: MaskedLanguageModel, batch: Batch, tables: StepTables, quadrature: Quadrature) -> Tensor:
     """Compute scores [L, F] as public code does: per fact, layer and node, through the whole model."""
-    layers = list(model.encoder.layers)
-    scores = torch.zeros(len(layers), model.config.intermediate_size, device=given.input_ids.device)
+    layers, facts = model.encoder.blocks, batch.objectives["cka"]
+    scores = torch.zeros(len(layers), model.config.intermediate_size, device=batch.input_ids.device)
     bounds = torch.tensor([0, LENGTH], dtype=torch.int32, device=scores.device)
-    for fact in range(len(given.cu_seqlens) - 1):
-        ids = given.input_ids[fact * LENGTH : (fact + 1) * LENGTH]
-        mine = given.questions.fact == fact
-        asked = given.questions._replace(labels=given.questions.labels[mine])
-        positions = given.questions.positions[mine] - fact * LENGTH
+    for fact in range(batch.n_sequences):
+        ids = batch.input_ids[fact * LENGTH : (fact + 1) * LENGTH]
+        mine = facts.fact == fact
+        labels, positions = facts.labels[mine], facts.positions[mine] - fact * LENGTH
         for place, layer in enumerate(layers):
             mean: Tensor | float = 0.0
             for alpha, weight in zip(*quadrature, strict=True):
                 with scaled(layer, positions, alpha) as seen:
                     hidden = model.encoder(ids, bounds, LENGTH)
                 states = model.head.transform(hidden[positions])
-                probability = answer_probabilities(states, model.encoder.embeddings.word, asked).mean()
+                probability = answer_probabilities(states, model.encoder.embeddings.word, labels, tables).mean()
                 mean = mean + weight * torch.autograd.grad(probability, seen["scaled"])[0]
             scores[place] += (seen["activation"] * mean).clamp(min=0).sum(0)
     return scores
 
 
 @contextlib.contextmanager
-def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
+def scaled(layer: EncoderLayer, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
     """Multiply a layer's activations at `rows` by alpha while the context is open."""
-    assert isinstance(layer, EncoderLayer)
     memory, seen = layer.feed_forward, dict[str, Tensor]()
 
     def forward(hidden: Tensor) -> Tensor:
@@ -133,18 +145,18 @@ def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     model = frozen(built, {name: weight.detach() for name, weight in built.named_parameters()})
     one, many = (questions(model, facts, device) for facts in (1, options.facts))
     ways = {
-        "loop, right20": lambda: loop(model, one, QUADRATURES["right20"]),
-        "loop, gauss3": lambda: loop(model, one, QUADRATURES["gauss3"]),
-        "ours, right20, one fact": lambda: attribute(model, one, QUADRATURES["right20"]).neurons,
-        "ours, gauss3, one fact": lambda: attribute(model, one, QUADRATURES["gauss3"]).neurons,
-        f"ours, gauss3, {options.facts} facts at once": lambda: attribute(model, many, QUADRATURES["gauss3"]).neurons,
+        "loop, right20": lambda: loop(model, *one, QUADRATURES["right20"]),
+        "loop, gauss3": lambda: loop(model, *one, QUADRATURES["gauss3"]),
+        "ours, right20, one fact": lambda: attribute(model, *one, QUADRATURES["right20"]).neurons,
+        "ours, gauss3, one fact": lambda: attribute(model, *one, QUADRATURES["gauss3"]).neurons,
+        f"ours, gauss3, {options.facts} facts at once": lambda: attribute(model, *many, QUADRATURES["gauss3"]).neurons,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     passes, scores = {}, {}
     for turn in range(options.rounds + 1):  # the first turn warms up
         for name, way in ways.items():
             begun = now(device)
-            with counted(LENGTH if "at once" not in name else len(many.input_ids)) as count:
+            with counted(LENGTH if "at once" not in name else len(many[0].input_ids)) as count:
                 scores[name] = way()
             passes[name] = count[0]
             if turn:
@@ -177,6 +189,7 @@ def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
     config = Config(
         model=ModelConfig(init_from=str(model)),
         selection=SelectionConfig(strategy="all"),
+        memory=MemoryConfig(release_fraction=1.0),  # lambda is 0 from the first step on
         cka=CkaConfig(max_token_share=1.0),
         routing=RoutingConfig(enabled=True, sample_fraction=1.0),
         loader=LoaderConfig(workers=0),
@@ -187,21 +200,19 @@ def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
-            trainer = Trainer(config, data, Path(folder), ranks, signals)
+            trainer = build_run(config, data, Path(folder), ranks, signals)
+            knowledge = trainer.component(Knowledge)
             view = frozen(trainer.engine.module, {n: p.detach() for n, p in trainer.engine.module.named_parameters()})
-            for _ in range(steps):
-                read = next(trainer.reader.loader)
-                assert trainer.knowledge is not None
-                knowledge = trainer.knowledge.open_step(read, 0.0)
-                for one in read.micro_batches:
-                    part = one.routed()
+            for number in range(steps):
+                step = next(trainer.reader.loader)
+                knowledge.before_step(step, number)
+                for one in step.micro_batches:
+                    part = routed_facts(one)
                     if part is None:
                         continue
-                    injected, asked = knowledge.inputs(part)
-                    assert asked is not None
-                    given = Documents(part.input_ids, part.cu_seqlens, part.max_seqlen, injected, asked)
+                    given = part.to(ranks.device)
                     for name, rule in rules.items():
-                        found = attribute(view, given, rule)
+                        found = attribute(view, given, quadrature=rule, **knowledge.model_inputs())
                         scores[name] = scores.get(name, 0) + torch.cat([found.neurons.flatten(), found.facts[None]])
             trainer.reader.loader.close()
     finally:

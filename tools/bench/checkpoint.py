@@ -29,7 +29,7 @@ from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.run_folder import committed
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ROOT / "trelm_ds" / "recipes" / "sizes"
@@ -41,7 +41,7 @@ class Contender:
 
     def __init__(self, config: Config, data: Path, run: Path, ranks: Ranks, signals: StopSignals, beside: bool) -> None:
         trainer = replace(config.trainer, async_checkpoints=beside)
-        self.trainer = Trainer(replace(config, trainer=trainer), str(data), run, ranks, signals)
+        self.trainer = build_run(replace(config, trainer=trainer), str(data), run, ranks, signals)
         self.trainer.engine.train()
         (run / "checkpoints").mkdir(parents=True)
         self.plain: list[float] = []
@@ -52,7 +52,7 @@ class Contender:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        self.trainer._train_step()
+        self.trainer.train_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - begun
@@ -62,7 +62,7 @@ class Contender:
         plain = [self._step() for _ in range(_PLAIN)]
         self.trainer.saver.pause_s = 0.0
         begun = time.perf_counter()
-        self.trainer._save()
+        self.trainer.save()
         saving = time.perf_counter() - begun
         met = self._step()
         self.plain += plain

@@ -36,7 +36,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trelm_ds.batches import Annotator, Masker, StepBatches, StepDataset  # noqa: E402
+from trelm_ds.batches import Annotator, Masker, Step, StepDataset  # noqa: E402
 from trelm_ds.config import Config, MaskingConfig  # noqa: E402
 from trelm_ds.corpus import (  # noqa: E402
     TOKENIZER_FOLDER,
@@ -115,7 +115,17 @@ def open_loader(
     reader = ShardReader(dataset, WINDOW + BATCH * ranks // BLOCK_SEQUENCES + 8)
     order = SampleOrder(reader.block_sizes, 0, WINDOW)
     substitution = Substitution(reader, 0, 0.0)
-    return StepDataset(reader, order, masker, substitution, BATCH * ranks, BUDGET, 0, ranks, annotator)
+    return StepDataset(
+        reader=reader,
+        order=order,
+        masker=masker,
+        substitution=substitution,
+        global_batch_size=BATCH * ranks,
+        micro_batch_tokens=BUDGET,
+        rank=0,
+        world_size=ranks,
+        annotator=annotator,
+    )
 
 
 def read_steps(loader: StepDataset, steps: int) -> int:
@@ -123,8 +133,8 @@ def read_steps(loader: StepDataset, steps: int) -> int:
     tokens = 0
     for step in range(steps):
         item = loader[step]
-        assert isinstance(item, StepBatches)
-        tokens += sum(int(batch.cu_seqlens[batch.sequences]) for batch in item.micro_batches)
+        assert isinstance(item, Step)
+        tokens += sum(int(batch.cu_seqlens[batch.n_sequences]) for batch in item.micro_batches)
     return tokens
 
 
@@ -223,7 +233,7 @@ def measure_resume(dataset: Path, repeats: int) -> dict[str, dict[str, float]]:
         for name, step in zip(found, (0, last), strict=True):
             started = time.perf_counter()
             item = open_loader(dataset)[step]
-            assert isinstance(item, StepBatches)
+            assert isinstance(item, Step)
             if repeat:
                 found[name].append(1000 * (time.perf_counter() - started))
     return {name: spread(values) for name, values in found.items()}

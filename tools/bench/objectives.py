@@ -31,6 +31,7 @@ from trelm_ds.config import Config, SelectionConfig
 from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ class Timed:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        self._trainer._train_step()
+        self._trainer.train_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.steps.append(time.perf_counter() - begun - self.reading[-1])
@@ -97,7 +98,7 @@ def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, floa
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             timed = {}
             for number, (name, variant) in enumerate(variants(config).items()):
-                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer = build_run(variant, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
             for _ in range(WARM_UP + rounds):

@@ -30,7 +30,8 @@ from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
+from trelm_ds.training.routing import Routing
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 2  # first steps of each, not counted
@@ -57,11 +58,10 @@ def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], 
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             timed = {}
             for number, (name, variant) in enumerate(variants(config).items()):
-                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer = build_run(variant, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
-            refreshing = trainer.routing  # of the last variant
-            assert refreshing is not None
+            refreshing = trainer.component(Routing)  # of the last variant
             refreshes = []
             for _ in range(WARM_UP + rounds):
                 for one in timed.values():

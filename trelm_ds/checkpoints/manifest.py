@@ -37,7 +37,7 @@ class CheckpointInfo:
         order: where reading continues: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
         files: path within the checkpoint -> [bytes, sha256].
         versions: version of each library that wrote it.
-        guard: recent losses and skipped steps, as `Guard.state` returns them.
+        guard: recent losses and skipped steps, as `Guard.manifest` returns them.
         mlflow: key of the run in MLflow, used where the run folder has lost its spool.
     """
 
