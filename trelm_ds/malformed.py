@@ -42,7 +42,7 @@ class MalformedRecords:
         if self.count > self._budget * total:
             share = f"{self.count} of {total:,} records malformed, --max-malformed {self._budget:g} allows less"
             raise UserError(f"{self._places[0]} ({share})")
-        for message in self._places:
-            log.warning(f"left out: {message}")
+        for message in self._places:  # once: files of names are read more than once
+            log.warning_once(f"left out: {message}")
         if self.count > len(self._places):
-            log.warning(f"left out: {self.count - len(self._places)} more in {self._path}")
+            log.warning_once(f"left out: {self.count - len(self._places)} more in {self._path}")
