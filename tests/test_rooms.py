@@ -35,14 +35,9 @@ ENTRANCE = ("cli", "__main__", "__init__")
 INNER = ("trelm_ds.knowledge.tables", "trelm_ds.corpus.linking")
 
 
-def imports(path: Path, for_types: bool = True) -> Iterator[str]:
-    """Yield every module of this package that a file names, also in functions; `for_types`: under TYPE_CHECKING too."""
-    tree = ast.parse(path.read_text())
-    checking = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    left_out = {id(inner) for node in checking for inner in ast.walk(node)} if not for_types else set()
-    for node in ast.walk(tree):
-        if id(node) in left_out:
-            continue
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module of this package that a file names, also in functions and for types alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -105,7 +100,7 @@ def test_no_circle_within_a_room(room: str) -> None:
         path: f"trelm_ds.{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
         for path in files_of(room)
     }
-    edges = {name[path]: set(imports(path, for_types=False)) & set(name.values()) for path in name}
+    edges = {name[path]: set(imports(path)) & set(name.values()) for path in name}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.batch import AssessingBatch, StepTables
-from trelm_ds.model.encoder import WordEmbedding
+from trelm_ds.model.encoder import Encoder, WordEmbedding
 from trelm_ds.model.encoder_config import EncoderConfig
+from trelm_ds.model.head import MaskedLMHead
 
-if TYPE_CHECKING:
-    from trelm_ds.model.masked_lm import MaskedLanguageModel
+
+class ScoringModel(Protocol):
+    """What assessing needs of the `MaskedLanguageModel` that it is part of."""
+
+    encoder: Encoder
+    head: MaskedLMHead
 
 
 class Assessing(nn.Module):
@@ -29,7 +34,7 @@ class Assessing(nn.Module):
         self.decoder = decoder
 
     def forward(
-        self, hidden: Tensor, given: AssessingBatch, tables: StepTables, model: MaskedLanguageModel
+        self, hidden: Tensor, given: AssessingBatch, tables: StepTables, model: ScoringModel
     ) -> tuple[Tensor, Tensor]:
         """Sum the losses over the answers' tokens, given the last-layer states [T, D].
 
