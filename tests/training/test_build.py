@@ -46,7 +46,7 @@ def test_a_run_has_the_components_that_its_settings_ask_for(
     plain = built(config(), tiny_dataset, tmp_path / "plain", one_rank)
     assert kinds(plain) == [Guard, Journal]
     assert plain.guard is plain.components[0]
-    with pytest.raises(StopIteration):
+    with pytest.raises(LookupError):
         plain.component(Knowledge)
     assert plain.weights == {"mlm": 1.0}
     assert list(plain.engine.module.objectives) == []

@@ -225,7 +225,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "narrow": lambda routing: routing | {"path": "full", "io_density": 0.1},
     "upper layer": lambda routing: routing | {"top_layers": 1},
     "feed-forward": lambda routing: routing | {"trainable": "ffn_only"},
-    "average": lambda routing: routing | {"score_ema": 0.9},
+    "average": lambda routing: routing | {"score_ema": 0.5},
     "once": lambda routing: routing | {"refresh_every": 100},
     "all facts": lambda routing: routing | {"sample_fraction": 1.0},
     "later": lambda routing: routing | {"start_step": 1},

@@ -88,8 +88,15 @@ class Trainer:
         self.zero_stage: int = engine.zero_optimization_stage()
 
     def component(self, kind: type[Part]) -> Part:
-        """Return the run's component of a kind."""
-        return next(part for part in self.components if isinstance(part, kind))
+        """Return the run's component of a kind.
+
+        Raises:
+            LookupError: it has none.
+        """
+        for part in self.components:
+            if isinstance(part, kind):
+                return part
+        raise LookupError(f"the run has no {kind.__name__}")
 
     def train(self) -> int:
         """Train to the last step or until something asks to stop; return the exit code.
