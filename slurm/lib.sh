@@ -1,13 +1,12 @@
-# What the job scripts of this folder share. They source it; it is not for sbatch.
+# What the job scripts share. A script sets `script` (its name in messages) and TRELM_HOME, then sources this file, which
+# reads the site's values, changes into the repository and chooses Python. Not for sbatch.
 # shellcheck shell=bash disable=SC2154
-# Needs: $script (name for messages), $TRELM_HOME.
 
 say() { echo "$script: $1"; }
 fail() { echo "$script: $1" >&2; exit 2; }
 
-# --- Site values: the environment, then slurm/site.env (which leaves set what is, by `:=`), then these defaults. ---
-load_site() {
-    [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
+# --- Site values: the environment wins over slurm/site.env (which assigns with `:=`), and both over the defaults. ---
+read_site_file() {
     TRELM_HOME=$(cd "$TRELM_HOME" && pwd) || fail "TRELM_HOME=$TRELM_HOME: no such folder"
     local home=$TRELM_HOME site=${TRELM_SITE:-$TRELM_HOME/slurm/site.env}
     [[ -z ${TRELM_SITE:-} || -f $site ]] || fail "no site file at $TRELM_SITE: correct or unset TRELM_SITE"
@@ -18,8 +17,11 @@ load_site() {
         source "$site"
         set +a -eu
     fi
-    TRELM_HOME=$home
+    TRELM_HOME=$home  # the site file must not move the job to another repository
     cd "$TRELM_HOME" || fail "TRELM_HOME=$TRELM_HOME: cannot be entered"
+}
+
+set_defaults() {
     TRELM_VENV=${TRELM_VENV:-.venv}
     TRELM_MODULES=${TRELM_MODULES:-}
     TRELM_CONTAINER=${TRELM_CONTAINER:-}
@@ -35,7 +37,14 @@ load_site() {
     TRELM_REQUEUE=${TRELM_REQUEUE:-1}
     TRELM_MAX_RESTARTS=${TRELM_MAX_RESTARTS:-50}
     TRELM_MAX_STALLS=${TRELM_MAX_STALLS:-3}
-    export TRELM_MIN_DISK_GB TRELM_MIN_BUS_GBPS TRELM_MAX_CLOCK_SKEW_S
+    export TRELM_MIN_DISK_GB TRELM_MIN_BUS_GBPS TRELM_MAX_CLOCK_SKEW_S  # read by trelm_ds.cluster.health
+    cpus=${SLURM_CPUS_PER_TASK:-1}
+    # This job's name for scontrol. Array tasks set it to ARRAY_TASK, because a task's plain number may mean the whole array.
+    # shellcheck disable=SC2034
+    job=$SLURM_JOB_ID
+}
+
+check_values() {
     local name
     for name in TRELM_CHECK_GPUS TRELM_MAX_RESTARTS TRELM_MAX_STALLS; do
         [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name must be a whole number, got '${!name}'"
@@ -46,12 +55,6 @@ load_site() {
     for name in TRELM_HEALTH TRELM_REQUEUE; do
         [[ ${!name} =~ ^[01]$ ]] || fail "$name must be 0 or 1, got '${!name}'"
     done
-    cpus=${SLURM_CPUS_PER_TASK:-1}
-    # How scontrol is told of this job. Job arrays set ARRAY_TASK: a task's plain number may mean the whole array.
-    # shellcheck disable=SC2034
-    job=$SLURM_JOB_ID
-    load_modules
-    choose_python
 }
 
 load_modules() {
@@ -64,10 +67,10 @@ load_modules() {
     set -u
 }
 
-# Sets `python`, and `step_options` and `inside`: what goes before it on srun's line.
+# Sets `python`, and what srun needs to start it: `step_options` for srun itself, `inside` as a prefix to the command.
 choose_python() {
     step_options=() inside=()
-    # The code of TRELM_HOME is what runs, wherever the environment's own installation points.
+    # Run the code in TRELM_HOME, even if the virtual environment has trelm_ds installed from elsewhere.
     export PYTHONPATH=$TRELM_HOME:$TRELM_HOME/kernels${PYTHONPATH:+:$PYTHONPATH}
     if [[ -z $TRELM_CONTAINER ]]; then
         python=$TRELM_VENV/bin/python
@@ -92,7 +95,7 @@ choose_python() {
 }
 
 # --- Slurm ---
-# ask_slurm COMMAND...: its answer, which the controller may owe for some minutes; 1 when it never came.
+# ask_slurm COMMAND...: runs it, and tries again for 5 minutes while the controller does not answer; then returns 1.
 ask_slurm() {
     local attempt
     for attempt in {1..30}; do
@@ -102,16 +105,27 @@ ask_slurm() {
     return 1
 }
 
-# of_job FIELD: what Slurm says of this job; empty for nothing, or no answer.
-of_job() { ask_slurm scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/^(null)$//' || true; }
+# job_field FIELD: prints a field of `scontrol show job` for this job; nothing if it is unset or Slurm does not answer.
+job_field() { ask_slurm scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | sed 's/^(null)$//' || true; }
 
-# on_nodes [SRUN OPTION...] -- COMMAND...: becomes a job step of one task per node. For subshells: `on_nodes ... &`.
+# on_nodes [SRUN OPTION...] -- COMMAND...: runs it as a job step with one task per node. It replaces the shell, so call it
+# in a subshell: `on_nodes ... &`.
 on_nodes() {
     local options=()
     while [[ $1 != -- ]]; do options+=("$1"); shift; done
     shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
-    # not inherit it. --export: sbatch's own --export is not for this script's variables.
+    # not inherit it from the job. --export=ALL: an sbatch --export list must not hide variables this script sets.
     exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
         --export=ALL --kill-on-bad-exit=1 "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
 }
+
+# --- The prologue of every job ---
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
+[[ -f $TRELM_HOME/trelm_ds/__main__.py ]] ||
+    fail "no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME"
+read_site_file
+set_defaults
+check_values
+load_modules
+choose_python

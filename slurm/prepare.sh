@@ -1,12 +1,11 @@
 #!/bin/bash
-# Makes a dataset with a job array: every task reads one part of the text, a job that waits for them merges the parts.
+# Make a dataset with a job array: each task reads one part of the text, then a dependent job merges the parts.
 #
 #   sbatch --array=1-8 slurm/prepare.sh --source DUMP --wikidata5m FOLDER --tokenizer FOLDER --out FOLDER
 #
-# What follows the script's name is for `trelm prepare`; relative paths start at TRELM_HOME. The array is
-# all there is to submit: its first task submits the merge. Parts that failed are tried again by it before it merges.
-# Every #SBATCH line can be overridden on sbatch's command line; the merge and the retries get the same resources.
-# docs/slurm.md explains it.
+# Arguments after the script's name go to `trelm prepare`; relative paths start at TRELM_HOME. Submit only the array:
+# its first task submits the merge, which retries failed parts before it merges. Override any #SBATCH line on sbatch's
+# command line; the merge and the retries get the same resources. See docs/slurm.md.
 #SBATCH --job-name=prepare
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -19,18 +18,18 @@
 set -euo pipefail
 
 script=prepare
-TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}  # the repository; Slurm runs a copy of this file elsewhere
-[[ -f $TRELM_HOME/slurm/lib.sh && -f $TRELM_HOME/trelm_ds/__main__.py ]] ||
+TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}  # the repository; Slurm runs a copy of this file, so $0 is no help
+[[ -f $TRELM_HOME/slurm/lib.sh ]] ||
     { echo "$script: no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME" >&2; exit 2; }
 source "$TRELM_HOME/slurm/lib.sh"
-load_site
 export TRELM_HOME
 
-# Export what differs before sbatch.
-TRELM_RETRIES=${TRELM_RETRIES:-3}  # rounds in which missing parts are tried again
-TRELM_PARTS=${TRELM_PARTS:-}       # number of parts; needed only where the array is not 1-N
+# Export a variable before sbatch to change it.
+TRELM_RETRIES=${TRELM_RETRIES:-3}  # how many times missing parts are retried
+TRELM_PARTS=${TRELM_PARTS:-}       # number of parts; needed only if the array is not 1-N
 
-# This file is three jobs: the array, the merge (not an array), and the arrays of retries (TRELM_MERGE_JOB is their merge).
+# This script runs as three kinds of job: the array, the merge (not an array), and retry arrays (TRELM_MERGE_JOB is set
+# to the merge that submitted them).
 main() {
     [[ $TRELM_RETRIES =~ ^[0-9]+$ ]] || fail "TRELM_RETRIES must be a whole number, got '$TRELM_RETRIES'"
     [[ $TRELM_PARTS =~ ^([1-9][0-9]*)?$ ]] || fail "TRELM_PARTS must be a positive number, got '$TRELM_PARTS'"
@@ -42,7 +41,7 @@ main() {
     fi
 }
 
-# trelm_prepare OPTION...: one step on this node.
+# trelm_prepare OPTION...: runs `trelm prepare` as one job step.
 trelm_prepare() (on_nodes --quiet -- "$python" -m trelm_ds prepare --workers "$cpus" "$@")
 
 # --- A task of the array ---
@@ -50,23 +49,24 @@ read_part() {
     local part=$SLURM_ARRAY_TASK_ID code=0
     if [[ -z $TRELM_PARTS ]]; then
         TRELM_PARTS=$SLURM_ARRAY_TASK_MAX
-        # shellcheck disable=SC2153  # Slurm sets them
+        # shellcheck disable=SC2153  # set by Slurm
         ((SLURM_ARRAY_TASK_MIN == 1 && SLURM_ARRAY_TASK_COUNT == TRELM_PARTS)) ||
             fail "the array must be 1-N, such as --array=1-8; for some of N parts set TRELM_PARTS=N"
     fi
     ((part >= 1 && part <= TRELM_PARTS)) || fail "no part $part of $TRELM_PARTS: correct --array or TRELM_PARTS"
     if ((part == SLURM_ARRAY_TASK_MIN)); then
-        have_merge "$@" || exit  # a mistake in the options ends it here, before anything is queued
+        ensure_merge "$@" || exit  # a mistake in the options ends the job here, before anything is queued
     fi
     trelm_prepare "$@" --part "$part/$TRELM_PARTS" || code=$?
     ((code == 0)) || say "part $part of $TRELM_PARTS failed (exit code $code)"
-    ((code == 2)) || have_merge "$@" || true  # in case the first task did not come to it; 2 is a mistake
+    # Every task ensures it, in case the first one was killed before it could; not after a user error (2).
+    ((code == 2)) || ensure_merge "$@" || true
     exit "$code"
 }
 
-# Sees to it that one merge waits for this array, however often tasks are requeued or killed. The queue itself is the
-# record: of two tasks that submit at the same time, the one whose job is younger withdraws it.
-have_merge() {
+# Ensures that exactly one merge waits for this array, however often tasks are requeued or killed. The queue is the
+# record: if two tasks submit at the same time, the one with the younger job cancels it.
+ensure_merge() {
     [[ -z ${TRELM_MERGE_JOB:-} ]] || return 0
     local name=prepare-merge-$SLURM_ARRAY_JOB_ID oldest mine
     oldest=$(oldest_job "$name") || return
@@ -92,7 +92,7 @@ merge() {
         exit 0
     fi
     missing=$(trelm_prepare "$@" --missing-parts "$TRELM_PARTS")
-    array=$(oldest_job "$retries")  # there already if this job was ended before it could wait for it
+    array=$(oldest_job "$retries")  # already queued if this job was killed before it could wait for it
     if [[ -z $missing && -z $array ]]; then
         trelm_prepare "$@" --merge
         exit 0
@@ -104,42 +104,43 @@ merge() {
             --array="$missing" -- "$@") || fail "parts $missing of $TRELM_PARTS are missing and could not be submitted again"
         say "parts $missing of $TRELM_PARTS are missing: array $array tries again, $((round + 1)) of $TRELM_RETRIES"
     fi
-    # This job goes back into the queue and waits for the array; whoever depends on its number waits with it.
-    trap '' TERM  # with which Slurm ends a requeued script before its next line otherwise
+    # Requeue this job behind the array. It keeps its number, so jobs that depend on it keep waiting.
+    trap '' TERM  # Slurm sends TERM to a requeued script; the update below must still run
     scontrol requeue "$SLURM_JOB_ID" || fail "cannot be requeued: submit the array again"
     scontrol update "jobid=$SLURM_JOB_ID" "dependency=afterany:$array"
     exit 1
 }
 
 # --- Slurm ---
-# The lowest number of this user's jobs of that name; empty without one.
+# oldest_job NAME: prints the lowest number of this user's jobs of that name; nothing if there is none.
 oldest_job() {
     local found
     found=$(squeue --noheader --user="$(id -un)" --name="$1" --format=%F) || fail "squeue does not answer"
     sort -n <<<"$found" | sed -n 1p
 }
 
+# Prints the folder of this job's log, or TRELM_HOME if nothing can be written there.
 log_folder() {
     local folder
-    folder=$(dirname "$(of_job StdOut)")
+    folder=$(dirname "$(job_field StdOut)")
     if [[ -d $folder && -w $folder && $folder != /dev ]]; then echo "$folder"; else echo "$TRELM_HOME"; fi
 }
 
-# submit_again SBATCH OPTION... -- OPTION...: this file with the resources of this job; prints the new job's number.
+# submit_again SBATCH OPTION... -- OPTION...: submits this script with this job's resources; prints the new number.
 submit_again() (
     options=(--parsable --chdir="$TRELM_HOME" --cpus-per-task="$cpus"
         ${SLURM_MEM_PER_NODE:+--mem="$SLURM_MEM_PER_NODE"} ${SLURM_MEM_PER_CPU:+--mem-per-cpu="$SLURM_MEM_PER_CPU"})
     for pair in partition=Partition account=Account qos=QOS reservation=Reservation constraint=Features time=TimeLimit; do
-        value=$(of_job "${pair#*=}")
+        value=$(job_field "${pair#*=}")
         [[ -z $value ]] || options+=("--${pair%=*}=$value")
     done
     while [[ $1 != -- ]]; do options+=("$1"); shift; done
     shift
-    # Otherwise the new job would take what describes this one for its own, such as SLURM_ARRAY_TASK_ID.
+    # The new job must not inherit the variables that describe this one, such as SLURM_ARRAY_TASK_ID.
     mapfile -t own < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
     unset "${own[@]}" SBATCH_ARRAY_INX SBATCH_GRES
     export TRELM_PARTS TRELM_RETRIES
-    sbatch "${options[@]}" "$TRELM_HOME/slurm/prepare.sh" "$@" | sed 's/;.*//'  # NUMBER;CLUSTER where there are several
+    sbatch "${options[@]}" "$TRELM_HOME/slurm/prepare.sh" "$@" | sed 's/;.*//'  # drop ";CLUSTER"
 )
 
 main "$@"

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Pre-trains a BERT-base-size TRELM: one torchrun per node, one process per GPU.
+# Pre-train a TRELM of BERT-base size: one torchrun per node, one process per GPU.
 #
 #   sbatch slurm/pretrain_base.sh            one node with 8 GPUs; submit from the repository's root
 #   sbatch -N 4 slurm/pretrain_base.sh       four of them
 #
-# Every #SBATCH line can be overridden on sbatch's command line or by SBATCH_* variables; what follows the script's name
-# is for `trelm pretrain`. Near its time limit, after a crash or on a bad node the job commits what it can, requeues
-# itself and continues. docs/slurm.md explains it.
+# Override any #SBATCH line on sbatch's command line or with SBATCH_* variables. Arguments after the script's name go to
+# `trelm pretrain`. slurm/pretrain.sh lists the variables (TRELM_DATA, TRELM_OUT, ...) and does the work; docs/slurm.md
+# explains what happens at the time limit, after a crash and on a bad node.
 #SBATCH --job-name=pretrain-base
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -20,20 +20,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-script=pretrain_base
-TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}  # the repository; Slurm runs a copy of this file elsewhere
-[[ -f $TRELM_HOME/slurm/lib.sh && -f $TRELM_HOME/trelm_ds/__main__.py ]] ||
-    { echo "$script: no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME" >&2; exit 2; }
-source "$TRELM_HOME/slurm/lib.sh"
-source "$TRELM_HOME/slurm/pretrain_job.sh"
-load_site
-
-# Export what differs before sbatch. Relative paths start at TRELM_HOME; every node must see them.
-TRELM_DATA=${TRELM_DATA:-data/pretrain}        # dataset made by `trelm prepare`: folder or fsspec URL
-TRELM_OUT=${TRELM_OUT:-runs/pretrain_base}    # run folder; the same folder again means: resume
-# One or more files, split at blanks; later ones win.
-TRELM_CONFIG=${TRELM_CONFIG:-trelm_ds/recipes/sizes/base.yaml trelm_ds/recipes/trelm.yaml}
-TRELM_ARGS=${TRELM_ARGS:-}                     # settings to override, such as "--trainer.max_steps 200000"
-TRELM_PROCS_PER_NODE=${TRELM_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}  # set it on nodes without GPUs
-
-pretrain_job "$@"
+size=base
+TRELM_HOME=${TRELM_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}  # the repository; Slurm runs a copy of this file, so $0 is no help
+[[ -f $TRELM_HOME/slurm/pretrain.sh ]] ||
+    { echo "pretrain_$size: no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME" >&2; exit 2; }
+source "$TRELM_HOME/slurm/pretrain.sh"

@@ -1,7 +1,7 @@
-# A pre-training job from its checks to its end or requeue; slurm/pretrain_*.sh and sweep.sh source it after lib.sh.
+# A pre-training job from its checks to its end or requeue. pretrain.sh and sweep.sh source it after lib.sh.
 # shellcheck shell=bash disable=SC2154  # lib.sh sets script, python, cpus
 
-# pretrain_job [SETTING...]: what follows is for `trelm pretrain`.
+# pretrain_job [SETTING...]: the arguments go to `trelm pretrain`.
 pretrain_job() {
     check_request
     state=$TRELM_OUT/slurm
@@ -9,24 +9,24 @@ pretrain_job() {
     ((10#$(df --output=avail -B 1000000 "$state" | tail -n 1 | tr -d ' ') >= 1000 * ${TRELM_MIN_DISK_GB%.*})) ||
         fail "TRELM_OUT=$TRELM_OUT: less than TRELM_MIN_DISK_GB=$TRELM_MIN_DISK_GB GB are free"
     code=0 stopped_by="" step_pid="" trained=""
-    work=$state/job-$SLURM_JOB_ID  # what nodes tell this script
+    work=$state/job-$SLURM_JOB_ID  # where the nodes leave answers and exit codes for this script
     { rm -rf "$work" && mkdir "$work"; } || fail "cannot write into TRELM_OUT=$TRELM_OUT"
-    # USR1 reaches this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and commit a
-    # checkpoint. Once only: a second signal makes torchrun drop its workers before they are done. TERM (scancel,
-    # preemption) the ranks get from Slurm itself; this shell waits for them.
+    # Slurm sends USR1 to this shell alone (--signal=B:), which passes it on to the ranks: they finish their step and
+    # commit a checkpoint. Pass it on once only: a second signal makes torchrun drop its workers before they are done.
+    # TERM (scancel, preemption) goes to the ranks directly, so this shell only waits for them.
     trap stop USR1
     trap 'say "SIGTERM"' TERM
     note_start
-    meet
+    set_rendezvous
     check_nodes
     train "$@"
     settle
 }
 
-# --- What would fail later fails here: one line, exit code 2. ---
+# --- Fail early, with one line and exit code 2. ---
 check_request() {
     local config configs
-    read -rd '' -a configs <<<"$TRELM_CONFIG" || true  # it may have several lines
+    read -rd '' -a configs <<<"$TRELM_CONFIG" || true  # read -d: the value may span several lines
     ((${#configs[@]})) || fail "no configuration: set TRELM_CONFIG"
     settings=()
     for config in "${configs[@]}"; do
@@ -41,7 +41,8 @@ check_request() {
         fail "TRELM_PROCS_PER_NODE must be a positive number, got '$TRELM_PROCS_PER_NODE'"
 }
 
-# shellcheck disable=SC2317,SC2329  # the traps call it
+# Handles USR1.
+# shellcheck disable=SC2317,SC2329  # called by a trap
 stop() {
     trap '' USR1
     stopped_by=USR1
@@ -50,32 +51,32 @@ stop() {
     kill -USR1 "$step_pid" || true
 }
 
-# --- The job's history: RUN/slurm/history.jsonl, read by `trelm status` and below. ---
-# note EVENT TEXT [EXIT CODE]
+# --- The job's history: RUN/slurm/history.jsonl, read below and by `trelm status`. ---
+# note EVENT TEXT [EXIT CODE]: appends one line.
 note() {
-    # A line that a full disk or a crash cut short must not swallow this one.
+    # Start a new line if a full disk or a crash left the last one unfinished.
     [[ -z $(tail -c 1 "$state/history.jsonl" 2>/dev/null) ]] || echo >>"$state/history.jsonl"
     printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s", "code": %s}\n' \
         "$SLURM_JOB_ID" "$1" "$(last_step)" "${SLURM_RESTART_COUNT:-0}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
         "$SLURM_JOB_NODELIST" "${log//[\"\\]/}" "${2//[\"\\]/}" "${3:-null}" >>"$state/history.jsonl"
 }
 
-# The step of the last committed checkpoint.
+# Prints the step of the last committed checkpoint, 0 if there is none.
 last_step() {
     local step
     step=$(sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$TRELM_OUT/checkpoints/latest.json" 2>/dev/null || true)
     echo "${step:-0}"
 }
 
-# Counts this start; a job that starts again and again without a new checkpoint ends. Starts on bad nodes do not count.
+# Counts this start and gives up if a job keeps restarting without a new checkpoint. Starts on bad nodes do not count.
 note_start() {
     local line step starts=0 steps=()
-    log=$(of_job StdOut)
+    log=$(job_field StdOut)
     step=$(last_step)
     while ((${SLURM_RESTART_COUNT:-0})) && read -r line; do
         [[ $line == '{"job": "'"$SLURM_JOB_ID"'", '* ]] || continue
         if [[ $line =~ '"event": "start", "step": '([0-9]+)', "restart": '([0-9]+), ]]; then
-            ((BASH_REMATCH[2])) || { starts=0; steps=(); }  # an older job of the same number ends here
+            ((BASH_REMATCH[2])) || { starts=0; steps=(); }  # restart 0: lines above are of an older job of that number
             starts=$((starts + 1)) steps+=("${BASH_REMATCH[1]}")
         elif [[ $line == *'"text": "bad nodes: '* && ${#steps[@]} -gt 0 ]]; then
             unset 'steps[-1]'
@@ -86,32 +87,33 @@ note_start() {
     fi
     local stalls=$((10#$TRELM_MAX_STALLS))
     if ((${#steps[@]} >= stalls)) && [[ $(printf '%s\n' "${steps[@]: -stalls}" | sort -u) == "$step" ]]; then
-        give_up "$stalls starts in a row ended without a checkpoint after step $step: mend the cause, see $log"
+        give_up "$stalls starts in a row ended without a checkpoint after step $step: fix the cause, see $log"
     fi
     note start ""
 }
 
 give_up() { note stalled "$1" 2; fail "$1"; }
 
-# --- Where the ranks meet. Addresses come from Slurm, since node names need not resolve. ---
-meet() {
+# --- Rendezvous ---
+# Sets `endpoint`, where the ranks meet. Uses Slurm's node addresses, because node names need not resolve.
+set_rendezvous() {
     TRELM_NODE_ADDRESSES=$(ask_slurm scontrol show node -o "$SLURM_JOB_NODELIST" |
         sed -n 's/^NodeName=\([^ ]*\) .*NodeAddr=\([^ ]*\).*/\1=\2/p' | paste -sd' ')
-    export TRELM_NODE_ADDRESSES  # every node looks up its own
+    export TRELM_NODE_ADDRESSES  # each node looks up its own address
     local first
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     first=$(sed -n "s/^\(.* \)\?${nodes[0]}=\([^ ]*\).*/\2/p" <<<"$TRELM_NODE_ADDRESSES")
-    # The port follows from the job id, so that two jobs on one node do not meet each other.
+    # Derive the port from the job id, so that two jobs on one node do not collide.
     endpoint=$first:$((20000 + SLURM_JOB_ID % 10000))
-    # Without it torchrun allows every process one thread, too few for data preparation and for CPU runs.
+    # Otherwise torchrun sets it to 1, too few threads for data preparation and for CPU runs.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > TRELM_PROCS_PER_NODE ? cpus / TRELM_PROCS_PER_NODE : 1))}
-    # NCCL says why it failed and is quiet otherwise.
+    # NCCL then explains its failures and is quiet otherwise.
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 }
 
-# launch NAME COMMAND... -- ARGUMENT...: COMMAND with torchrun's arguments, on all nodes, waited for; exit codes in
-# $work/exit, one file per node. It has to be the Slurm task itself: on most clusters a signal reaches nothing else.
-# torchrun hands signals to its workers and kills those still running after --shutdown-timeout, which
+# launch NAME COMMAND... -- ARGUMENT...: runs COMMAND with torchrun's arguments on all nodes and waits for it; leaves
+# exit codes in $work/exit, one file per node. torchrun has to be the Slurm task itself, because on most clusters a signal
+# reaches nothing else. It passes signals to its workers and kills those still running after --shutdown-timeout, which
 # must therefore be shorter than the 180 s of --signal.
 launch() {
     local name=$1 command=() more
@@ -127,18 +129,18 @@ launch() {
         --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$name" --rdzv-endpoint="$endpoint" \
         --shutdown-timeout=160 \
         "${more[@]}" "$@" &
-    step_pid=$!  # in the background, because a trap runs only between commands
-    [[ -z $stopped_by ]] || kill -USR1 "$step_pid" || true  # which came between those two lines
+    step_pid=$!  # in the background, because bash runs traps only between commands
+    [[ -z $stopped_by ]] || kill -USR1 "$step_pid" || true  # USR1 arrived between those two lines
     code=0
     wait "$step_pid" || code=$?
-    while kill -0 "$step_pid" 2>/dev/null; do  # a trap interrupted the wait
+    while kill -0 "$step_pid" 2>/dev/null; do  # a trap interrupted `wait`
         code=0
         wait "$step_pid" || code=$?
     done
     step_pid=""
 }
 
-# --- Nodes that cannot train are found before they cost an hour. ---
+# --- Health check: find bad nodes before they waste an hour ---
 check_nodes() {
     ((TRELM_HEALTH)) || return 0
     answers=$work/health bad=()
@@ -148,34 +150,35 @@ check_nodes() {
     [[ -z $stopped_by ]] || settle
     unless_ended
     ok=$(find "$answers" -name '*.ok' -printf '%f\n' | sed 's/\.ok$//')
-    if [[ -s $state/bad_nodes ]]; then  # a node may have been mended since it was found bad
+    if [[ -s $state/bad_nodes ]]; then  # remove nodes that pass now: they were repaired since
         grep -vxF "$ok" "$state/bad_nodes" >"$state/bad_nodes.new" || true
         mv "$state/bad_nodes.new" "$state/bad_nodes"
     fi
     ((code)) || return 0
     for node in "${nodes[@]}"; do [[ -f $answers/$node.bad ]] && bad+=("$node"); done
-    # A bad node's end takes those along that were not through, so silence says something only where none is bad.
+    # A bad node's failure also kills healthy nodes before they answer, so a missing answer is suspicious only if no
+    # node has reported itself as bad.
     if ((${#bad[@]} == 0)) && [[ -n $(find "$answers" -name '*.here') ]]; then
         for node in "${nodes[@]}"; do
             [[ -f $answers/$node.here ]] || { bad+=("$node"); echo "no answer" >"$answers/$node.bad"; }
         done
-        ((${#bad[@]})) || requeue "the nodes could not sum with each other, see above"
+        ((${#bad[@]})) || requeue "the all-reduce across nodes failed, see above"
     fi
-    ((${#bad[@]})) || finish 2 "not requeued: the check of nodes itself failed, see $log (TRELM_HEALTH=0 skips it)"
+    ((${#bad[@]})) || finish 2 "not requeued: the health check itself failed, see $log (TRELM_HEALTH=0 skips it)"
     leave_bad_nodes
 }
 
-# Goes on elsewhere, unless too few nodes would be left.
+# Requeues without the bad nodes, or gives up if too few others are left.
 leave_bad_nodes() {
     local node reasons="" others wanted
     for node in "${bad[@]}"; do reasons+="${reasons:+; }$node: $(<"$answers/$node.bad")"; done
     printf '%s\n' "${bad[@]}" >>"$state/bad_nodes"
-    wanted=$(of_job ReqNodeList)  # of --nodelist: Slurm would wait for these for ever
+    wanted=$(job_field ReqNodeList)  # set by --nodelist: Slurm would wait for these nodes forever
     wanted=${wanted:+$(scontrol show hostnames "$wanted" | { grep -xFf "$state/bad_nodes" || true; } | paste -sd,)}
-    [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: mend them or leave them out"
+    [[ -z $wanted ]] || give_up "$reasons; --nodelist asks for $wanted: repair them or leave them out"
     others=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -cvxFf "$state/bad_nodes" || true)
     ((others >= SLURM_NNODES)) || give_up "$reasons; partition $SLURM_JOB_PARTITION has $others nodes that \
-$state/bad_nodes does not list: mend them, or correct what is expected of nodes (TRELM_CHECK_GPUS, TRELM_MIN_...)"
+$state/bad_nodes does not list: repair the others, or correct the requirements (TRELM_CHECK_GPUS, TRELM_MIN_...)"
     requeue "bad nodes: $reasons"
 }
 
@@ -190,8 +193,9 @@ train() {
     trained=1
 }
 
-# --- How it ends ---
-# The exit codes of docs/checkpoints.md decide. `wait` is not asked alone: it has been seen to give 0 for killed tasks.
+# --- Ending ---
+# Ends or requeues the job by the ranks' exit codes (docs/checkpoints.md). Reads them from files, because `wait` has been
+# seen to return 0 for killed tasks.
 settle() {
     local codes
     mapfile -t codes < <(cat "$work"/exit/* 2>/dev/null | sort -un)
@@ -201,35 +205,35 @@ settle() {
     fi
     unless_ended
     if [[ $all == *" 2 "* ]]; then
-        finish 2 "not requeued: a mistake that no new start mends, see $log"
+        finish 2 "not requeued: a restart would not fix this mistake, see $log"
     elif [[ $all == *" 130 "* ]]; then
         finish 130 "stopped by its stop file"
     elif [[ -n $stopped_by ]]; then
         requeue "SIG$stopped_by"
     elif [[ $all == *" 75 "* ]]; then
-        requeue "trainer.max_minutes are over"
+        requeue "out of time (trainer.max_minutes)"
     elif [[ $all == *" 71 "* ]]; then
-        requeue "nothing moved any more"
+        requeue "training hung"
     else
         requeue "exit codes ${codes[*]:-none}, srun $code"
     fi
 }
 
-# A job that was cancelled must not rise again.
+# Ends the script if Slurm has already ended the job: a cancelled job must not be requeued.
 unless_ended() {
     local job_state
-    job_state=$(of_job JobState)
+    job_state=$(job_field JobState)
     [[ -z $job_state || $job_state == RUNNING ]] || finish 143 "ended by Slurm: $job_state"
 }
 
-# finish CODE TEXT
+# finish CODE TEXT: notes the end and exits.
 finish() {
     note end "$2" "$1"
     say "$2; last checkpoint: step $(last_step)"
     exit "$1"
 }
 
-# requeue TEXT: the job starts again with what is left of its checkpoints, not on nodes that were found bad.
+# requeue TEXT: puts the job back into the queue, excluding bad nodes; it resumes from its last sound checkpoint.
 requeue() {
     if ((TRELM_REQUEUE == 0)); then
         local last=$((code ? code : 1))
@@ -238,9 +242,9 @@ requeue() {
     fi
     note requeue "$1"
     say "requeued: $1; last checkpoint: step $(last_step)"
-    trap '' TERM  # with which Slurm ends this script before its next line otherwise
+    trap '' TERM  # Slurm sends it to a requeued script; the lines below must still run
     local before exclude
-    before=$(of_job ExcNodeList)
+    before=$(job_field ExcNodeList)
     ask_slurm scontrol requeue "$job" || finish 1 "cannot be requeued: submit it again, it continues"
     [[ -s $state/bad_nodes ]] || exit 1
     exclude=$({ sort -u "$state/bad_nodes"; echo "$before"; } | sed '/^$/d' | paste -sd,)

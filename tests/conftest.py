@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from trelm_ds import log
+
 if TYPE_CHECKING:
     from trelm_ds.distributed import Ranks
 
@@ -31,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests first, so that no worker is left with one when the others are done."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log goes to stderr as in the program, and caplog hears it as well."""
+    log.setup()
+    monkeypatch.setattr(log.logger, "propagate", True)
+    log.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

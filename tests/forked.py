@@ -20,12 +20,14 @@ from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+_OF_A_PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.preloaded"])
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {
+    # The fixture `one_rank` leaves its process group's variables behind; a command is to make a group of its own.
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_PROCESS_GROUP} | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",

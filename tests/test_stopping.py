@@ -27,7 +27,7 @@ def test_a_second_interrupt_is_immediate() -> None:
 
 
 def test_the_file_stops_once(tmp_path: Path) -> None:
-    requests = StopRequests(StopSignals(), tmp_path, None, looks_for_file=True)
+    requests = StopRequests(StopSignals(), tmp_path, None, watch_file=True)
     assert requests.reason() == 0
     (tmp_path / "stop").touch()
     assert requests.reason() == FILE
@@ -37,19 +37,19 @@ def test_the_file_stops_once(tmp_path: Path) -> None:
 
 def test_another_rank_leaves_the_file_alone(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
-    assert StopRequests(StopSignals(), tmp_path, None, looks_for_file=False).reason() == 0
+    assert StopRequests(StopSignals(), tmp_path, None, watch_file=False).reason() == 0
     assert (tmp_path / "stop").exists()
 
 
 def test_the_time_limit_counts_from_the_start(tmp_path: Path) -> None:
-    assert StopRequests(StopSignals(), tmp_path, 60.0, looks_for_file=False).reason() == 0
-    assert StopRequests(StopSignals(), tmp_path, 1e-9, looks_for_file=False).reason() == TIME
+    assert StopRequests(StopSignals(), tmp_path, 60.0, watch_file=False).reason() == 0
+    assert StopRequests(StopSignals(), tmp_path, 1e-9, watch_file=False).reason() == TIME
 
 
 def test_a_rank_whose_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = StopRequests(StopSignals(), tmp_path, None, looks_for_file=False)
+    alone = StopRequests(StopSignals(), tmp_path, None, watch_file=False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a launcher's")
-    launched = StopRequests(StopSignals(), tmp_path, None, looks_for_file=False)
+    launched = StopRequests(StopSignals(), tmp_path, None, watch_file=False)
     assert launched.reason() == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert (alone.reason(), launched.reason()) == (0, ORPHANED)  # nohup and a closed terminal are no reason

@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel for A100 (sm_80) and H100 (sm_90), without a GPU; prints what each takes of a chip.
+"""Compile every Triton kernel for A100 (sm_80) and H100 (sm_90), without a GPU, and print the resources of each.
 
-python tools/compile_kernels.py     (exit code 1 where one spills registers or asks for too much)
+python tools/compile_kernels.py     (exit code 1 if a kernel spills registers or needs too much shared memory)
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trelm_kernels import MAX_STEPS, activation, adamw, path_mask, riemann, weig
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # bytes that one program may have, by architecture
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # most bytes of one program, by architecture
 FLOATS = ("bf16", "fp16", "fp32")
 
 
 class Variant(NamedTuple):
-    """A kernel as one call would compile it."""
+    """One compilation of a kernel: argument types and constants."""
 
     kernel: Any
     name: str
@@ -37,7 +37,7 @@ class Variant(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """Every kernel in every precision that training uses."""
+    """Yield every kernel in every precision that training uses."""
     sizes = dict.fromkeys(
         ("tokens", "size", "chosen", "left_stride", "right_stride", "tokens_per_split", "splits"), "i32"
     )
@@ -45,7 +45,7 @@ def variants() -> Iterator[Variant]:
     for dtype in FLOATS:
         common = sizes | {"rows": "*i64", "partial": "*fp32", "partial_weight": "*fp32", "partial_bias": "*fp32"}
         data = dict.fromkeys(("left", "right", "weight", "bias", "gradient", "gradients", "values", "activations"))
-        data |= dict.fromkeys(("inputs", "by_inputs", "chosen_gradient", "chosen_output"))
+        data |= dict.fromkeys(("inputs", "input_gradient", "chosen_gradient", "chosen_output"))
         types = common | dict.fromkeys(data, f"*{dtype}") | {"weights": "*fp32", "kept": "*u8", "slots": "*i32"}
         for kind in activation.ACTIVATIONS:
             blocks = {"BLOCK_T": activation.BLOCK_T, "BLOCK_F": activation.BLOCK_F}
@@ -70,10 +70,10 @@ def variants() -> Iterator[Variant]:
 
 
 def resources(variant: Variant, architecture: int) -> dict[str, int]:
-    """Registers of a thread, bytes of shared memory of a program, bytes spilled."""
+    """Compile a variant and return registers per thread, bytes of shared memory per program, and bytes spilled."""
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types[name] for name in names}
-    # Torch's allocations and rows of usual widths are aligned, which the just-in-time compiler sees.
+    # Declare what the just-in-time compiler would detect: torch's allocations and rows of usual widths are aligned.
     aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name.endswith("_stride")]
     aligned += [i for i, name in enumerate(names) if name in ("size", "neurons")]
     source = ASTSource(
@@ -99,7 +99,7 @@ def resources(variant: Variant, architecture: int) -> dict[str, int]:
 
 
 def assembler() -> str:
-    """NVIDIA's assembler as Triton ships it."""
+    """Return the path of NVIDIA's assembler, which Triton ships."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas")
 
 

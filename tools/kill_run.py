@@ -1,11 +1,11 @@
-"""Kills a training run again and again, starts it again, and compares its end with a run that nothing has disturbed.
+"""Kill a training run again and again, restart it, and compare the result with an undisturbed run.
 
 python tools/kill_run.py --data DATASET --work WORK [--points | --kills 60] [--who one|all|both] [--ranks 2] \
     [--config tools/kill_run.yaml] [--seed 0] [--out docs/benchmarks/kills.json] [--trainer.max_steps 200 ...]
 
---points kills once at every named point of trelm_ds/faults.py, --kills at points, passages and ranks drawn by the seed.
-Weights, optimizer, memory bank, vectors, paths (by the sums of all files of the last checkpoint), reading position,
-guard and every logged number of every step must be equal in the end, bit for bit. Exit code 1 where they are not.
+--points kills once at every named point of trelm_ds/faults.py; --kills at points, passages and ranks drawn by the seed.
+In the end weights, optimizer, memory bank, vectors and paths (by the hashes of all files of the last checkpoint),
+reading position, guard and every logged number of every step must be equal, bit for bit. Exit code 1 if they are not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def torchrun(ranks: int, arguments: list[str], kill_at: str, log: TextIO) -> int
 
 
 class Run:
-    """The command, with what it needs to be started again."""
+    """A training run that can be started again and again."""
 
     def __init__(self, options: argparse.Namespace, settings: list[str], name: str, launch: Launch) -> None:
         self.folder, self._ranks, self._launch = options.work / name, options.ranks, launch
@@ -54,25 +54,25 @@ class Run:
         self._arguments = ["pretrain", "--config", str(options.config), *place, *settings]
 
     def start(self, kill_at: str = "") -> bool:
-        """Runs to its end or its death; returns whether it came to its end."""
+        """Run until the run ends or is killed; return whether it ended by itself, with exit code 0."""
         with self._log.open("a") as log:
             log.write(f"--- {kill_at or 'to the end'}\n")
             log.flush()
             return self._launch(self._ranks, self._arguments, kill_at, log) == 0
 
     def committed(self) -> int:
-        """The newest committed step."""
+        """Return the newest committed step, 0 if there is none."""
         steps = [int(path.parent.name[5:]) for path in self.folder.glob("checkpoints/step-*/manifest.json")]
         return max(steps, default=0)
 
     def log_points(self) -> list[dict[str, Any]]:
-        """Without what depends on time."""
+        """Read the log points, without the values that depend on time."""
         path = self.folder / "metrics.jsonl"
         points = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         return [{name: value for name, value in point.items() if not name.startswith(TIMED)} for point in points]
 
     def end(self) -> dict[str, Any]:
-        """What must be equal in the end."""
+        """Return everything that must be equal in the end."""
         folder = self.folder / "checkpoints" / f"step-{self.committed():08d}"
         manifest = json.loads((folder / "manifest.json").read_text())
         left = [path.name for path in self.folder.glob("checkpoints/.*")]
@@ -81,12 +81,12 @@ class Run:
 
 
 def plan(options: argparse.Namespace) -> list[str]:
-    """TRELM_KILL_AT of every start: each point once, or drawn ones."""
+    """Choose TRELM_KILL_AT for every start: each point once, or drawn at random."""
     draw = random.Random(options.seed)
     kills = []
     for number in range(len(POINTS) if options.points else options.kills):
         point = POINTS[number] if options.points else draw.choice(POINTS)
-        # Late enough, mostly, that there is a checkpoint to go back to; a file is written in many pieces.
+        # Kill late enough that there usually is a checkpoint to resume from; a file is written in many pieces.
         passage = 3 if point.startswith(("step-", "log-")) else 25 if point == "save-mid-file" else 1
         if not options.points:
             passage = draw.randint(1, 2 * passage)
@@ -100,10 +100,12 @@ def main(argv: list[str] | None = None, launch: Launch = torchrun) -> dict[str, 
     """Returns what was found. The tests start the ranks in a quicker way than torchrun."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the two runs; must not hold them yet")
-    parser.add_argument("--points", action="store_true", help="every named point once")
-    parser.add_argument("--kills", type=int, default=60, help="drawn ones")
-    parser.add_argument("--who", choices=("one", "all", "both"), default="both", help="one rank dies, or the node")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the two runs; they must not exist yet")
+    parser.add_argument("--points", action="store_true", help="kill once at every named point")
+    parser.add_argument("--kills", type=int, default=60, help="number of kills at random")
+    parser.add_argument(
+        "--who", choices=("one", "all", "both"), default="both", help="kill one rank, or all and their launcher"
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=ROOT / "tools" / "kill_run.yaml")
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None, launch: Launch = torchrun) -> dict[str, 
     options, settings = parser.parse_known_args(argv)
     kills = plan(options)
     every = yaml.safe_load(options.config.read_text())["trainer"]["checkpoint_every"]
-    if "--trainer.max_steps" not in settings:  # each start commits twice at most before it dies
+    if "--trainer.max_steps" not in settings:  # each start commits at most twice before it is killed
         settings += ["--trainer.max_steps", str(2 * every * (len(kills) + 1))]
     options.work.mkdir(parents=True, exist_ok=True)
     undisturbed, run = (Run(options, settings, name, launch) for name in ("undisturbed", "killed"))
@@ -123,7 +125,7 @@ def main(argv: list[str] | None = None, launch: Launch = torchrun) -> dict[str, 
     before, repeated, died = 0, 0, Counter[str]()
     for kill in kills:
         if run.start(kill):
-            break  # at its end before the point came
+            break  # it ended before it reached the point
         now, logged = run.committed(), max((point["step"] for point in run.log_points()), default=0)
         if now < before:
             problems.append(f"{kill}: step {before} was committed, {now} is the newest")

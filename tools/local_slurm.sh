@@ -1,15 +1,15 @@
 #!/bin/bash
-# A two-node Slurm on this one host, to try slurm/*.sh without a cluster.
+# Run a two-node Slurm on this host, to try slurm/*.sh without a cluster.
 #
-#   tools/local_slurm.sh up [ROOT]           start it, unless it runs, and print the `export SLURM_CONF=...` to use it
-#   tools/local_slurm.sh status [ROOT]       exit code 0 and the nodes when it runs, 1 when it does not
-#   tools/local_slurm.sh crash NODE [ROOT]   kill n1 or n2 with all that runs there, as a power failure would
-#   tools/local_slurm.sh boot NODE [ROOT]    start it again
+#   tools/local_slurm.sh up [ROOT]           start it unless it runs, and print the `export SLURM_CONF=...` to use it
+#   tools/local_slurm.sh status [ROOT]       print the nodes; exit code 0 if it runs, 1 if not
+#   tools/local_slurm.sh crash NODE [ROOT]   kill n1 or n2 and everything on it, like a power failure
+#   tools/local_slurm.sh boot NODE [ROOT]    start a crashed node again
 #   tools/local_slurm.sh down [ROOT]         end its jobs and daemons and remove ROOT
 #
 # Nodes n1 and n2 claim 64 cores and 8 GPUs each; the GPUs are mere device files, so programs run on the CPU. There is
-# no systemd and no database (so no `sacct`). All of it lives under ROOT, default ${TMPDIR:-/tmp}/trelm-slurm-<uid>.
-# Ports follow from ROOT; TRELM_SLURM_PORT=N takes N, N+1 and N+2 instead.
+# no systemd and no database (so no `sacct`). All files are under ROOT, by default ${TMPDIR:-/tmp}/trelm-slurm-<uid>.
+# Ports are derived from ROOT; TRELM_SLURM_PORT=N uses N, N+1 and N+2 instead.
 set -euo pipefail
 
 fail() { echo "local_slurm: $2" >&2; exit "$1"; }
@@ -25,12 +25,13 @@ fi
 root=$(realpath -m "${2:-${TMPDIR:-/tmp}/trelm-slurm-$UID}")
 conf=$root/slurm.conf
 socket=$root/munge.socket
-marker=$root/.trelm-local-slurm               # `down` removes no folder without it
+marker=$root/.trelm-local-slurm               # `down` refuses folders without this file
 daemons=(munged slurmctld n1 n2)              # each has $root/run/NAME.pid
-# Jobs inherit SLURM_CONF: `down` finds them by it.
+# Jobs inherit SLURM_CONF, by which `down` finds them.
 export PATH=$PATH:/usr/sbin:/sbin SLURM_CONF=$conf
 
-# A pid file may outlive its process, and another may have its number: it counts if the command line names our ROOT.
+# alive NAME: tells whether a daemon runs. A pid file may be stale and its number reused, so the process's command line
+# must name our ROOT.
 alive() {
     local pid
     pid=$(cat "$root/run/$1.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] &&
@@ -42,7 +43,7 @@ all_alive() {
     for name in "${daemons[@]}"; do alive "$name" || return 1; done
 }
 
-# until_true SECONDS COMMAND...: polls until the command succeeds; 1 when it never did.
+# until_true SECONDS COMMAND...: polls until the command succeeds; returns 1 if it never does.
 until_true() {
     local deadline=$((SECONDS + $1))
     shift
@@ -55,8 +56,8 @@ until_true() {
 idle_nodes() { [[ $(timeout 5 sinfo -h -N -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$') == 2 ]]; }
 no_jobs() { [[ -z $(timeout 5 squeue -h 2>/dev/null) ]]; }
 
-# pids_where TEST: processes with our SLURM_CONF whose environment ($env, one variable a line) and folder in /proc ($dir)
-# pass; also those whose daemons are gone.
+# pids_where TEST: prints the processes with our SLURM_CONF that pass a test of their environment ($env, one variable per
+# line) and their folder in /proc ($dir). This also finds processes whose daemons are gone.
 pids_where() {
     local dir env
     for dir in /proc/[0-9]*; do
@@ -68,13 +69,13 @@ pids_where() {
 
 of_a_job() { grep -q '^SLURM_JOB_ID=' <<<"$env" || [[ $(readlink "$dir/exe") =~ /slurmstepd(-wlm)?$ ]]; }
 of_a_daemon() { [[ $(readlink "$dir/exe") =~ /(slurmctld|slurmd|slurmstepd|munged)(-wlm)?$ ]]; }
-# The daemon inherits the first, what jobs start has the second; slurmstepd has neither, but its node's log file open.
+# slurmd inherits TRELM_LOCAL_NODE and jobs have SLURMD_NODENAME; slurmstepd has neither, but keeps its node's log open.
 of_the_node() {
     grep -qxE "(TRELM_LOCAL_NODE|SLURMD_NODENAME)=$node" <<<"$env" ||
         { of_a_daemon && [[ -n $(find "$dir/fd" -lname "$root/log/$node.log" 2>/dev/null) ]]; }
 }
 
-# killed TEST: kills what passes; false as long as there was something, since a killed process takes a moment to go.
+# killed TEST: kills the processes that pass; fails as long as it finds any, because they take a moment to disappear.
 killed() {
     local pids
     mapfile -t pids < <(pids_where "$1")
@@ -95,7 +96,7 @@ write_config() {
     port=${TRELM_SLURM_PORT:-$((17000 + number * 3))}
     mkdir -p "$root"/{run,log,state,dev,spool/n1,spool/n2}
     chmod 755 "$root"  # munged refuses a socket that others could not reach
-    gpus="/dev/tty[0-7]"  # any device file does; with regular files CUDA_VISIBLE_DEVICES would stay empty
+    gpus="/dev/tty[0-7]"  # any device file works; with regular files CUDA_VISIBLE_DEVICES would stay empty
     if [[ $UID == 0 ]]; then
         gpus="$root/dev/nvidia[0-7]"
         for i in {0..7}; do [[ -e $root/dev/nvidia$i ]] || mknod -m 666 "$root/dev/nvidia$i" c 1 3; done
@@ -157,7 +158,7 @@ up() {
     [[ ! -e $root || -e $marker || -z $(ls -A "$root") ]] || fail 2 "$root is not empty: give another ROOT"
     if ! all_alive; then
         stop
-        rm -rf "$root"/{state,spool}  # a half-dead cluster starts afresh: its jobs are gone
+        rm -rf "$root"/{state,spool}  # a half-dead cluster starts from scratch, without its jobs
         mkdir -p "$root" && touch "$marker"
         write_config
         munged --force --key-file "$root/munge.key" --socket "$socket" --pid-file "$root/run/munged.pid" \
@@ -171,7 +172,7 @@ up() {
     echo "export SLURM_CONF=$conf"
 }
 
-# Ends jobs and daemons; leaves the files.
+# Ends jobs and daemons but leaves the files.
 stop() {
     local name
     if alive slurmctld; then
@@ -184,7 +185,7 @@ stop() {
         kill -TERM "$(cat "$root/run/$name.pid")" 2>/dev/null || true
         until_true 10 dead "$name" || kill -KILL "$(cat "$root/run/$name.pid")" 2>/dev/null || true
     done
-    until_true 10 killed of_a_daemon || true  # they remove their pid files before they are gone
+    until_true 10 killed of_a_daemon || true  # daemons remove their pid files before they exit
     rm -f "$root"/run/*.pid
 }
 

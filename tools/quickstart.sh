@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The main job on the built-in sample world, with the commands a user types. Everything lands in ./quickstart; a second
-# run continues or finds it done.
+# Run the whole pipeline on the built-in sample world, with the commands a user would type. All output goes to
+# ./quickstart; running it again resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=quickstart
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread each for the two ranks
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread for each of the two ranks
 
 say() { printf '\n== %s\n' "$*"; }
 run() { echo "\$ $*"; "$@"; }

@@ -1,8 +1,8 @@
-"""The table that `make quickstart` ends with: P@1 of plain MLM and of TRELM, by tier.
+"""Print the table at the end of `make quickstart`: P@1 of plain MLM and of TRELM, by tier.
 
 python tools/quickstart_report.py [--folder quickstart] [--write]
 
---write also puts it into docs/benchmarks/quickstart.json and README.md.
+--write also writes it to docs/benchmarks/quickstart.json and README.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECIPES = ("mlm", "trelm")
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """What was probed and trained, and where."""
+    """Collect results, training figures and the machine."""
     recipes = {}
     for name in RECIPES:
         lama = json.loads((folder / f"{name}-lama.json").read_text())
@@ -48,7 +48,7 @@ def _facts(lama: dict[str, Any]) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown by tier, with a line that says where the figures come from."""
+    """Format the result as Markdown, one row per tier, with a line on the origin of the figures."""
     header = "".join(f" {name}, P@1 (%) |" for name in RECIPES)
     rows = [f"| facts |{header} most frequent answer (%) | facts probed |", "|---" * (len(RECIPES) + 3) + "|"]
     recipes = [result["recipes"][name] for name in RECIPES]
@@ -65,8 +65,8 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "quickstart", help="what make quickstart wrote")
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/quickstart.json and README.md")
+    parser.add_argument("--folder", type=Path, default=ROOT / "quickstart", help="folder of `make quickstart`")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/quickstart.json and README.md")
     options = parser.parse_args()
     try:
         result = report(options.folder)

@@ -1,24 +1,22 @@
-"""The `trelm` command: its parser, exit codes and error lines; the sub-commands are in `commands`."""
+"""The `trelm` command: parser, exit codes and error messages. The sub-commands are in `commands`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from trelm_ds import __version__
+from trelm_ds import __version__, log
 from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
-from trelm_ds.redact import without_password
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as one line instead of the whole usage, and takes no abbreviations."""
+    """A parser that reports a wrong argument in one line, without the usage, and accepts no abbreviations."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False} | more)
@@ -28,18 +26,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+    """Run the `trelm` command and exit.
 
-    Exit codes: 0 done, 1 a check failed, 2 a mistake of the user's, 75 stopped by its time limit, 128 + n by signal n.
+    Exit codes: 0 done, 1 a check failed, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _warn_in_one_line
+    log.setup()
     try:
         code = _run(arguments)
     except UserError as error:
-        # Under torchrun all ranks raise the same mistake; one line is enough.
+        # Under torchrun all ranks raise the same error; report it once.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"trelm: error: {without_password(str(error))}", file=sys.stderr, flush=True)
+            log.error(str(error))
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -49,11 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _warn_in_one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if issubclass(category, UserWarning):
-        print(f"warning: {without_password(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
-
-
 def _run(arguments: list[str]) -> int:
     parser = _Parser(prog="trelm", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"trelm-ds {__version__}")
@@ -61,7 +54,7 @@ def _run(arguments: list[str]) -> int:
     datasets.add_prepare(commands)
     datasets.add_verify(commands)
     commands.add_parser("pretrain", help="train on a prepared dataset", add_help=False)
-    commands.add_parser("submit", help="hand a pre-training job to Slurm", add_help=False)
+    commands.add_parser("submit", help="submit a pre-training job to Slurm", add_help=False)
     jobs.add_status(commands)
     runs.add_checkpoints(commands)
     runs.add_sync(commands)
@@ -70,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     mentions.add_importance(commands)
     mentions.add_strategies(commands)
     models.add_neurons(commands)
-    if arguments[:1] == ["pretrain"]:  # its options are the settings' tree, read by jsonargparse
+    if arguments[:1] == ["pretrain"]:  # its options are the settings, parsed by jsonargparse
         return runs.pretrain_command(arguments[1:])
     if arguments[:1] == ["submit"]:
         return jobs.submit_command(arguments[1:])

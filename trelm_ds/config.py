@@ -23,11 +23,11 @@ class ModelConfig:
     architecture: Literal["bert", "roberta"] = "bert"
     """family of a fresh encoder"""
     hidden_size: int = 768
-    """D"""
+    """width of the hidden states, D"""
     num_hidden_layers: int = 12
-    """L"""
+    """number of layers, L"""
     num_attention_heads: int = 12
-    """attention heads; divides hidden_size"""
+    """number of attention heads; must divide hidden_size"""
     intermediate_size: int = 3072
     """F, the width of the feed-forward (key-value memory)"""
     max_position_embeddings: int = 512
@@ -54,11 +54,14 @@ class MaskingConfig:
     """choose whole words instead of word pieces"""
 
 
+Strategy = Literal["long_tail", "high_frequency", "all", "none"]
+
+
 @dataclass
 class SelectionConfig:
     """Which mentions get knowledge (paper 3.1); `trelm strategies` shows what each choice keeps."""
 
-    strategy: Literal["long_tail", "high_frequency", "all", "none"] = "long_tail"
+    strategy: Strategy = "long_tail"
     """entities by their frequency in the corpus (Figure 3); none turns injection, assessing and entity memory off"""
     entity_threshold: int | None = None
     """mentions in the corpus below which an entity is long-tail; default: the corpus mean"""
@@ -67,24 +70,24 @@ class SelectionConfig:
     quantile: float = 0.5
     """share of the scored long-tail mentions that count as important"""
     max_per_sequence: int = 8
-    """mentions chosen in a sequence at most"""
+    """maximum number of mentions chosen in a sequence"""
 
 
 @dataclass
 class InjectionConfig:
     """Knowledge injection: what stands in the place of a chosen mention's word embeddings (Eq. 7)."""
 
-    source: Literal["encoder", "alias_mean", "file", "none"] = "encoder"
-    """vectors of entities and relations: names and descriptions through the encoder, mean of their names' word
-    embeddings, or a file; none leaves the mention's own word embeddings in h_e"""
+    source: str = "encoder"
+    """where the vectors of entities and relations come from: docs/knowledge.md describes each source; none leaves the
+    mention's own word embeddings in h_e"""
     file: str | None = None
-    """for source file: .npy [entities + relations, any width], ordered as DATASET/graph/{entities,relations}.npy"""
+    """for a source that reads one: vectors that a KG-embedding library made (docs/knowledge.md)"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
     refresh_every: int = 10000
-    """steps between two computations of the vectors from the model as it is by then; 0: only at the start"""
+    """steps between recomputations of the vectors with the current model; 0: computed at the start only"""
     max_name_tokens: int = 32
-    """tokens of name and description that the encoder reads"""
+    """maximum tokens of name and description that the encoder reads"""
     placement: Literal["device", "cpu"] = "device"
     """where the vectors live, spread over the ranks"""
 
@@ -110,7 +113,7 @@ class MemoryConfig:
     release_fraction: float = 0.1
     """last share of the training with lambda 0, so that the model ends without the bank"""
     words: bool = True
-    """long-tail words have memory too"""
+    """keep memory of long-tail words too"""
     word_frequency: tuple[int, int] = (100, 500)
     """occurrences in the corpus, lowest and highest, of a long-tail word"""
     word_quantiles: tuple[float, float] | None = None
@@ -130,9 +133,9 @@ class CkaConfig:
     triple: Literal["other", "same"] = "other"
     """other never asks for what is injected; same is the paper's literal reading, where the input holds the answer"""
     mentions: Literal["chosen", "all"] = "chosen"
-    """whom to ask about: the mentions that selection chooses, or every mention with a triple"""
+    """which mentions to ask about: those that selection chooses, or all that have a triple"""
     facts_per_mention: int = 1
-    """facts that are asked about a mention in one pass at most; 8 is the most there can be"""
+    """maximum number of facts asked about a mention in one pass; 1 to 8"""
     negatives: int = 200
     """tokens drawn by frequency^0.75 for each step that compete with the true one; 0: the whole vocabulary"""
     log_q: bool = False
@@ -143,6 +146,25 @@ class CkaConfig:
     """tokens of the queries as a share of a sequence's tokens, on average; about what assessing costs in time"""
     mlm_weight: float = 0.5
     """theta of Eq. 3: weight of the MLM loss; the rest is the assessing loss's"""
+
+
+@dataclass
+class KeplerConfig:
+    """KEPLER's objective (Wang et al. 2021): TransE on what the encoder makes of entities' descriptions."""
+
+    weight: float = 0.0
+    """weight of the knowledge-embedding loss beside 1 of masked language modelling; 0: off"""
+    margin: float = 4.0
+    """gamma: true triples are to be closer, corrupted ones farther"""
+    norm: Literal[1, 2] = 1
+    """p of the distance ||h + r - t||_p"""
+    negatives: int = 1
+    """corrupted heads, and as many corrupted tails, for each triple"""
+    triples_per_sequence: float = 0.25
+    """triples of the graph that are drawn for a sequence, on average; each takes 2 + 2 * negatives descriptions.
+    Those of entities without a name are left out"""
+    max_text_tokens: int = 32
+    """tokens of name and description that the encoder reads"""
 
 
 @dataclass
@@ -164,7 +186,7 @@ class RoutingConfig:
     quadrature: Literal["gauss3", "right20"] = "gauss3"
     """nodes of the integral: 3 of Gauss-Legendre, or Eq. 11 with m = 20"""
     refresh_every: int = 50
-    """steps between two choices of the paths; 1 is the paper's form"""
+    """steps between updates of the paths; 1 is the paper's form"""
     sample_fraction: float = 0.125
     """share of the sequences whose facts are looked at in such a step; 1.0 is the paper's form"""
     score_ema: float = 0.0
@@ -188,7 +210,7 @@ class LoaderConfig:
     max_corrupted: float = 0.001
     """share of the samples that may lie in damaged blocks and be replaced by others; beyond it the run fails"""
     cache_dir: str = "~/.cache/trelm"
-    """where a dataset behind a URL is kept on this machine"""
+    """folder on this machine for datasets read from a URL"""
     cache_gb: float = 100.0
     """size of that cache; the shards least recently read are removed beyond it"""
 
@@ -222,7 +244,7 @@ class TrainerConfig:
     global_batch_size: int = 256
     """sequences per optimizer step over all ranks"""
     micro_batch_tokens: int = 16384
-    """tokens per forward pass and rank at most, at least the dataset's max_length; accumulation follows from it"""
+    """maximum tokens per forward pass and rank; at least the dataset's max_length; accumulation follows from it"""
     precision: Literal["bf16", "fp32"] = "bf16"
     """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
     ds_config: str = "ds_configs/zero1.json"
@@ -230,24 +252,24 @@ class TrainerConfig:
     seed: int = 0
     """seed of the initial weights and of dropout"""
     log_every: int = 10
-    """steps between two log points (progress bar, MLflow)"""
+    """steps between log points (progress bar, MLflow)"""
     checkpoint_every: int = 1000
-    """steps between two checkpoints; one is always written at the end and when the run is stopped"""
+    """steps between checkpoints; one is always written at the end and when the run is stopped"""
     max_minutes: float | None = None
     """stop after this time, with a checkpoint and exit code 75; the same command continues"""
     async_checkpoints: bool = True
     """write checkpoints on a thread while the next step computes its gradients; false: training waits for the disk"""
     keep_checkpoints: int = 2
-    """number of newest checkpoints kept, at least 2"""
+    """number of newest checkpoints to keep, at least 2"""
     keep_every: int | None = None
-    """checkpoints at multiples of this step are kept for good"""
+    """also keep the checkpoints at multiples of this step, for good"""
     resume: str = "auto"
     """auto: continue RUN's last checkpoint; never: refuse to start where one exists; else a checkpoint to start from"""
 
 
 @dataclass
 class GuardsConfig:
-    """Steps that are not taken, and how many of them end the run."""
+    """When to skip a step, and when to end the run."""
 
     spike_sigma: float = 0.0
     """skip a step whose loss is this many standard deviations above the mean of the last spike_window; 0: never"""
@@ -256,7 +278,7 @@ class GuardsConfig:
     max_skipped: int = 10
     """steps of the last 1,000 that may be skipped, for this or because loss or gradient is not finite"""
     hang_minutes: float = 20.0
-    """end a run in which nothing has moved for so long, with the stacks of all ranks in RUN/stacks; 0: never"""
+    """end a run that has made no progress for this long, with the stacks of all ranks in RUN/stacks; 0: never"""
 
 
 @dataclass
@@ -272,7 +294,7 @@ class TrackingConfig:
     run_name: str | None = None
     """default: the run folder's name"""
     system_metrics_every_s: float = 10.0
-    """seconds between two looks at each node's CPU, memory, disk, network and GPUs; 0: none"""
+    """seconds between samples of each node's CPU, memory, disk, network and GPUs; 0: none"""
 
 
 @dataclass
@@ -285,6 +307,7 @@ class Config:
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     cka: CkaConfig = field(default_factory=CkaConfig)
+    kepler: KeplerConfig = field(default_factory=KeplerConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -309,7 +332,7 @@ class Config:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a dataclass tree by dotted name, in order of declaration."""
+    """Collect the leaves of a dataclass tree by dotted name, in order of declaration."""
     leaves: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value, name = getattr(config, item.name), f"{prefix}{item.name}"
@@ -318,13 +341,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def public(config: Config) -> Config:
-    """The configuration as it may be written down: no password in the tracking address."""
+    """Return the configuration without the password in the tracking address, fit to be written down."""
     uri = config.tracking.uri
     return replace(config, tracking=replace(config.tracking, uri=uri and shown(uri)))
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved tree as YAML that `--config` reads back."""
+    """Serialize the resolved tree as YAML that `--config` reads back."""
     plain = dataclasses.asdict(config)
     for section in plain.values():
         section |= {name: list(value) for name, value in section.items() if isinstance(value, tuple)}

@@ -1,4 +1,4 @@
-"""Which values settings may have."""
+"""Check the values of settings: ranges, and settings that must fit each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from trelm_ds.config import Config, flatten
+from trelm_ds.injection_sources import file_problem, problem_of
 
 _POSITIVE = (
     "model.hidden_size",
@@ -17,6 +18,10 @@ _POSITIVE = (
     "injection.max_name_tokens",
     "memory.beta",
     "cka.max_answer_tokens",
+    "kepler.margin",
+    "kepler.negatives",
+    "kepler.triples_per_sequence",
+    "kepler.max_text_tokens",
     "routing.density",
     "routing.io_density",
     "routing.refresh_every",
@@ -36,6 +41,7 @@ _NOT_NEGATIVE = (
     "memory.window",
     "cka.negatives",
     "cka.max_token_share",
+    "kepler.weight",
     "routing.start_step",
     "loader.seed",
     "loader.workers",
@@ -68,11 +74,13 @@ _SHARES = (
     "loader.max_corrupted",
 )
 _AT_MOST = {"guards.spike_window": 1_000_000, "guards.hang_minutes": 1_000_000, "trainer.max_minutes": 100_000_000}
-_LARGEST_BETA = 0.9997  # beyond it bias is still to be corrected where the counting of updates ends, at 32,767
+# Lazy AdamW counts the updates of each element up to 32,767 (int16). By then beta ** updates, which its bias correction
+# depends on, must have become negligible: 5e-5 here.
+_LARGEST_BETA = 0.9997
 
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
-    """Yields (dotted setting, what is wrong and what to do) for every value out of range."""
+    """Yield (dotted setting, what is wrong and what to do) for every value that is not allowed."""
     value = flatten(config)
     for name, number in value.items():
         if isinstance(number, float) and not math.isfinite(number):
@@ -122,8 +130,10 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.quantile", "must be greater than 0; strategy none chooses nothing"
     if selection.entity_threshold is not None and selection.entity_threshold < 1:
         yield "selection.entity_threshold", f"must be at least 1, got {selection.entity_threshold}"
-    if (injection.source == "file") != (injection.file is not None):
-        yield "injection.file", "goes with injection.source file, and only with that"
+    if unknown := problem_of(injection.source):
+        yield "injection.source", unknown
+    elif wrong := file_problem(injection.source, injection.file):
+        yield "injection.file", wrong
     if config.cka.max_token_share == 0 and config.cka.decoder == "query":
         yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
     if not 1 <= config.cka.facts_per_mention <= 8:

@@ -1,4 +1,4 @@
-"""The process group: one process, or the ranks that torchrun started."""
+"""Join and use the process group: one process, or the ranks that torchrun started."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import torch
 import torch.distributed as dist
 
 from trelm_ds.errors import CommonError, UserError
-from trelm_ds.files import turn
+from trelm_ds.files import waiting_lock
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others.
+    """This process's place among the ranks, and small collectives on CPU values.
 
     Attributes:
-        rank, world_size, local_rank: as torchrun numbers them.
-        device: where the model lives.
-        control: a gloo group for small messages, so that they never wait for the GPU.
+        rank, world_size, local_rank: as assigned by torchrun.
+        device: device of the model.
+        control: gloo group for small messages, so that they never queue behind work on the GPU.
     """
 
     rank: int
@@ -41,28 +41,35 @@ class Ranks:
     control: dist.ProcessGroup
 
     def barrier(self) -> None:
+        """Wait until every rank has reached this point."""
         dist.barrier(group=self.control)
 
     def sum(self, *values: float) -> list[float]:
-        """The sums of values over all ranks."""
+        """Sum each value over all ranks, in float64."""
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def max(self, value: int) -> int:
-        """The largest of an integer over all ranks."""
+        """Return the maximum of an integer over all ranks."""
         tensor = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return int(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank."""
+        """Collect a picklable value from every rank, indexed by rank."""
         values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return cast(list[T], values)
 
     def all_agree(self, call: Callable[[], T]) -> T:
-        """Calls `call` on every rank; a `UserError` on any rank is raised on all, so that none is left waiting."""
+        """Run `call` on every rank and return its value; if it fails on any rank, fail on all of them.
+
+        Without this, a rank that raises alone would leave the others waiting in their next collective.
+
+        Raises:
+            CommonError: some rank's `call` raised a `UserError`; the first such rank's message, on every rank.
+        """
         value, problem = None, None
         try:
             value = call()
@@ -73,19 +80,19 @@ class Ranks:
         return cast(T, value)
 
     def from_first(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
+        """Broadcast rank 0's value to every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
 
 def import_deepspeed() -> ModuleType:
-    """DeepSpeed, without its chatter, set up so that its C++ op is built once."""
+    """Import DeepSpeed with its logging turned down and its C++ op cached in this environment."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns about its guess on import
-    # It builds its CPU communication op with the first ninja on PATH, and builds it all again (40 s) when that is
-    # another version than last time. So always take the environment's own, activated or not.
-    # For the same reason it is kept in the environment, not in a cache that environments share.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it warns about guessing the accelerator on import
+    # DeepSpeed builds its CPU communication op with the first ninja on PATH, and rebuilds it (40 s) whenever that
+    # ninja's version differs from last time. Put this environment's own ninja first, whether or not the environment is
+    # activated, and keep the build inside the environment rather than in a cache shared with other environments.
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
     own = str(Path(sys.executable).parent)
@@ -114,7 +121,7 @@ def _without_what_trelm_does_not_use() -> Iterator[None]:
 
 
 def connect() -> Ranks:
-    """Joins the process group through DeepSpeed: NCCL with GPUs, gloo without."""
+    """Join the process group through DeepSpeed: NCCL with GPUs, gloo without."""
     deepspeed = import_deepspeed()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -128,7 +135,7 @@ def connect() -> Ranks:
         device = torch.device("cuda", local_rank)
     else:
         device = torch.device("cpu")
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces its C++ op
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints that it loads its C++ op
         build_cpu_op()
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     control = dist.new_group(backend="gloo")
@@ -136,16 +143,17 @@ def connect() -> Ranks:
 
 
 def disconnect() -> None:
-    """Leaves the process group, so that the process ends without complaint."""
+    """Leave the process group; a process that exits without doing so gets a warning from torch."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def build_cpu_op() -> None:
-    """Builds and loads DeepSpeed's CPU communication op, unless there are GPUs: about 45 s the first time.
+    """Build and load DeepSpeed's CPU communication op unless there are GPUs; takes about 45 s the first time.
 
-    DeepSpeed does it by itself, but under a lock of torch's that a killed process leaves behind, and for which every
-    later start would wait without a word. So it is done here under one that goes with its process.
+    DeepSpeed would build it on demand, but torch guards that build with a lock file that a killed process leaves
+    behind, and every later start would then wait forever without a message. So build it here, under a lock that the
+    kernel releases with its process, and remove torch's stale lock file first.
     """
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
@@ -155,7 +163,7 @@ def build_cpu_op() -> None:
     if get_accelerator().device_name() != "cpu" or builder is None or not builder.is_compatible():
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with turn(folder.parent / f".{builder.name}.lock"):
+    with waiting_lock(folder.parent / f".{builder.name}.lock"):
         with contextlib.suppress(OSError):
             (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)

@@ -1,7 +1,7 @@
-"""Named points at which a test kills the run: `TRELM_KILL_AT=POINT[:N[:RANK]]`.
+"""Kill the run at a named point, for tests: `TRELM_KILL_AT=POINT[:N[:RANK]]`.
 
-The process that reaches POINT for the N-th time (from 1; default 1) on RANK (default: any) kills itself with SIGKILL,
-and with RANK `all` the parent and all it has started as well, as when a node loses power.
+The process that reaches POINT for the N-th time (from 1; default 1) on RANK (default: any) kills itself with SIGKILL.
+With RANK `all` it also kills its parent and the parent's other children, as a power failure of the node would.
 Without the variable nothing happens. tools/kill_run.py and the tests use it.
 """
 
@@ -12,16 +12,16 @@ import signal
 from collections import Counter
 
 POINTS = (
-    "step-read",  # the step's batch is there
+    "step-read",  # the step's batch has been read
     "routing-refreshed",  # new paths are installed
     "step-backward",  # gradients are complete, nothing is updated
-    "step-updated",  # weights are, the memory bank is not
+    "step-updated",  # the weights are updated, the memory bank is not
     "step-done",  # before the log point
-    "log-written",  # metrics.jsonl has the log point
-    "save-started",  # the hidden folder is there, empty
+    "log-written",  # metrics.jsonl holds the log point
+    "save-started",  # the hidden folder exists, with the tokenizer alone
     "save-mid-file",  # part of a file is written
-    "save-between-files",  # DeepSpeed's are written, ours are not
-    "save-written",  # all of this rank's files are, no manifest
+    "save-between-files",  # DeepSpeed's files are written, the other parts' are not
+    "save-written",  # all of this rank's files are written, no manifest
     "commit-before-manifest",
     "commit-before-rename",
     "commit-before-pointer",
@@ -33,7 +33,7 @@ _reached: Counter[str] = Counter()
 
 
 def reach(point: str) -> None:
-    """Marks a point of the program; kills the process where the environment asks for it."""
+    """Mark a point of the program, and die there if the environment says so."""
     if plan := os.environ.get("TRELM_KILL_AT"):
         _reached[point] += 1
         name, _, rest = plan.partition(":")

@@ -1,4 +1,4 @@
-"""Small file helpers shared by every room: hashing, reading compressed text, atomic writing."""
+"""Small file helpers used everywhere: hashing, reading compressed text and JSON, durable writes, locks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from typing import IO, Any, cast
 
 from trelm_ds.errors import UserError
 
-_LOOKS = 10
+_LOCK_ATTEMPTS = 10
+_LOCK_PAUSE_S = 0.05
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Opens a plain, gzip or bzip2 file for reading; the compression is told by its first bytes, not its name.
+    """Open a plain, gzip or bzip2 file for reading; detect the compression from its first bytes, not its name.
 
     Raises:
         UserError: the file does not exist or cannot be read.
@@ -47,15 +48,15 @@ def open_binary(path: Path) -> IO[bytes]:
     return bz2.open(raw) if kind == "bzip2" else raw
 
 
-# What the decompressors raise on a truncated or damaged file.
+# What the decompressors raise for a truncated or damaged file.
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, OSError)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its newline) of a plain or compressed UTF-8 file.
+    """Yield (line number from 1, line without its newline) of a plain or compressed UTF-8 file.
 
     Raises:
-        UserError: missing, truncated or damaged file, or a line that is not UTF-8; names file and line.
+        UserError: the file is missing, truncated or damaged, or a line is not UTF-8; names file and line.
     """
     number = 0
     with open_binary(path) as stream:
@@ -69,7 +70,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable."""
+    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,8 +79,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # nodes share folders
+    """Replace a file durably: readers see the old content or the new, never part of it."""
+    # The name is random as well: processes of different nodes may share both the folder and a pid.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data.encode("utf-8") if isinstance(data, str) else data)
@@ -93,10 +95,10 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line whole or not at all: a piece of one, left by a full disk, would spoil the next line too.
+    """Append a whole line or nothing: a partial line, left by a full disk, would corrupt the next one as well.
 
     Raises:
-        OSError: it cannot be written; the file is as before.
+        OSError: the line cannot be written; the file is unchanged.
     """
     data = line.encode("utf-8") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -110,15 +112,15 @@ def append_line(path: Path, line: str) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with one possible spelling, for hashing."""
+    """Serialize to JSON with a single possible spelling, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: missing file or not JSON; names file and line.
+        UserError: the file is missing or not JSON; names file and line.
     """
     try:
         with open(path, encoding="utf-8") as stream:
@@ -131,11 +133,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
 
 
-@contextlib.contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Waits for and holds a lock among processes, which goes with its process; the file stays.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file with one per line, skipping lines that are something else.
 
-    Without one goes on where there can be none: a file system without locks, a folder that cannot be written.
+    A process killed while it appends leaves a partial line, which must not cost a reader the rest. A missing file has
+    no objects.
+
+    Raises:
+        OSError: the file exists but cannot be read.
+    """
+    objects = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            if isinstance(content := json.loads(line), dict):
+                objects.append(content)
+    return objects
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Wait for a lock between processes and hold it; it is released with its process, and the file stays.
+
+    Where no lock is possible (a file system without locks, a read-only folder), continue without one.
     """
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
@@ -145,10 +164,14 @@ def turn(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds `path` for this process, so that two do not write into one folder; the file goes with the process.
+    """Hold the lock file `path`, so that no two processes write into one folder; remove the file at the end.
+
+    Args:
+        path: the lock file.
+        what: the subject of the error messages, such as "--out: RUN".
 
     Raises:
-        UserError: another process holds it, or it cannot be made.
+        UserError: another process holds the lock, or the file cannot be created.
     """
     try:
         stream = path.open("a")
@@ -156,9 +179,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {error.strerror}") from None
     with stream:
         try:
-            _take(stream)
+            _acquire(stream)
+            # The previous holder may have removed the file between our open and our lock; another process may hold a
+            # new file of that name by now.
             if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
-                raise BlockingIOError  # whoever held it removed it just now, and another may hold the next
+                raise BlockingIOError
         except BlockingIOError:
             raise UserError(f"{what} is in use by another process; wait for it or choose another") from None
         except OSError:  # a file system without locks
@@ -170,7 +195,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process holds `path` by `lock`; None where the file system does not say."""
+    """Return whether a process holds `lock(path)`; None where the file system cannot tell."""
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -183,12 +208,12 @@ def is_locked(path: Path) -> bool | None:
     return False
 
 
-def _take(stream: IO[str]) -> None:
-    """Locks a file; tries again for half a second, since `is_locked` holds it for an instant."""
-    for attempt in range(_LOOKS + 1):
+def _acquire(stream: IO[str]) -> None:
+    """Lock a file, retrying for half a second, because `is_locked` in another process holds it for an instant."""
+    for attempt in range(_LOCK_ATTEMPTS + 1):
         try:
             return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if attempt == _LOOKS:
+            if attempt == _LOCK_ATTEMPTS:
                 raise
-            time.sleep(0.05)
+            time.sleep(_LOCK_PAUSE_S)

@@ -5,10 +5,34 @@ The hash is SplitMix64's finalizer (Steele, Lea, Flood 2014), applied once per k
 
 from __future__ import annotations
 
+from enum import IntEnum, unique
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@unique
+class Stream(IntEnum):
+    """What a random number is drawn for: a key that sets the draws of one purpose apart from all others."""
+
+    BLOCK_ORDER = 1
+    ORDER_IN_WINDOW = 2
+    SUBSTITUTE = 3
+    MASKED_WORD = 11
+    MASK_KIND = 12
+    RANDOM_TOKEN = 13
+    DROPOUT = 21
+    WEIGHTS = 22
+    INJECTED_MENTION = 32
+    TRIPLE = 33
+    KEPT_FACT = 34
+    INJECTED_WORD = 35
+    NEGATIVE = 36
+    ROUTED_FACT = 37
+    ROUTED_SEQUENCE = 38
+    KEPLER_TRIPLE = 41
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""Malformed lines in big inputs: a few are left out and shown, too many are refused."""
+"""Tolerance for malformed records in large inputs: a few are skipped and reported, too many are an error."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
-_SHOWN = 10
+_SHOWN = 10  # records per file reported by file and line
 
 
 class MalformedRecords:
@@ -24,25 +24,25 @@ class MalformedRecords:
         self._places: list[str] = []
 
     def add(self, messages: list[str], count: int = 1) -> None:
-        """Notes `count` malformed records; `messages` begin with file and line of the first of them."""
+        """Count `count` malformed records; each of `messages` begins with file and line of one of them."""
         self.count += count
         self._places += messages[: _SHOWN - len(self._places)]
 
     def check(self, total: int) -> None:
-        """Warns of what was left out, once the file has been read.
+        """Warn about skipped records; call it once the file has been read.
 
         Args:
-            total: records read, malformed ones included.
+            total: number of records read, malformed ones included.
 
         Raises:
-            UserError: more than the budget; the message begins with the first place.
+            UserError: there are more than the budget allows; the message begins with file and line of the first.
         """
         if not self.count:
             return
         if self.count > self._budget * total:
             share = f"{self.count} of {total:,} records malformed, --max-malformed {self._budget:g} allows less"
             raise UserError(f"{self._places[0]} ({share})")
-        for message in self._places:
-            warnings.warn(f"left out: {message}", stacklevel=2)
+        for message in self._places:  # once: files of names are read more than once
+            log.warning_once(f"left out: {message}")
         if self.count > len(self._places):
-            warnings.warn(f"left out: {self.count - len(self._places)} more in {self._path}", stacklevel=2)
+            log.warning_once(f"left out: {self.count - len(self._places)} more in {self._path}")

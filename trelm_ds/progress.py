@@ -1,4 +1,4 @@
-"""Progress for long work: a rich bar on a terminal, plain lines elsewhere (log files, Slurm output)."""
+"""Show progress of long work: a rich bar on a terminal, log lines elsewhere (log files, Slurm output)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trelm_ds import log
+
 T = TypeVar("T")
 
 PLAIN_LINE_EVERY_S = 10.0
 
 
 class ProgressBar:
-    """Counts finished units of a piece of work of known or unknown length.
+    """Counts finished units of work, of a known or unknown total.
 
     Args:
         description: what is being done, shown in front.
-        total: number of units, or None when it is not known.
-        initial: units that were already done before (a resumed run).
-        enabled: False prints nothing (ranks other than 0).
+        total: number of units; None if unknown.
+        initial: units done before, as in a resumed run.
+        enabled: False shows nothing, as on ranks other than 0.
     """
 
     def __init__(self, description: str, total: int | None, initial: int = 0, enabled: bool = True) -> None:
@@ -55,7 +57,7 @@ class ProgressBar:
             self._print_line()
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Counts `units` more and shows `note` (a loss, a rate) beside them."""
+        """Count `units` more, and show `note` (a loss, a rate) beside them."""
         self.completed += units
         self._note = note or self._note
         if self._rich:
@@ -68,11 +70,11 @@ class ProgressBar:
         elapsed = self._printed - self._started
         of_total = f"/{self.total}" if self.total is not None else ""
         line = f"{self.description}: {self.completed}{of_total} in {elapsed:.0f} s"
-        print(f"{line}  {self._note}" if self._note else line, file=sys.stderr, flush=True)
+        log.info(f"{line}  {self._note}" if self._note else line)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` and shows how many have been taken."""
+    """Yield `items`, showing how many have been consumed."""
     with ProgressBar(description, total) as bar:
         for item in items:
             yield item

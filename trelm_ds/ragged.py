@@ -1,4 +1,4 @@
-"""Ragged arrays: rows of different lengths one after another, `tokens` [n] with `offsets` int64 [rows + 1]."""
+"""Ragged arrays: concatenated rows of different lengths, `tokens` [n] with `offsets` int64 [rows + 1]."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import numpy as np
 
 
 def offsets_of(length: np.ndarray) -> np.ndarray:
-    """int64 [n + 1]: where rows of these lengths [n] begin, and the end of the last."""
+    """Compute the offsets, int64 [n + 1], of rows with these lengths [n]."""
     offsets = np.zeros(len(length) + 1, dtype=np.int64)
     np.cumsum(length, out=offsets[1:])
     return offsets
 
 
 def spread(first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """int64: the indices first[i], first[i] + 1, ... of all i, `length[i]` each."""
+    """Concatenate the ranges first[i], ..., first[i] + length[i] - 1 of all i into one index array, int64."""
     ends = np.cumsum(length)
     return np.repeat(first - (ends - length), length) + np.arange(int(length.sum()))
 
 
 def gather(offsets: np.ndarray, tokens: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows, in any order and as often as they are asked for.
+    """Select rows, in any order and with repetitions.
 
     Args:
         offsets: int64 [N + 1].
-        tokens: [T], may be memory-mapped: only what is asked for is read.
+        tokens: [T], may be memory-mapped: only the selected rows are read.
         rows: int [n].
 
     Returns:
-        the tokens of all `rows` one after another, and their lengths int64 [n].
+        the concatenated tokens of `rows`, and the rows' lengths int64 [n].
     """
     first = offsets[rows]
     length = offsets[rows + 1] - first

@@ -1,4 +1,4 @@
-"""Keeps passwords out of whatever is printed or written."""
+"""Keep passwords out of everything that is printed or written."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def without_password(text: str) -> str:
-    """The text with user and password taken out of every address in it, and secrets out of its query."""
-    # Up to the last @: an unquoted password may hold @ and / itself.
+    """Remove user and password, and secrets in query strings, from every URL in a text."""
+    # Match up to the last @, because an unquoted password may contain @ and / itself.
     text = re.sub(r"(\w://)[^\s'\"]*@", rf"\1{_HIDDEN}@", text)
     return re.sub(r"(?i)([?&][\w-]*(?:password|passwd|pwd|secret|token|key)=)[^&\s'\"]+", rf"\1{_HIDDEN}", text)
 
 
 def shown(address: str) -> str:
-    """An address without user and password, malformed ones too: whatever stands before the last @ is left out."""
+    """Remove user and password from an address, however malformed: everything before the last @ is dropped."""
     before, at, rest = address.rpartition("@")
     scheme = re.match(r"[\w+.-]+:/+|", before)
     return without_password(f"{scheme and scheme.group()}{_HIDDEN}@{rest}" if at else address)
 
 
 def scrub(text: str, address: str) -> str:
-    """A message about `address` without its password, in whatever form a library repeats it."""
+    """Remove the password of `address` from a message, in whatever form a library repeats it."""
     text = text.replace(address, shown(address))
     for secret in secrets_of(address):
         text = text.replace(secret, _HIDDEN)
@@ -33,10 +33,10 @@ def scrub(text: str, address: str) -> str:
 
 
 def secrets_of(address: str) -> list[str]:
-    """The password (or token) in an address, as it stands there and as it is meant, and MLflow's of the environment."""
+    """Collect the password or token in an address, as written and unquoted, and MLflow's from the environment."""
     before = re.sub(r"^[\w+.-]+:/+", "", address.rpartition("@")[0])
     user, _, password = before.partition(":")
     secrets = [password or user, unquote(password or user)]
     secrets += [os.environ.get(name, "") for name in _SECRET_VARIABLES]
-    # One or two letters occur in every message.
+    # One or two characters occur in any message by chance. The longest first: one secret may contain another.
     return sorted({secret for secret in secrets if len(secret) > 2}, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""Reads a run's settings: YAML files plus dotted overrides -> `Config`; errors name file, line and setting."""
+"""Parse a run's settings, YAML files plus dotted overrides, into a `Config`; errors name file, line and setting."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def add_settings(parser: ArgumentParser) -> None:
-    """Adds `--config FILE`, any number of times, and one dotted option for every setting of `Config`."""
+    """Add `--config FILE`, which may be repeated, and one dotted option for every setting of `Config`."""
     text = "YAML file with settings; may be given several times, later files win and dotted options win over all files"
     parser.add_argument("--config", action="config", help=text)
     parser.add_class_arguments(Config, None)
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
-    """Parses `argv` with a parser that has the settings. Sections of several files are merged, setting by setting.
+    """Parse and check `argv`, merging several files setting by setting.
+
+    Args:
+        parser: has been given to `add_settings`.
 
     Returns:
         the checked configuration, and the namespace with the parser's other arguments.
 
     Raises:
-        UserError: unknown or mistyped setting, value out of range; names `file:line: setting` or `--setting`.
+        UserError: an unknown or mistyped setting, or a value out of range; names `file:line: setting` or `--setting`.
     """
     files, others = _split(argv)
     places = Places([Path(file) for file in files], {arg.split("=")[0][2:] for arg in others if arg.startswith("--")})
     try:
-        # jsonargparse lets the later one win; a file must not undo the overrides that stand before it.
+        # In jsonargparse the later argument wins, but a file must not undo an override that stands before it.
         namespace = parser.parse_args([*(f"--config={file}" for file in files), *others])
     except ArgumentError as error:
         raise UserError(_one_line(str(error), places)) from None
@@ -54,10 +57,10 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
 
 
 def find_ds_config(name: str) -> Path:
-    """The DeepSpeed file: as given, else relative to the repository.
+    """Find the DeepSpeed file: at the path as given, else relative to the repository.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     for path in (Path(name), _REPOSITORY / name):
         if path.is_file():
@@ -73,7 +76,7 @@ def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The files of all `--config`, and the arguments without them."""
+    """Split the command line into the files of all `--config` and the other arguments."""
     files, others = list[str](), list[str]()
     rest = iter(argv)
     for arg in rest:
@@ -89,7 +92,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _one_line(message: str, places: Places) -> str:
-    """jsonargparse's message over several lines as one line with the place in front."""
+    """Turn jsonargparse's message of several lines into one line with the place in front."""
     if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message):
         near = difflib.get_close_matches(unknown.group(1), flatten(Config()), n=1)
         return f"--{unknown.group(1)}: unknown setting; " + (f"did you mean --{near[0]}?" if near else "see --help")
@@ -106,14 +109,14 @@ def _one_line(message: str, places: Places) -> str:
 
 
 class Places:
-    """Where each setting came from, so that an error can name file and line.
+    """Remembers where each setting was given, so that an error can name file and line.
 
     Args:
-        paths: the YAML files; where several hold a setting, the last one's counts.
+        paths: the YAML files, in order; the last one that holds a setting counts.
         overrides: dotted names given on the command line.
 
     Raises:
-        UserError: a file that cannot be read, is no YAML, or holds unknown or repeated settings.
+        UserError: a file cannot be read, is not YAML, or holds unknown or repeated settings.
     """
 
     def __init__(self, paths: list[Path], overrides: set[str]) -> None:
@@ -123,7 +126,7 @@ class Places:
             self._places |= {name: (path, line) for name, line in _lines_of(path).items()}
 
     def of(self, name: str) -> str:
-        """`file:line: name`, or `--name` for a command-line override or a default."""
+        """Return `file:line: name`, or `--name` for a command-line override or a default."""
         if name not in self._overrides and name in self._places:
             path, line = self._places[name]
             return f"{path}:{line}: {name}"
@@ -131,7 +134,7 @@ class Places:
 
 
 def _lines_of(path: Path) -> dict[str, int]:
-    """The line of every setting and section in a YAML file."""
+    """Map every setting and section in a YAML file to its line."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -151,7 +154,7 @@ def _lines_of(path: Path) -> dict[str, int]:
 
 
 def _walk(node: yaml.MappingNode, kind: type, prefix: str, path: Path, lines: dict[str, int]) -> None:
-    """Notes the line of every key; the first unknown one is an error with the nearest known name."""
+    """Record the line of every key below `node`; raise for an unknown one, suggesting the nearest known name."""
     known = {item.name: item for item in dataclasses.fields(kind)}
     for key, value in node.value:
         name, line = f"{prefix}{key.value}", key.start_mark.line + 1

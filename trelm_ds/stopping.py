@@ -1,4 +1,4 @@
-"""What asks a run to stop before its last step: signals, a time limit, a file. Acted on between two steps."""
+"""Stop a run early, between two steps: on a signal, at a time limit, by a stop file, or when its launcher has died."""
 
 from __future__ import annotations
 
@@ -10,53 +10,59 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_FILE = "stop"  # in the run folder
-TIME, FILE, ORPHANED = 1000, 1001, 1002  # reasons beside the signals' numbers
-# EX_TEMPFAIL: run it again; as if interrupted from the keyboard; as if the terminal had gone
+TIME, FILE, ORPHANED = 1000, 1001, 1002  # reasons, beside the numbers of signals
+# 75 is EX_TEMPFAIL (run it again), 130 is what Ctrl-C gives, 129 what a closed terminal gives.
 _EXIT_CODES = {TIME: 75, FILE: 130, ORPHANED: 128 + signal.SIGHUP}
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second SIGINT interrupts at once."""
+    """Within it, SIGINT, SIGTERM and SIGUSR1 are recorded instead of ending the process.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+
+    Attributes:
+        received: number of the last signal; 0 before any.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in ASKING:
-            self._before[number] = signal.signal(number, self._note)
+        for number in STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
 
 
 class StopRequests:
-    """Whether this rank knows of a reason to stop.
+    """Tells whether this rank has a reason to stop. The ranks decide together: the largest reason counts.
 
     Args:
-        signals: noted ones.
-        run: the run folder; a file `stop` in it is a request, and is taken away.
-        max_minutes: of this process; None for no limit.
-        looks_for_file: whether this rank does, one of all.
+        signals: the signals received by this process.
+        run: the run folder; a file named `stop` in it is a request to stop, and is deleted when it is seen.
+        max_minutes: limit from now on; None for no limit.
+        watch_file: look for the file; true on one rank only.
     """
 
-    def __init__(self, signals: StopSignals, run: Path, max_minutes: float | None, looks_for_file: bool) -> None:
-        self._signals, self._file = signals, run / STOP_FILE if looks_for_file else None
+    def __init__(self, signals: StopSignals, run: Path, max_minutes: float | None, watch_file: bool) -> None:
+        self._signals, self._file = signals, run / STOP_FILE if watch_file else None
         self._until = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        # torchrun's number, which ends its ranks when it ends, unless it is killed.
+        # torchrun stops its ranks when it ends, but cannot when it is killed; then this process gets another parent.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def reason(self) -> int:
-        """A signal's number, FILE, TIME, ORPHANED, or 0; the largest of all ranks' counts."""
+        """Return a signal's number, FILE, TIME or ORPHANED; 0 without a reason to stop."""
         if self._file is not None and self._file.is_file():
             with contextlib.suppress(OSError):
                 self._file.unlink()
@@ -69,11 +75,11 @@ class StopRequests:
 
 
 def exit_code(reason: int) -> int:
-    """128 + the signal's number; 75 at the time limit, 130 by the stop file, 129 where the launcher is gone."""
+    """Return the exit code for a reason: 128 + signal, 75 at the time limit, 130 by stop file, 129 without launcher."""
     return _EXIT_CODES.get(reason, 128 + reason)
 
 
 def describe(reason: int) -> str:
-    """For people: by what a run was stopped."""
+    """Say what stopped a run, as a noun phrase for users."""
     words = {TIME: "trainer.max_minutes", FILE: f"the file {STOP_FILE!r}", ORPHANED: "the end of its launcher"}
     return words.get(reason, f"signal {reason}")

@@ -1,7 +1,7 @@
-"""Triton kernels of trelm-ds, each beside its plain-torch reference; knows torch only.
+"""Triton kernels of trelm-ds, each next to its plain-torch reference; depends on torch and Triton alone.
 
-Every function takes tensors on the CPU, where the reference runs, or on CUDA, where the kernel runs. All are registered
-with torch.library, so torch.compile keeps them in its graph, and all are deterministic.
+Every function takes tensors on the CPU, where the reference runs, or on CUDA, where the kernel runs. The kernels are
+registered with torch.library, so that torch.compile keeps them in its graph, and are deterministic.
 """
 
 from trelm_kernels.activation import ACTIVATIONS, activate, activation_backward, before_activation

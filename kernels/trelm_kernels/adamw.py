@@ -1,4 +1,4 @@
-"""AdamW that acts only where the gradient is not exactly 0: elsewhere weight, moments and decay stay untouched."""
+"""AdamW that updates only elements whose gradient is not exactly 0; all others keep weight and moments unchanged."""
 
 from functools import lru_cache
 
@@ -8,15 +8,18 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-_PIECE = 64  # elements that the reference looks at together
-MAX_STEPS = torch.iinfo(torch.int16).max  # where the counting of updates ends
+_PIECE = 64  # elements per piece in the reference, which skips pieces without a gradient
+MAX_STEPS = torch.iinfo(torch.int16).max  # the update counter saturates here
 
 
 @lru_cache(maxsize=8)
 def bias_corrections(beta1: float, beta2: float, device: torch.device) -> Tensor:
-    """float32 [2, MAX_STEPS + 1]: 1 - beta1^n and sqrt(1 - beta2^n) for n updates.
+    """Tabulate 1 - beta1^n and sqrt(1 - beta2^n) for n = 0 ... MAX_STEPS updates.
 
-    A table, because float32 has no way of its own to 1 - beta^n: for beta 0.999 and n = 1 it would lose four digits.
+    Computed in float64: in float32, 1 - beta^n would lose four digits for beta 0.999 and n = 1.
+
+    Returns:
+        float32 [2, MAX_STEPS + 1].
     """
     n = torch.arange(MAX_STEPS + 1, dtype=torch.float64)
     first, second = (-torch.expm1(n * torch.log(torch.tensor(beta, dtype=torch.float64))) for beta in (beta1, beta2))
@@ -36,12 +39,12 @@ def reference(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """`lazy_adamw` in plain torch."""
+    """Compute `lazy_adamw` in plain torch."""
     flat = [tensor.view(-1) for tensor in (weight, exp_avg, exp_avg_sq, updates)]
     gradients, whole = gradient.reshape(-1), weight.numel() // _PIECE * _PIECE
     for first, last, width in ((0, whole, _PIECE), (whole, weight.numel(), 1)):
         g_pieces, *pieces = (tensor[first:last].view(-1, width) for tensor in (gradients, *flat))
-        busy = g_pieces.ne(0).any(1).nonzero()[:, 0]  # the rest is not read again
+        busy = g_pieces.ne(0).any(1).nonzero()[:, 0]  # read the other tensors only where a gradient is
         before = [piece[busy] for piece in pieces]
         g = g_pieces[busy].float()
         w, m, v = (tensor.float() for tensor in before[:3])
@@ -71,7 +74,7 @@ def update_blocks(
     LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block; of one without a gradient nothing but the gradient is read."""
+    """Update one block; a block without any gradient reads nothing else."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(gradient + i, mask=i < size, other=0.0).to(tl.float32)
     acts = g != 0.0
@@ -104,7 +107,7 @@ def launch(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """`lazy_adamw` by the kernel."""
+    """Compute `lazy_adamw` with the kernel."""
     size = weight.numel()
     if not size:
         return
@@ -145,19 +148,19 @@ def lazy_adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of AdamW (decoupled decay) in every element whose gradient is not exactly 0; in place.
+    """Update every element whose gradient is not exactly 0 with AdamW (decoupled weight decay), in place.
 
-    Bias is corrected by the number of updates that the element itself has had: a row that comes onto the path late
-    starts like a fresh one. By the number of the step its first updates would be several times too large, because its
-    moments start at 0 where the correction has long ended.
+    Bias correction uses the element's own number of updates, so a row that joins the path late starts like a fresh one.
+    With the global step, its first updates would be several times too large: its moments start at 0 when the correction
+    has long faded.
 
     Args:
         weight: any shape, contiguous.
-        gradient: of the same shape.
-        exp_avg, exp_avg_sq: likewise, the two moments.
-        updates: int16, likewise: updates so far; counting ends at MAX_STEPS.
-        corrections: `bias_corrections` of the two betas, on the same device.
-        lr, beta1, beta2, eps, weight_decay: AdamW's.
+        gradient: same shape.
+        exp_avg, exp_avg_sq: same shape, contiguous: first and second moment.
+        updates: int16, same shape, contiguous: updates so far; saturates at MAX_STEPS.
+        corrections: `bias_corrections` for the two betas, on the same device.
+        lr, beta1, beta2, eps, weight_decay: AdamW's hyperparameters.
     """
     reference(weight, gradient, exp_avg, exp_avg_sq, updates, corrections, lr, beta1, beta2, eps, weight_decay)
 

@@ -1,4 +1,4 @@
-"""Attribution scores of a layer's neurons from the gradients at the nodes of a quadrature (paper Eq. 11)."""
+"""Attribution scores of a layer's neurons from gradients at quadrature nodes (paper Eq. 11)."""
 
 import torch
 import triton
@@ -6,11 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_T, BLOCK_F, BLOCK_D = 32, 64, 32
-SPLIT = 8 * BLOCK_T  # target positions that one program adds up
+SPLIT = 8 * BLOCK_T  # target positions summed by one program
 
 
 def reference(gradients: Tensor, weights: Tensor, values: Tensor, activations: Tensor) -> Tensor:
-    """`riemann_scores` in plain torch."""
+    """Compute `riemann_scores` in plain torch."""
     mean = torch.einsum("k,ktd->td", weights, gradients.float())
     attribution = activations.float() * (mean @ values.float().t())
     return attribution.clamp(min=0).sum(0)
@@ -32,7 +32,7 @@ def partial_scores(
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Column sums of max(activation * (node-weighted gradient . values), 0) over one split of the targets."""
+    """Sum max(activation * (node-weighted gradient . values), 0) per neuron over one split of the targets."""
     f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     begin = tl.program_id(1).to(tl.int64) * TARGETS_PER_SPLIT
     scores = tl.zeros((BLOCK_F,), dtype=tl.float32)
@@ -65,7 +65,7 @@ def partial_scores(
 
 
 def launch(gradients: Tensor, weights: Tensor, values: Tensor, activations: Tensor) -> Tensor:
-    """`riemann_scores` by the kernel."""
+    """Compute `riemann_scores` with the kernel."""
     nodes, targets, size = gradients.shape
     neurons, splits = len(values), triton.cdiv(targets, SPLIT)
     if not (targets and neurons):
@@ -92,16 +92,17 @@ def launch(gradients: Tensor, weights: Tensor, values: Tensor, activations: Tens
 
 @torch.library.custom_op("trelm::riemann_scores", mutates_args=(), device_types="cpu")
 def riemann_scores(gradients: Tensor, weights: Tensor, values: Tensor, activations: Tensor) -> Tensor:
-    """Sum over targets of max(Attr, 0) for every neuron, with Attr of Eq. 11.
+    """Sum max(Attr, 0) of Eq. 11 over the target positions, for every neuron.
 
-    A feed-forward is linear behind its activation, so the sum over nodes comes before the product with the values:
-    Attr = activations * ((sum over k of weights[k] gradients[k]) values^T). None of [m, T, F] and [T, F] is ever made.
+    A feed-forward layer is linear after its activation, so the sum over nodes comes before the product with the values:
+    Attr = activations * ((sum over k of weights[k] gradients[k]) values^T). The kernel never materializes an [m, T, F]
+    or a further [T, F] tensor.
 
     Args:
-        gradients: [m, T, D], of the probability by the layer's output at each node and target position.
-        weights: float32 [m], of the nodes.
-        values: [F, D], of the feed-forward.
-        activations: [T, F], at alpha = 1.
+        gradients: [m, T, D], gradient of the probability with respect to the layer's output, at each node and target.
+        weights: float32 [m], quadrature weights.
+        values: [F, D], values of the feed-forward layer.
+        activations: [T, F], activations at alpha = 1.
 
     Returns:
         float32 [F].

@@ -1,4 +1,4 @@
-"""Weight gradients of a feed-forward layer for chosen neurons only: one row of the product for each of them."""
+"""Weight gradients of a feed-forward layer for chosen neurons only, one row per neuron."""
 
 import torch
 import triton
@@ -8,13 +8,13 @@ from torch import Tensor
 from trelm_kernels.interpreter import must_widen
 
 BLOCK_S, BLOCK_D, BLOCK_T, WARPS = 64, 128, 32, 8
-_PROGRAMS = 512  # enough for every multiprocessor of an A100 or H100 to have several
+_PROGRAMS = 512  # several for each multiprocessor of an A100 or H100
 
 
 def reference(
     left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`path_weight_gradient` in plain torch."""
+    """Compute `path_weight_gradient` in plain torch."""
     weight = right.new_zeros(neurons, right.shape[1])
     left = left[:, : len(rows)]
     weight[rows] = left.t() @ right
@@ -42,7 +42,7 @@ def partial_products(
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """One tile of left^T right over one split of the tokens, in float32."""
+    """Compute one tile of left^T right over one split of the tokens, in float32."""
     split = tl.program_id(2).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -85,7 +85,7 @@ def sum_splits(
     WITH_BIAS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Adds the splits up in their order, and writes a neuron's row where it belongs."""
+    """Sum the splits in a fixed order, so that results are deterministic, and write one neuron's row in place."""
     s = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     neuron = tl.load(rows + s)
@@ -102,7 +102,7 @@ def sum_splits(
 
 
 def launch(left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
-    """`path_weight_gradient` by the kernels."""
+    """Compute `path_weight_gradient` with the kernels."""
     tokens, chosen, size, rows = len(left), len(rows), right.shape[1], rows.contiguous()
     left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
     weight = right.new_zeros(neurons, size)
@@ -156,17 +156,18 @@ def launch(left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: b
 def path_weight_gradient(
     left: Tensor, right: Tensor, rows: Tensor, neurons: int, with_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """left^T right in the rows of the chosen neurons, 0 in the others.
+    """Compute left^T right in the rows of the chosen neurons; all other rows are 0.
 
-    With left = gradients by pre-activations and right = inputs it is the gradient of a feed-forward's keys, with left =
-    activations and right = gradients by outputs that of its values. Split over tokens; sums are float32.
+    With left = gradients of the pre-activations and right = inputs, this is the gradient of a feed-forward layer's
+    keys; with left = activations and right = gradients of the outputs, that of its values. The work is split over
+    tokens; sums are float32.
 
     Args:
-        left: [T, S], the chosen neurons' columns (`activation_backward`); further columns are not looked at.
-        right: [T, D], of the same dtype.
-        rows: int64 [S], distinct, in 0 ... neurons - 1.
-        neurons: F.
-        with_bias: whether the column sums of `left` are wanted as well.
+        left: [T, S], columns of the chosen neurons (see `activation_backward`); further columns are ignored.
+        right: [T, D], same dtype.
+        rows: int64 [S], chosen neurons, distinct, in 0 ... neurons - 1.
+        neurons: number of neurons F.
+        with_bias: also return the column sums of `left`.
 
     Returns:
         [F, D], and the column sums [F], 0 where not chosen; [0] without `with_bias`.

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.conftest import CITIES, PEOPLE, write_corpus
-from trelm_ds.batches.annotator import Annotator
-from trelm_ds.batches.loader import StepDataset
-from trelm_ds.batches.masking import Masker
-from trelm_ds.batches.spans import Sequences
+from trelm_ds.batches import Annotator, Masker, Sequences, StepDataset
 from trelm_ds.config import Config
 from trelm_ds.corpus import (
     TOKENIZER_FOLDER,
@@ -149,7 +146,17 @@ def open_steps(
     order = SampleOrder(reader.block_sizes, config.loader.seed, 3)
     substitution = Substitution(reader, config.loader.seed, 0.0)
     masker = open_masker(dataset, config)
-    return StepDataset(reader, order, masker, substitution, batch, budget, rank, world_size, annotator)
+    return StepDataset(
+        reader=reader,
+        order=order,
+        masker=masker,
+        substitution=substitution,
+        global_batch_size=batch,
+        micro_batch_tokens=budget,
+        rank=rank,
+        world_size=world_size,
+        annotator=annotator,
+    )
 
 
 def read(reader: ShardReader, masker: Masker, epochs: np.ndarray, sample_ids: np.ndarray) -> Sequences:
@@ -157,5 +164,16 @@ def read(reader: ShardReader, masker: Masker, epochs: np.ndarray, sample_ids: np
     rows = reader.tokens(sample_ids)
     lengths = np.array([len(row) for row in rows])
     tokens = np.concatenate(rows).astype(np.int64)
-    masked, predicted = masker(tokens, lengths, epochs, sample_ids)
-    return Sequences(tokens, masked, predicted, lengths, epochs, sample_ids, *reader.mentions(sample_ids))
+    input_ids, positions = masker(tokens, lengths, epochs, sample_ids)
+    mentions, blocks, places = reader.mentions(sample_ids)
+    return Sequences(
+        tokens=tokens,
+        input_ids=input_ids,
+        mlm_positions=positions,
+        lengths=lengths,
+        epochs=epochs,
+        sample_ids=sample_ids,
+        mentions=mentions,
+        blocks=blocks,
+        places=places,
+    )

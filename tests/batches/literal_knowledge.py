@@ -12,11 +12,9 @@ from tests.batches.knowledge_dataset import (
     open_annotator,
     open_masker,
 )
-from trelm_ds.batches import annotator as module
-from trelm_ds.batches.annotator import Annotation
-from trelm_ds.batches.batch import Batch
 from trelm_ds.config import Config
-from trelm_ds.keyed_random import keyed_bits, keyed_uniform
+from trelm_ds.keyed_random import Stream, keyed_bits, keyed_uniform
+from trelm_ds.model import AssessingBatch, Batch
 from trelm_ds.shards import ShardReader
 
 
@@ -105,11 +103,11 @@ class Literal:
                 facts.append(fact._replace(injected=injected or None))
         return items, facts
 
-    def uniform(self, what: int, *number: int) -> float:
-        return float(keyed_uniform(5, what, *self.key, *number))
+    def uniform(self, stream: Stream, *number: int) -> float:
+        return float(keyed_uniform(5, stream, *self.key, *number))
 
-    def may_apply(self, what: int, number: int, first: int, last: int) -> bool:
-        wanted = self.uniform(what, number) < self.config.injection.probability
+    def may_apply(self, stream: Stream, number: int, first: int, last: int) -> bool:
+        wanted = self.uniform(stream, number) < self.config.injection.probability
         return wanted and not any(place in self.predicted for place in range(first, last))
 
     def item(self, memory: int, first: int, last: int, applied: bool, triple: tuple[int, int, float]) -> Item:
@@ -120,7 +118,7 @@ class Literal:
     def mention(self, number: int, first: int, last: int, qid: int, chosen: bool) -> list[Question]:
         config, index, names = self.config, self.index, self.index.names
         graph_row = index.graph.entities.tolist().index(qid)
-        key = keyed_bits(5, module._TRIPLE, *self.key, np.array([number]))
+        key = keyed_bits(5, Stream.TRIPLE, *self.key, np.array([number]))
         looked = self.annotator._triples.candidates(np.array([graph_row]), key)
         edges = [tuple(a[0, n].tolist() for a in looked[:3]) for n in range(8) if looked.has[0, n]]
         named = [
@@ -129,7 +127,7 @@ class Literal:
             if row(names.entity_offsets, names.entity_tokens, edge[0])
             and row(names.relation_offsets, names.relation_tokens, edge[1])
         ]
-        applied, injected = chosen and self.may_apply(module._APPLY, number, first, last), None
+        applied, injected = chosen and self.may_apply(Stream.INJECTED_MENTION, number, first, last), None
         if config.injection.source == "none":
             applied = applied and config.memory.enabled
         else:
@@ -156,7 +154,7 @@ class Literal:
                 asked += 1
                 fact = self.fact(first, last, edge, answer, applied)
                 if fact.query is None or len(fact.query) <= 64:
-                    questions.append(Question(self.uniform(module._KEEP, number, candidate), fact, place, edge[0]))
+                    questions.append(Question(self.uniform(Stream.KEPT_FACT, number, candidate), fact, place, edge[0]))
         return questions
 
     def fact(self, first: int, last: int, edge: tuple[int, ...], answer: list[int], applied: bool) -> Fact:
@@ -180,33 +178,38 @@ class Literal:
             new = token in special or begins[token] or self.tokens[place - 1] in special
             first, last = place - len(word), place
             if new and tuple(word) in self.words and taken.isdisjoint(range(first, last)):
-                applied = self.may_apply(module._APPLY_WORD, first, first, last)
+                applied = self.may_apply(Stream.INJECTED_WORD, first, first, last)
                 memory = self.words[tuple(word)]
                 self.found.append((first, self.item(memory, first, last, applied, (-1, -1, 0.0))))
             word = [] if token in special else [token] if new else [*word, token]
 
 
-def described(made: Annotation | Batch, base: int = 0) -> tuple[list[Item], list[Fact]]:
+def facts_of(made: Batch) -> AssessingBatch | None:
+    """What is asked; None where the run asks nothing."""
+    return made.objectives.get("cka")
+
+
+def described(made: Batch) -> tuple[list[Item], list[Fact]]:
     """All items and facts of a batch; places of items count from `cls`."""
-    items, facts = [], []
+    items, facts, asked = [], [], facts_of(made)
     bounds = made.cu_seqlens.tolist()
     if made.items is not None:
-        columns = (column.tolist() for column in made.items[:8])
+        columns = (column.tolist() for column in made.items[:7])
         tokens = np.column_stack([made.items.token_rows, made.items.token_items])
-        n_facts = 0 if made.facts is None or not len(made.facts.positions) else len(made.facts.inverse)
+        n_facts = 0 if asked is None or not len(asked.positions) else len(asked.inverse)
         end = bounds[len(bounds) - 1 - n_facts]  # of the sequences
-        for number, (memory, window, cls, new, applied, *triple) in enumerate(zip(*columns, strict=True)):
+        assert end == bounds[made.n_sequences]
+        for number, (memory, window, cls, new, *triple) in enumerate(zip(*columns, strict=True)):
             own = [token - cls for token, item in tokens.tolist() if item == number and token < end]
+            applied = number in made.items.token_items.tolist()
             place = window[0] - cls, window[1] - cls
             items.append(Item(memory, place, new, applied, triple[0], triple[1], triple[2] or 0.0, tuple(own)))
-    if made.facts is not None:
-        facts = [described_fact(made, number) for number in range(len(made.facts.inverse))]
+    if asked is not None:
+        facts = [described_fact(made, asked, number) for number in range(len(asked.inverse))]
     return items, facts
 
 
-def described_fact(made: Annotation | Batch, number: int) -> Fact:
-    facts = made.facts
-    assert facts is not None
+def described_fact(made: Batch, facts: AssessingBatch, number: int) -> Fact:
     mine = facts.fact == number
     answer, inverse = tuple(facts.labels[mine].tolist()), bool(facts.inverse[number])
     assert facts.place[mine].tolist() == list(range(len(answer)))

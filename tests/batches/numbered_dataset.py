@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trelm_ds.batches.batch import Batch
-from trelm_ds.batches.loader import StepDataset
-from trelm_ds.batches.masking import Masker
+from trelm_ds.batches import Masker, StepDataset
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.model import Batch
 from trelm_ds.shards import Manifest, SampleOrder, Sequence, ShardReader, ShardWriter, Substitution
 
 INFO = TokenizerInfo(sha256="", vocab_size=5000, pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -44,7 +43,17 @@ def step_dataset(
     reader = ShardReader(folder)
     order = SampleOrder(reader.block_sizes, 2, 3, batch if tail == "drop" else 1)
     masker = Masker(MaskingConfig(), INFO, np.ones(INFO.vocab_size, dtype=bool), 2)
-    return StepDataset(reader, order, masker, Substitution(reader, 2, max_corrupted), batch, budget, rank, world_size)
+    substitution = Substitution(reader, 2, max_corrupted)
+    return StepDataset(
+        reader=reader,
+        order=order,
+        masker=masker,
+        substitution=substitution,
+        global_batch_size=batch,
+        micro_batch_tokens=budget,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def sequences(batches: list[Batch]) -> list[tuple[int, list[int], list[int]]]:
@@ -52,9 +61,9 @@ def sequences(batches: list[Batch]) -> list[tuple[int, list[int], list[int]]]:
     found = []
     for batch in batches:
         original = batch.input_ids.clone()
-        original[batch.positions] = batch.labels
+        original[batch.mlm_positions] = batch.mlm_labels
         ends = batch.cu_seqlens.tolist()
         for start, end in itertools.pairwise(ends):
-            labels = batch.labels[(batch.positions >= start) & (batch.positions < end)]
+            labels = batch.mlm_labels[(batch.mlm_positions >= start) & (batch.mlm_positions < end)]
             found.append((int(original[start + 1]) - FIRST, batch.input_ids[start:end].tolist(), labels.tolist()))
     return found

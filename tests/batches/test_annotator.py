@@ -19,11 +19,12 @@ from tests.batches.knowledge_dataset import (
     read,
     settings,
 )
-from tests.batches.literal_knowledge import Fact, Item, Literal, described
-from trelm_ds.batches.annotator import Annotation
-from trelm_ds.batches.loader import StepBatches, StepDataset, StepLoader
+from tests.batches.literal_knowledge import Fact, Item, Literal, described, facts_of
+from trelm_ds.batches import Step, StepDataset, StepLoader
+from trelm_ds.batches.collator import collate
 from trelm_ds.config import Config
 from trelm_ds.errors import UserError
+from trelm_ds.model import Batch
 from trelm_ds.shards import ShardReader
 
 
@@ -40,13 +41,13 @@ def test_every_sequence_has_the_items_and_facts_of_the_definition(dataset: Path,
         for sample in samples(literal.reader).tolist():
             items, facts = literal(epoch, sample)
             sequence = read(literal.reader, literal.masker, np.array([epoch]), np.array([sample]))
-            made = literal.annotator(sequence)
+            made, counts = collate(sequence, [literal.annotator])
             assert described(made) == (items, facts)
-            assert made.input_ids[: len(sequence.tokens)].tolist() == sequence.masked.tolist()
+            assert made.input_ids[: len(sequence.tokens)].tolist() == sequence.input_ids.tolist()
             assert made.max_seqlen == int(torch.diff(made.cu_seqlens).max())
             assert made.cu_seqlens[-1] == len(made.input_ids)
-            seen.update(made.counts)
-            assert made.counts["facts"] == len(facts)
+            seen.update(counts)
+            assert counts["facts"] == len(facts)
             seen.update(items=len(items), spans=sum(len(item.tokens) for item in items))
             seen.update(inside_queries=sum(fact.injected is not None for fact in facts))
             if made.items is not None:
@@ -54,7 +55,7 @@ def test_every_sequence_has_the_items_and_facts_of_the_definition(dataset: Path,
     check_counts(variant, literal.config, seen, made)
 
 
-def check_counts(variant: str, config: Config, seen: Counter[str], made: Annotation) -> None:
+def check_counts(variant: str, config: Config, seen: Counter[str], made: Batch) -> None:
     """That the comparison was not one of nothing with nothing."""
     chooses, asks = config.selection.strategy != "none", config.cka.decoder != "none"
     assert (seen["mentions"] > 100) == chooses
@@ -64,7 +65,7 @@ def check_counts(variant: str, config: Config, seen: Counter[str], made: Annotat
     injects = config.injection.probability > 0 and (config.injection.source != "none" or config.memory.enabled)
     assert (seen["injected"] > 20) == (chooses and injects)
     assert (seen["inside_queries"] > 0) == (chooses and injects and config.cka.decoder == "query")
-    assert (made.facts is None) == (not asks or not chooses)
+    assert (facts_of(made) is None) == (not asks or not chooses)
     assert (made.items is None) == (variant in ("nothing", "no memory, own embeddings"))
 
 
@@ -73,10 +74,11 @@ def test_a_sequence_has_the_same_knowledge_beside_others(dataset: Path) -> None:
     annotator, reader, masker = open_annotator(dataset, config), ShardReader(dataset), open_masker(dataset, config)
     ids = samples(reader)
     epochs = ids % 3
-    together_items, together_facts = described(annotator(read(reader, masker, epochs, ids)))
+    together_items, together_facts = described(collate(read(reader, masker, epochs, ids), [annotator])[0])
     alone: tuple[list[Item], list[Fact]] = [], []
     for number in range(len(ids)):
-        items, facts = described(annotator(read(reader, masker, epochs[[number]], ids[[number]])))
+        one = read(reader, masker, epochs[[number]], ids[[number]])
+        items, facts = described(collate(one, [annotator])[0])
         base = len(alone[0])
         moved = [f._replace(injected=f.injected and (f.injected[0], f.injected[1] + base)) for f in facts]
         alone[0].extend(items)
@@ -94,14 +96,14 @@ def test_a_substitute_is_keyed_by_the_sample_whose_place_it_takes(wordpiece: Pat
     )
     own = read(reader, masker, np.array([0]), np.array([425]))
     other = own._replace(sample_ids=np.array([3]))
-    first, second = annotator(own), annotator(other)
+    first, second = (collate(sequences, [annotator])[0] for sequences in (own, other))
     assert first.items is not None
     assert second.items is not None
     assert torch.equal(first.items.window, second.items.window)
-    assert not torch.equal(first.items.applied, second.items.applied)
+    assert set(first.items.token_items.tolist()) != set(second.items.token_items.tolist())  # which follow Eq. 7
 
 
-def in_step(read: StepBatches) -> tuple[Counter[Any], Counter[Any]]:
+def in_step(read: Step) -> tuple[Counter[Any], Counter[Any]]:
     """What each sequence of a step shows and has, and what is asked, whatever the packing."""
     sequences: Counter[Any] = Counter()
     facts: Counter[Any] = Counter()
@@ -109,7 +111,7 @@ def in_step(read: StepBatches) -> tuple[Counter[Any], Counter[Any]]:
         assert batch.items is not None
         items, asked = described(batch)
         named = [global_rows(item, read) for item in items]
-        for number in range(batch.sequences):
+        for number in range(batch.n_sequences):
             first, last = batch.cu_seqlens[number : number + 2].tolist()
             own = [item for item, cls in zip(named, batch.items.cls.tolist(), strict=True) if cls == first]
             sequences[tuple(batch.input_ids[first:last].tolist()), tuple(own)] += 1
@@ -118,7 +120,7 @@ def in_step(read: StepBatches) -> tuple[Counter[Any], Counter[Any]]:
     return sequences, facts
 
 
-def global_rows(item: Item, read: StepBatches) -> Item:
+def global_rows(item: Item, read: Step) -> Item:
     memory, entity, relation = (
         int(rows[place]) if place >= 0 else -1
         for rows, place in (
@@ -130,7 +132,7 @@ def global_rows(item: Item, read: StepBatches) -> Item:
     return item._replace(memory=memory, entity=entity, relation=relation)
 
 
-def steps_of(dataset: StepDataset, workers: int, steps: int = 3) -> list[StepBatches]:
+def steps_of(dataset: StepDataset, workers: int, steps: int = 3) -> list[Step]:
     loader = StepLoader(dataset, 0, steps, workers)
     try:
         return [next(loader) for _ in range(steps)]
@@ -164,7 +166,7 @@ def test_a_step_names_the_rows_it_needs_once(wordpiece: Path) -> None:
         step = steps_of(open_steps(wordpiece, config, open_annotator(wordpiece, config)), 0, 1)[0]
         assert len(step.micro_batches) > 2
         items = [batch.items for batch in step.micro_batches if batch.items is not None]
-        facts = [batch.facts for batch in step.micro_batches if batch.facts is not None]
+        facts = [asked for batch in step.micro_batches if (asked := facts_of(batch)) is not None]
         vectors = [rows for item in items for rows in (item.entity, item.relation)] + [f.relations for f in facts]
         for rows, used in ((step.memory_rows, [item.memory for item in items]), (step.vector_rows, vectors)):
             assert (torch.diff(rows) > 0).all()
@@ -177,11 +179,12 @@ def test_without_an_annotator_nothing_changes(wordpiece: Path) -> None:
     plain = steps_of(open_steps(wordpiece, config, None), 0)
     annotated = steps_of(open_steps(wordpiece, config, open_annotator(wordpiece, config)), 0)
     for one, other in zip(plain, annotated, strict=True):
-        assert [len(rows) for rows in one[3:6]] == [0, 0, 0]
-        assert one.counts == {}
+        assert [len(rows) for rows in (one.memory_rows, one.vector_rows, one.negatives)] == [0, 0, 0]
+        assert one.counts == {"corrupted": 0}
         for a, b in zip(one.micro_batches, other.micro_batches, strict=True):
             assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
-            assert a.items is a.facts is b.items is b.facts is None
+            assert a.items is b.items is None
+            assert a.objectives == b.objectives == {}
 
 
 def test_queries_cost_the_share_of_tokens_that_they_may(wordpiece: Path) -> None:
@@ -197,9 +200,9 @@ def test_queries_cost_the_share_of_tokens_that_they_may(wordpiece: Path) -> None
         for epoch in range(20):
             # Sequences with so many mentions that they could ask for more than that.
             ids = np.arange(405, reader.manifest.n_sequences, 6)
-            counted = annotator(read(reader, masker, np.full(len(ids), epoch), ids))
-            asked += counted.counts["query tokens"]
-            tokens += len(counted.input_ids) - counted.counts["query tokens"]
+            made, counts = collate(read(reader, masker, np.full(len(ids), epoch), ids), [annotator])
+            asked += counts["query tokens"]
+            tokens += len(made.input_ids) - counts["query tokens"]
         found[share] = asked / tokens
     assert found[0.0] == 0
     for share in (0.3, 0.6):
@@ -211,7 +214,7 @@ def test_the_budget_leaves_room_for_the_queries(wordpiece: Path) -> None:
     annotator = open_annotator(wordpiece, config)
     for step in steps_of(open_steps(wordpiece, config, annotator, budget=300), 0):
         for batch in step.micro_batches:
-            assert batch.cu_seqlens[batch.sequences] <= 200
+            assert batch.cu_seqlens[batch.n_sequences] <= 200
     longest = ShardReader(wordpiece).manifest.max_length
     assert open_steps(wordpiece, config, annotator, budget=longest * 3 // 2)
     with pytest.raises(
@@ -248,4 +251,4 @@ def test_it_travels_without_its_arrays(wordpiece: Path) -> None:
     again = pickle.loads(data)
     reader, masker = ShardReader(wordpiece), open_masker(wordpiece, settings())
     some = read(reader, masker, np.zeros(10, dtype=np.int64), np.arange(420, 430))
-    assert described(again(some)) == described(annotator(some))
+    assert described(collate(some, [again])[0]) == described(collate(some, [annotator])[0])

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.batches.numbered_dataset import sequences, step_dataset, write_numbered
-from trelm_ds.batches.batch import Batch
-from trelm_ds.batches.loader import StepDataset, StepLoader
+from trelm_ds.batches import StepDataset, StepLoader
 from trelm_ds.errors import UserError
+from trelm_ds.model import Batch
 
 N = 203  # in steps of 16: step 12 spans two epochs
 STEPS = 30

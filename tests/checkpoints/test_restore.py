@@ -28,7 +28,9 @@ from trelm_ds.distributed import Ranks, connect, disconnect, import_deepspeed
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.routing import whole_weights
+from trelm_ds.training.build import build_run
+from trelm_ds.training.knowledge import Knowledge
+from trelm_ds.training.routing import Routing, whole_weights
 from trelm_ds.training.trainer import Trainer
 
 STEPS, SAVED_AT = 14, 4
@@ -118,7 +120,7 @@ class Run:
 
     def __init__(self, settings: Config, data: Path, run: Path, ranks: Ranks) -> None:
         self.signals, self.samples = StopSignals(), defaultdict[int, list[int]](list)
-        self.trainer = Trainer(settings, str(data), run, ranks, self.signals)
+        self.trainer = build_run(settings, str(data), run, ranks, self.signals)
         substitution = self.trainer.steps.substitution
         readable = substitution.readable
 
@@ -134,6 +136,10 @@ class Run:
             assert self.trainer.train() == 0
         every = self.trainer.ranks.gather(dict(self.samples))
         return {step: sorted(sample for of_rank in every for sample in of_rank[step]) for step in self.samples}
+
+
+def has(trainer: Trainer, kind: type) -> bool:
+    return any(isinstance(part, kind) for part in trainer.components)
 
 
 def optimizer_state(trainer: Trainer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -155,7 +161,7 @@ def optimizer_state(trainer: Trainer) -> Iterator[tuple[str, torch.Tensor]]:
         optimizer._lazy_init_hp_params_optimizer_state()  # which the first step does otherwise
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            lazy = name.endswith(("keys", "key_bias", "values")) and trainer.routing is not None
+            lazy = name.endswith(("keys", "key_bias", "values")) and has(trainer, Routing)
             yield f"{name} weight", deepspeed.utils.safe_get_full_fp32_param(parameter)
             for key in ("exp_avg", "exp_avg_sq", *(["updates"] * lazy)):
                 yield f"{name} {key}", deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
@@ -180,14 +186,15 @@ def live_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     counters = [engine.global_steps, engine.global_samples, engine.skipped_steps, engine.lr_scheduler.last_epoch]
     state["counters"] = torch.tensor([float(counter) for counter in counters])
     state["learning rates"] = torch.tensor(engine.get_lr(), dtype=torch.float64)
-    if trainer.knowledge is not None:
-        bank, vectors = trainer.knowledge.bank, trainer.knowledge.vectors
+    if has(trainer, Knowledge):
+        knowledge = trainer.component(Knowledge)
+        bank, vectors = knowledge.bank, knowledge.vectors
         assert bank is not None
         assert vectors is not None
         tables = {"memory": bank.table, "contexts": bank.contexts, "vectors": vectors}
         state |= {name: whole_table(table, trainer.ranks) for name, table in tables.items()}
-    if trainer.routing is not None:
-        paths = trainer.routing.paths
+    if has(trainer, Routing):
+        paths = trainer.component(Routing).paths
         assert paths.neurons is not None
         assert paths.scores is not None
         state |= {"path": paths.neurons, "scores": paths.scores.neurons.double()}
@@ -252,7 +259,7 @@ def on_ranks(function: Callable[..., Any], cases: list[Case], data: Path, folder
 def cheap() -> Iterator[None]:
     """Many short runs: without what would cost more than their steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trelm_ds.tracking.journal.plot_loss", lambda *_: None)
+        patch.setattr("trelm_ds.training.journal.plot_loss", lambda *_: None)
         gc.collect()
         gc.freeze()  # ZeRO 3 collects garbage at every start, which looks through all modules otherwise
         try:
@@ -307,7 +314,7 @@ def test_runs_go_on_with_another_number_of_ranks(
 def opened(case: Case, stage: int, data: Path, run: Path, ranks: Ranks, seed: int = 0) -> Trainer:
     settings = case.config(stage, run)
     settings.trainer.seed = seed  # decides the first weights
-    return Trainer(settings, str(data), run, ranks, StopSignals())
+    return build_run(settings, str(data), run, ranks, StopSignals())
 
 
 def test_the_same_folder_goes_on_and_the_checkpoint_stays(
@@ -350,7 +357,7 @@ def test_what_cannot_be_loaded(one_rank: Ranks, tiny_dataset: Path, tmp_path: Pa
     first.engine.save_checkpoint(str(tmp_path), tag="none", save_latest=False)
     wider = case.config(3, tmp_path)
     wider.model.intermediate_size = 64
-    second = Trainer(wider, str(tiny_dataset), tmp_path / "wider", one_rank, StopSignals())
+    second = build_run(wider, str(tiny_dataset), tmp_path / "wider", one_rank, StopSignals())
     with pytest.raises(UserError, match=r"none: encoder.layers.0.feed_forward.key_bias is \(48,\) there and \(64,\)"):
         load(second.engine, tmp_path / "none", info, one_rank)
     (tmp_path / "none" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.logged import warns
 from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
 from trelm_ds.checkpoints import saver as saving
-from trelm_ds.checkpoints.listing import _entry, catalogue, prune_run, to_table
+from trelm_ds.checkpoints.listing import _describe, list_checkpoints, prune_run, to_table
 from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.distributed import Ranks
@@ -26,7 +27,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import committed
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
 
 finished, run = plain.finished, plain.run  # fixtures: a finished run of 4 steps with checkpoints at 2 and 4
 
@@ -109,7 +110,7 @@ def test_a_full_disk_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not foreseen:
-        monkeypatch.setattr(saving, "_ROOM", 0.0)  # so that the disk fills while files are written
+        monkeypatch.setattr(saving, "_FREE_SPACE_FACTOR", 0.0)  # so that the disk fills while files are written
     filler = small_disk / "filler"
     undisturbed, place = losses(run), small_disk / "run"
     shutil.rmtree(run / "checkpoints" / "step-00000004")
@@ -118,7 +119,7 @@ def test_a_full_disk_costs_a_warning(
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(b"x" * (free - size // 2))
     reason = r"it takes \d MB, \d MB are free" if foreseen else "."
-    with pytest.warns(UserWarning, match=f"checkpoint at step 4 not committed: {reason}"):
+    with warns(f"checkpoint at step 4 not committed: {reason}"):
         message = fails(config(), tiny_dataset, place, one_rank)  # the last one, so the run ends with the reason
     assert "checkpoint at step 4 not committed" in message
     assert [path.name for path in committed(place)] == ["step-00000002"]
@@ -146,7 +147,7 @@ def test_training_goes_on_after_a_failed_save(
         real(*arguments, **more)
 
     monkeypatch.setattr(torch, "save", fails_once)
-    with pytest.warns(UserWarning, match="step 2 not committed: PytorchStreamWriter failed.*training goes on"):
+    with warns("step 2 not committed: PytorchStreamWriter failed.*training goes on"):
         train(config(), tiny_dataset, tmp_path / "run", one_rank)
     assert losses(tmp_path / "run") == undisturbed
     assert [path.name for path in committed(tmp_path / "run")] == ["step-00000004"]
@@ -155,17 +156,17 @@ def test_training_goes_on_after_a_failed_save(
 def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path, small_disk: Path) -> None:
     place = small_disk / "run"
     with StopSignals() as signals:
-        trainer = Trainer(config(), str(tiny_dataset), place, one_rank, signals)
+        trainer = build_run(config(), str(tiny_dataset), place, one_rank, signals)
         (place / "checkpoints").mkdir(parents=True)
         trainer.engine.train()
-        trainer._train_step()
+        trainer.train_step()
         subprocess.run(["mount", "--bind", place / "checkpoints", place / "checkpoints"], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", place / "checkpoints"], check=True)
-        with pytest.warns(UserWarning, match="checkpoint at step 1 not committed: .*Read-only file system"):
-            trainer._save()
+        with warns("checkpoint at step 1 not committed: .*Read-only file system"):
+            trainer.save()
         subprocess.run(["umount", place / "checkpoints"], check=True)
-        trainer._train_step()
-        trainer._save()
+        trainer.train_step()
+        trainer.save()
         trainer.saver.settle()
         trainer.reader.loader.close()
     assert [path.name for path in committed(place)] == ["step-00000002"]
@@ -187,7 +188,7 @@ def test_a_changed_byte_is_found_in_every_kind_of_file(one_rank: Ranks, tiny_dat
         assert str(path) in str(error.value)
         path.write_bytes(sound)
     (newest / "routing" / "paths.safetensors").write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"checkpoint passed over.*paths\.safetensors"):
+    with warns(r"checkpoint passed over.*paths\.safetensors"):
         train(whole(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
     assert before in committed(run)
@@ -200,7 +201,7 @@ def test_a_damaged_manifest_leaves_the_one_before(content: str, run: Path) -> No
     with pytest.raises(UserError, match="manifest"):
         read_verified(newest)
     assert read_verified(before).step == 2
-    found = catalogue(run, verify=False)
+    found = list_checkpoints(run, verify=False)
     assert [bool(entry.problem) for entry in found] == [True, False]
 
 
@@ -212,7 +213,7 @@ def test_a_manifest_vouches_for_itself(was: str, becomes: str, run: Path, one_ra
     assert was in manifest.read_text()
     manifest.write_text(manifest.read_text().replace(was, becomes))
     undisturbed = losses(run)
-    with pytest.warns(UserWarning, match=r"checkpoint passed over: .*manifest\.json: changed since it was written"):
+    with warns(r"checkpoint passed over: .*manifest\.json: changed since it was written"):
         train(config(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
 
@@ -226,7 +227,7 @@ def test_damaged_ones_do_not_take_the_place_of_sound_ones(run: Path, one_rank: R
     """The run goes on from the one before, and commits one that is still older than the damaged one."""
     newest, before = committed(run)
     (newest / "mp_rank_00_model_states.pt").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="checkpoint passed over"):
+    with warns("checkpoint passed over"):
         train(config(max_steps=3), tiny_dataset, run, one_rank)
     assert [path.name for path in committed(run)] == ["step-00000003", before.name]
 
@@ -238,7 +239,7 @@ def test_copies_beside_checkpoints_are_nobodys_business(run: Path, one_rank: Ran
         shutil.copytree(newest, copy)
     (copies[1] / "manifest.json").unlink()
     assert committed(run) == [newest, before]
-    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 2]
+    assert [entry.step for entry in list_checkpoints(run, verify=True)] == [4, 2]
     train(config(max_steps=6, checkpoint_every=1, keep_every=4), tiny_dataset, run, one_rank)
     assert [path.name for path in committed(run)] == [f"step-{step:08d}" for step in (6, 5, 4)]
     assert all(copy.is_dir() for copy in copies)
@@ -252,11 +253,11 @@ def test_the_folder_is_taken_before_its_checkpoints_are_looked_at(
         StopSignals() as signals,
         pytest.raises(UserError, match=f"--out: {run} is in use by another process"),
     ):
-        Trainer(config(), str(tiny_dataset), run, one_rank, signals)
+        build_run(config(), str(tiny_dataset), run, one_rank, signals)
 
 
-def test_the_catalogue(run: Path) -> None:
-    found = catalogue(run, verify=True)
+def test_listing(run: Path) -> None:
+    found = list_checkpoints(run, verify=True)
     assert [(entry.step, entry.ranks, entry.zero_stage, entry.problem) for entry in found] == [
         (4, 1, 1, None),
         (2, 1, 1, None),
@@ -266,7 +267,7 @@ def test_the_catalogue(run: Path) -> None:
     assert lines[1].endswith("sound")
     weights = found[1].path / "mp_rank_00_model_states.pt"
     weights.write_bytes(weights.read_bytes()[:-1])
-    problem = catalogue(run, verify=True)[1].problem
+    problem = list_checkpoints(run, verify=True)[1].problem
     assert problem is not None
     assert "mp_rank_00_model_states.pt: its content does not match" in problem
     assert prune_run(run, 2) == [found[1].path]  # the damaged one
@@ -274,30 +275,30 @@ def test_the_catalogue(run: Path) -> None:
     with pytest.raises(UserError, match="no other is sound; nothing was removed"):
         prune_run(run, 2)
     shutil.rmtree(found[0].path)
-    assert _entry(found[0].path, verify=True) is None  # removed while it was looked at
+    assert _describe(found[0].path, verify=True) is None  # removed while it was looked at
     with pytest.raises(UserError, match="at least 2 must stay"):
         prune_run(run, 1)
     with pytest.raises(UserError, match="no run folder"):
-        catalogue(run / "nowhere", verify=False)
+        list_checkpoints(run / "nowhere", verify=False)
 
 
 def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(config(checkpoint_every=1, keep_checkpoints=4), tiny_dataset, run, one_rank)
     assert [path.name for path in prune_run(run, 3)] == ["step-00000001"]
-    assert [entry.step for entry in catalogue(run, verify=True)] == [4, 3, 2]
+    assert [entry.step for entry in list_checkpoints(run, verify=True)] == [4, 3, 2]
     assert not (run / ".lock").exists()
     assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
 
 
 def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     with StopSignals() as signals:
-        trainer = Trainer(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer = build_run(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)
         trainer.engine.train()
-        trainer._train_step()
+        trainer.train_step()
         trainer.engine.module.head.norm.weight.data[0] = float("nan")
-        trainer._save()
-        with pytest.warns(UserWarning, match="mp_rank_00_model_states.pt: weights or moments are not finite"):
+        trainer.save()
+        with warns("mp_rank_00_model_states.pt: weights or moments are not finite"):
             trainer.saver.settle()
         trainer.reader.loader.close()
     assert not committed(tmp_path / "run")

@@ -82,7 +82,7 @@ def train(run: Path, steps: int, max_steps: int, checkpoint: int | None = None) 
         ([("start", ""), ("end", "ended by Slurm: CANCELLED")], "stopped", "CANCELLED"),
         ([("start", ""), ("end", "stopped by its stop file")], "stopped", "stop file"),
         ([("start", ""), ("end", "not requeued (TRELM_REQUEUE=0): SIGUSR1")], "stopped", "SIGUSR1"),
-        ([("start", ""), ("end", "not requeued: a mistake that no new start mends")], "failed", "a mistake"),
+        ([("start", ""), ("end", "not requeued: a restart would not fix this mistake")], "failed", "mistake"),
         ([("start", ""), ("stalled", "3 starts in a row")], "stalled", "3 starts in a row"),
     ],
 )

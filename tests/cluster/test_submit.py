@@ -15,7 +15,7 @@ import yaml
 from tests.e2e.launch import ROOT
 from trelm_ds.cli import main
 from trelm_ds.cluster.job_file import job_file, join_options
-from trelm_ds.cluster.snapshot import copy_code, describe_git, settle_paths
+from trelm_ds.cluster.snapshot import copy_code, describe_git, make_paths_absolute
 from trelm_ds.config import Config, InjectionConfig, LoaderConfig, ModelConfig, TrackingConfig, TrainerConfig
 from trelm_ds.errors import UserError
 
@@ -79,7 +79,7 @@ def test_dry_run_prints_the_file_and_writes_nothing(submit: Run, here: Path, tin
         "TRELM_ARGS=''",
     ):
         assert f"export {value}" in commands
-    assert commands[-1] == 'pretrain_job "$@"'  # of slurm/pretrain_large.sh, the default
+    assert commands[-1] == 'source "$TRELM_HOME/slurm/pretrain.sh"'  # the end of slurm/pretrain_large.sh, the default
     (here / "run" / "submissions" / ".004-killed").mkdir(parents=True)
     assert f"TRELM_CONFIG={here}/run/submissions/005/config.yaml" in submit("--dry-run")[1]
 
@@ -137,8 +137,8 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--data", "."], {}, ". is no dataset: it has no manifest.json"),
         (["--data", "file:///nowhere"], {}, "--data: file:///nowhere is no dataset"),
         (["--data", "nosuch://x/y"], {}, "--data: cannot read nosuch://x/y"),
-        (["--out", "a b"], {}, "holds blanks"),
-        (["--out", "file"], {}, "is no folder"),
+        (["--out", "a b"], {}, "contains blanks"),
+        (["--out", "file"], {}, "is not a folder"),
         (["-N", "0"], {}, "-N: the number of nodes must be positive"),
         (["-N", "two"], {}, "nodes"),
         (["--script", "nowhere.sh"], {}, "--script: nowhere.sh does not exist"),
@@ -147,9 +147,9 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--trainer.resume", "nowhere"], {}, "trainer.resume: nowhere does not exist"),
         (["--trainer.ds_config", "nowhere.json"], {}, "trainer.ds_config: nowhere.json does not exist"),
         (["--tracking.uri", "http://me:sesame@host"], {}, "http://...@host holds a password"),
-        (["--", "gpu"], {}, "'gpu' after --: belongs to no option"),
+        (["--", "gpu"], {}, "'gpu' after --: not an option"),
         (["--", "--array=1-2"], {}, "sbatch option --array=1-2: a run is one job"),
-        (["--out", "a\u0007b"], {}, "holds characters that no file of settings can"),
+        (["--out", "a\u0007b"], {}, "contains characters that no settings file can"),
         ([], {"TRELM_VENV": "nowhere"}, "nowhere, bin/python is missing"),
         ([], {"TRELM_SITE": "nowhere"}, "TRELM_SITE: no site file at nowhere"),
         ([], {"TRELM_SITE": "file"}, "file: cannot be read: "),
@@ -228,14 +228,14 @@ def test_paths_are_absolute_and_their_files_there(tmp_path: Path, monkeypatch: p
         trainer=TrainerConfig(ds_config="own.json", resume="hf"),
         tracking=TrackingConfig(uri="sqlite:///m.db"),
     )
-    settled, own = settle_paths(config, ROOT)
+    settled, own = make_paths_absolute(config, ROOT)
     assert settled.model.init_from == f"{tmp_path}/hf"
     assert settled.injection.file == f"{tmp_path}/v.npy"
     assert settled.loader.cache_dir == f"{tmp_path}/cache"
     assert settled.trainer.resume == f"{tmp_path}/hf"
     assert settled.tracking.uri == f"sqlite:///{tmp_path}/m.db"
     assert own == tmp_path / "own.json"  # goes into the snapshot
-    settled, own = settle_paths(Config(), ROOT)
+    settled, own = make_paths_absolute(Config(), ROOT)
     assert (settled.trainer.ds_config, own) == ("ds_configs/zero1.json", None)  # is in the snapshot's code
     assert settled.loader.cache_dir == "~/.cache/trelm"
 

@@ -8,7 +8,6 @@ import io
 import pickle
 import random
 import tarfile
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from tests.conftest import write_corpus
 from tests.corpus.test_restart import write_dump
+from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, prepare, records
 from trelm_ds.corpus.records import layout_of, read_range, read_stream, records_in
 from trelm_ds.corpus.wikipedia import article_of, parse_page
@@ -35,14 +35,12 @@ def outcome(corpus: Path, source: Path, out: Path, **changes: object) -> str:
     """ "made", or the one line that says why not; anything else than a UserError fails the test."""
     sizes = {"max_length": 32, "vocab_size": 300, "min_words": 4, "chunk_mb": 0.002, "max_malformed": 0.5}
     values = {"source": source, "wikidata5m": corpus / "wikidata5m", "tokenizer": "train", "out": out}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            prepare(PrepareOptions(**values | sizes | changes))  # type: ignore[arg-type]
-        except UserError as error:
-            message = str(error)
-        else:
-            return "made"
+    try:
+        prepare(PrepareOptions(**values | sizes | changes))  # type: ignore[arg-type]
+    except UserError as error:
+        message = str(error)
+    else:
+        return "made"
     assert "\n" not in message
     assert not out.exists()
     return message
@@ -87,7 +85,7 @@ def test_a_malformed_page_is_left_out_and_counted(corpus: Path, tmp_path: Path) 
     options = PrepareOptions(
         tmp_path / "dump", corpus / "wikidata5m", "train", tmp_path / "ds", 32, 300, min_words=4, max_malformed=0.2
     )
-    with pytest.warns(UserWarning, match="left out: .*dump: byte [0-9]+: a page that is not valid XML"):
+    with warns("left out: .*dump: byte [0-9]+: a page that is not valid XML"):
         manifest, _ = prepare(options)
     assert manifest is not None
     assert (manifest.counts["records left out: malformed"], manifest.counts["articles"]) == (4, 40)

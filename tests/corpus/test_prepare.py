@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_corpus
+from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, load_tokenizer, prepare
 from trelm_ds.corpus.titles import AMBIGUOUS, REDIRECTED, TitleResolver
 from trelm_ds.corpus.tokenizer import describe, train_tokenizer, word_starts
@@ -229,13 +230,13 @@ def test_odd_sources(corpus: Path, tmp_path: Path) -> None:
     shutil.copy(corpus / "corpus.jsonl", folder / "ä b|c.jsonl")
     (folder / "gone").symlink_to("nowhere")
     (folder / ".ds.lock").touch()  # as a killed run leaves it when --out lies in the source folder
-    with pytest.warns(UserWarning, match="left out") as warned:
+    with warns("skipping") as warned:
         manifest, _ = prepare(options(corpus, tmp_path / "ds", source=folder))
     assert manifest is not None
     assert manifest.n_sequences == 60
-    assert {str(warning.message).split("/")[-1] for warning in warned} == {
-        "below is a folder and left out",
-        "gone is a broken link and left out",
+    assert {message.split("/")[-1] for message in warned} == {
+        "below, which is a folder",
+        "gone, which is a broken link",
     }
     assert "ä b\\|c.jsonl" in (tmp_path / "ds" / "README.md").read_text()
 
@@ -264,7 +265,7 @@ def test_a_repaired_dataset_is_not_taken_for_a_whole_one(corpus: Path, tmp_path:
     data[manifest.shards[0].blocks[1][0] + 1500] ^= 1
     path.write_bytes(data)
     repair(tmp_path / "ds")
-    with pytest.raises(UserError, match="lacks 256 sequences since `verify --repair`; remove it to make it anew"):
+    with pytest.raises(UserError, match="lacks 256 sequences since `verify --repair`; remove it to make it again"):
         prepare(asked)
     assert "256 sequences were dropped, 344 are left" in (tmp_path / "ds" / "README.md").read_text()
     assert verify(tmp_path / "ds")[1] == []

@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import CITIES, PEOPLE, write_corpus
 from tests.e2e.launch import trelm
 from tests.forked import Command
+from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, missing_parts, prepare
 from trelm_ds.errors import UserError
 
@@ -188,7 +189,7 @@ def test_settings_that_change_on_the_way_change_the_result(corpus: Path, tmp_pat
     lenient = dataclasses.replace(asked, max_malformed=0.5)
     with (
         patch("trelm_ds.corpus.pipeline.Pipeline._sequences", _fail),
-        pytest.warns(UserWarning, match="left out"),
+        warns("left out"),
         pytest.raises(UserError, match="on purpose"),
     ):
         prepare(lenient)
@@ -293,7 +294,7 @@ def test_malformed_records_within_the_budget_are_left_out(corpus: Path, tmp_path
     )
     with pytest.raises(UserError, match=r"in.jsonl:301: not valid JSON.*1 of 302 records malformed, --max-malformed"):
         prepare(options(corpus, str(source), tmp_path / "ds"))
-    with pytest.warns(UserWarning, match="left out: .*in.jsonl:301: not valid JSON"):
+    with warns("left out: .*in.jsonl:301: not valid JSON"):
         manifest, _ = prepare(options(corpus, str(source), tmp_path / "ds", max_malformed=0.01))
     assert manifest is not None
     assert manifest.counts["records left out: malformed"] == 1

@@ -44,17 +44,17 @@ def as_counter(table: WordTable) -> Counter[tuple[int, ...]]:
 @pytest.mark.parametrize("count", [0, 1, 2, 500])
 def test_words_are_counted_as_by_a_loop(count: int) -> None:
     tokens, begins, ordinary = (array[:count] for array in draw_tokens(count))
-    table = WordTable.of(tokens, words_of(tokens, begins, ordinary))
+    table = WordTable.from_words(tokens, words_of(tokens, begins, ordinary))
     assert as_counter(table) == literal(tokens, begins, ordinary)
     assert (np.diff(table.hashes.astype(object)) > 0).all()
 
 
 def test_sums_do_not_depend_on_how_the_text_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [draw_tokens(seed) for seed in range(9)]
-    tables = [WordTable.of(part[0], words_of(*part)) for part in parts]
+    tables = [WordTable.from_words(part[0], words_of(*part)) for part in parts]
     expected = sum((literal(*part) for part in parts), Counter())
     for least in (1, 50, 1 << 20):
-        monkeypatch.setattr(module, "_LEAST_MERGE", least)
+        monkeypatch.setattr(module, "_MIN_MERGE", least)
         counter = WordCounter()
         for table in tables:
             counter.add(table)

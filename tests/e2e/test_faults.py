@@ -103,7 +103,7 @@ def test_a_stopped_rank_is_found_and_named(settings: Path, tiny_dataset: Path, t
     assert "T (stopped)) does not answer; where the ranks were is in" in output
     assert [path.name for path in (run / "stacks").iterdir()] == ["rank-00000.txt"]
     stacks = (run / "stacks" / "rank-00000.txt").read_text()
-    assert "_train_step" in stacks
+    assert "train_step" in stacks
     assert f"exitcode  : {71}" in output  # torchrun's report of the first failure
 
 

@@ -12,7 +12,7 @@ from tests.training.test_pretrain import config, losses
 from trelm_ds.distributed import connect, disconnect
 from trelm_ds.run_folder import committed
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
 
 
 def train_with_noise_in_padding(data: Path, folder: Path) -> int:
@@ -22,7 +22,7 @@ def train_with_noise_in_padding(data: Path, folder: Path) -> int:
     for name in ("clean", "noisy"):
         with StopSignals() as signals:
             settings = config(3, "bf16", global_batch_size=12)
-            trainer = Trainer(settings, str(data), folder / name, ranks, signals)
+            trainer = build_run(settings, str(data), folder / name, ranks, signals)
             optimizer = trainer.engine.optimizer
             for parameter in trainer.engine.module.parameters() if name == "noisy" else ():
                 index, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]

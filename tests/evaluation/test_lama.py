@@ -263,14 +263,14 @@ def append(path: Path, text: str) -> None:
 
 
 BAD_DATA: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda d: d.rename(d.with_name("moved")), r"lama: is no folder"),
+    "no folder": (lambda d: d.rename(d.with_name("moved")), r"lama: is not a folder"),
     "no relations": (lambda d: (d / "relations.jsonl").unlink(), r"relations.jsonl does not exist"),
     "no facts": (lambda d: (d / "TREx/P1.jsonl").unlink(), r"TREx: holds no P\*.jsonl"),
     "no JSON": (lambda d: append(d / "TREx/P1.jsonl", "{nope\n"), r"P1.jsonl:2: not valid JSON"),
     "no object": (lambda d: append(d / "TREx/P1.jsonl", "[1]\n"), r"P1.jsonl:2: expected a JSON object, got list"),
     "no label": (lambda d: append(d / "TREx/P1.jsonl", '\n{"sub_label": "x"}\n'), r"P1.jsonl:3: 'obj_label' must be"),
-    "not gzip": (lambda d: (d / "TREx/P2.jsonl.gz").write_text("x"), r"P2.jsonl.gz:1: cannot be read"),
-    "twice": (lambda d: (d / "TREx/P1.jsonl.gz").write_bytes(b""), r"P1.jsonl.gz: stands beside P1.jsonl"),
+    "not gzip": (lambda d: (d / "TREx/P2.jsonl.gz").write_text("x"), r"P2.jsonl.gz:1: not valid JSON"),
+    "twice": (lambda d: (d / "TREx/P1.jsonl.gz").write_bytes(b""), r"P1.jsonl.gz: duplicates P1.jsonl"),
     "no template": (lambda d: (d / "TREx/P77.jsonl").write_text(""), r"P77.jsonl: relation P77 has no template"),
     "template": (
         lambda d: append(d / "relations.jsonl", '{"relation": "P3", "template": "[X] only"}\n'),
@@ -327,7 +327,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         evaluate_lama(tmp_path, tmp_path, batch_size=0)
     model = bert_folder(tmp_path / "model", ["paris"])
     data = write_facts(tmp_path / "lama", {"P1": [("ana", "paris")]})
-    with pytest.raises(UserError, match="device: 'abacus' is no torch device"):
+    with pytest.raises(UserError, match="device: 'abacus' is not a torch device"):
         evaluate_lama(model, data, device="abacus")
     with pytest.raises(UserError, match=r"absent.txt: cannot be read as a vocabulary"):
         evaluate_lama(model, data, vocabulary=tmp_path / "absent.txt")

@@ -18,18 +18,18 @@ import torch
 from tests.e2e.launch import environment
 from tests.forked import Command
 from tests.importance.conftest import make_backbone, reshard
+from trelm_ds.config import SelectionConfig
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.errors import UserError
 from trelm_ds.importance import (
+    ImportanceScores,
     MentionScorer,
     Part,
     ScoreOptions,
-    Scores,
     load_frequencies,
     open_selector,
     score_dataset,
 )
-from trelm_ds.knowledge import Selection
 from trelm_ds.model import load_encoder
 from trelm_ds.shards import Manifest, ShardReader
 
@@ -62,7 +62,7 @@ def one_by_one(data: Path, backbone: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_every_mention_in_scope_has_its_cosine(data: Path, backbone: Path, scope: str) -> None:
     result = score_dataset(ScoreOptions(data, backbone, scope=scope))  # type: ignore[arg-type]
     manifest = Manifest.load(data)
-    scores = Scores(data, manifest)
+    scores = ImportanceScores(data, manifest)
     found = np.concatenate([scores.block(n) for n in range(sum(len(shard.blocks) for shard in manifest.shards))])
     qids, cosines = one_by_one(data, backbone)
     frequencies = load_frequencies(data)
@@ -115,8 +115,8 @@ def test_a_mention_without_context_is_counted(data: Path, backbone: Path, tmp_pa
     prepare(PrepareOptions(corpus / "corpus.jsonl", graph, str(data / "tokenizer"), made, 32))
     result = score_dataset(ScoreOptions(made, backbone, entity_threshold=2))
     assert result.counts == {"mentions": 1, "in scope": 1, "scored": 0, "without context": 1}
-    scores = Scores(made, Manifest.load(made))
-    selector = open_selector(made, Selection(entity_threshold=2), scores)
+    scores = ImportanceScores(made, Manifest.load(made))
+    selector = open_selector(made, SelectionConfig(entity_threshold=2), scores)
     assert not selector(np.array([[0, 1, 3, 2]]), scores.block(0)).any()
 
 
@@ -130,7 +130,7 @@ def test_what_is_sound_is_skipped_and_what_is_damaged_is_made_again(data: Path, 
     (folder / "shard-000003.npy").unlink()
     (folder / "shard-000004.json").write_text("{")
     with pytest.raises(UserError, match=r"shard-000002.npy: missing or damaged; run `trelm importance"):
-        Scores(data, Manifest.load(data))
+        ImportanceScores(data, Manifest.load(data))
     result = score_dataset(ScoreOptions(data, backbone))
     assert result.skipped == result.shards - 3
     assert stored(data) == before
@@ -143,7 +143,7 @@ def test_three_parts_are_the_whole(data: Path, shards: Path, backbone: Path, tmp
         assert not score_dataset(ScoreOptions(apart, backbone, part=Part(index, 3))).complete
         assert not (apart / "importance" / "importance.json").exists()
         with pytest.raises(UserError, match="holds no complete scores; run `trelm importance"):
-            Scores(apart, Manifest.load(apart))
+            ImportanceScores(apart, Manifest.load(apart))
     assert score_dataset(ScoreOptions(apart, backbone, part=Part(2, 3))).complete
     assert stored(apart) == stored(data)
     assert score_dataset(ScoreOptions(apart, backbone, part=Part(99, 99))).shards == 0
@@ -183,7 +183,7 @@ def test_a_killed_run_goes_on_and_two_parts_run_at_once(
 def test_scores_of_another_kind_are_refused(data: Path, backbone: Path, tmp_path: Path) -> None:
     vocabulary = Manifest.load(data).tokenizer["vocab_size"]
     score_dataset(ScoreOptions(data, backbone, part=Part(1, 5)))
-    again = rf"importance: holds scores of {{}}; remove that folder to score .*{data.name} anew"
+    again = rf"importance: holds scores of {{}}; remove that folder to score .*{data.name} again"
     other = make_backbone(tmp_path / "other", vocabulary, seed=1)
     with pytest.raises(UserError, match=again.format("another model")):
         score_dataset(ScoreOptions(data, other))
@@ -197,7 +197,7 @@ def test_scores_of_another_kind_are_refused(data: Path, backbone: Path, tmp_path
     with pytest.raises(UserError, match=again.replace("data", "moved").format("an earlier dataset")):
         score_dataset(ScoreOptions(moved, backbone))
     with pytest.raises(UserError, match="scores of another dataset; remove it"):
-        Scores(moved, Manifest.load(moved))
+        ImportanceScores(moved, Manifest.load(moved))
 
 
 def test_a_model_that_does_not_fit_is_refused(data: Path, backbone: Path, tmp_path: Path) -> None:
@@ -272,9 +272,9 @@ def test_a_summary_that_was_changed(data: Path, backbone: Path) -> None:
     for content in ("{}", "[]", '{"shards": {"shard-000000.tar": 3}}'):
         (data / "importance" / "importance.json").write_text(content)
         with pytest.raises(UserError, match=r"importance\.json: damaged \(.*\); remove it and run `trelm importance"):
-            Scores(data, Manifest.load(data))
+            ImportanceScores(data, Manifest.load(data))
     assert score_dataset(ScoreOptions(data, backbone)).complete
-    Scores(data, Manifest.load(data))
+    ImportanceScores(data, Manifest.load(data))
 
 
 def test_two_processes_do_not_score_one_shard(data: Path, backbone: Path) -> None:
@@ -292,19 +292,19 @@ def test_the_selector_of_a_dataset(data: Path, backbone: Path) -> None:
     """Other thresholds than the scored one, and what long-tail scores cannot answer."""
     manifest = Manifest.load(data)
     score_dataset(ScoreOptions(data, backbone))
-    scores = Scores(data, manifest)
+    scores = ImportanceScores(data, manifest)
     for strategy in ("all", "high_frequency"):
         with pytest.raises(
             UserError, match=f"strategy: {strategy} needs scores of every mention; remove .* --scope all"
         ):
-            open_selector(data, Selection(strategy), scores)
+            open_selector(data, SelectionConfig(strategy), scores)
     with pytest.raises(UserError, match=r"entity_threshold: 99, but mentions were scored below 15\.3846 only; remove"):
-        open_selector(data, Selection(entity_threshold=99), scores)
+        open_selector(data, SelectionConfig(entity_threshold=99), scores)
     digest = scores.digest
 
     shutil.rmtree(data / "importance")
     score_dataset(ScoreOptions(data, backbone, scope="all", entity_threshold=8))
-    scores = Scores(data, manifest)
+    scores = ImportanceScores(data, manifest)
     assert scores.digest != digest
     frequencies = load_frequencies(data)
     counts = dict(zip(frequencies.qids.tolist(), frequencies.counts.tolist(), strict=True))
@@ -314,6 +314,6 @@ def test_the_selector_of_a_dataset(data: Path, backbone: Path) -> None:
     for threshold in (None, 8, 99):
         limit = frequencies.mean if threshold is None else threshold
         rare = np.sort(cosines[[counts[qid] < limit for qid in qids]])
-        selector = open_selector(data, Selection("all", threshold, quantile=0.25), scores)
+        selector = open_selector(data, SelectionConfig("all", threshold, quantile=0.25), scores)
         assert selector.bar == rare[math.ceil(0.25 * len(rare)) - 1]
-    assert open_selector(data, Selection(), None).bar is None
+    assert open_selector(data, SelectionConfig(), None).bar is None

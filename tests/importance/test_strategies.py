@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from trelm_ds.cli import main
+from trelm_ds.config import SelectionConfig
 from trelm_ds.errors import UserError
 from trelm_ds.importance import (
+    ImportanceScores,
     ScoreOptions,
-    Scores,
     compare_strategies,
     format_strategies,
     load_frequencies,
     score_dataset,
 )
-from trelm_ds.knowledge import STRATEGIES, Selection
+from trelm_ds.knowledge import STRATEGIES
 from trelm_ds.shards import Manifest, ShardReader
 
 
-def by_hand(data: Path, scores: Scores | None, limit: int, bar: float | None) -> dict[str, dict[str, int]]:
+def by_hand(data: Path, scores: ImportanceScores | None, limit: int, bar: float | None) -> dict[str, dict[str, int]]:
     """Number of mentions, entities and sequences kept by each strategy, one mention at a time."""
     frequencies = load_frequencies(data)
     counts = dict(zip(frequencies.qids.tolist(), frequencies.counts.tolist(), strict=True))
@@ -59,17 +60,17 @@ def numbers(kept: dict) -> dict:
 
 @pytest.mark.parametrize("limit", [1, 8])
 def test_the_table_is_what_counting_gives(data: Path, backbone: Path, limit: int) -> None:
-    selection = Selection(quantile=0.3, max_per_sequence=limit)
+    selection = SelectionConfig(quantile=0.3, max_per_sequence=limit)
     plain = compare_strategies(data, selection)
     assert list(plain["kept"]) == ["by frequency"]
     assert numbers(plain["kept"]["by frequency"]) == by_hand(data, None, limit, None)
-    assert "no importance scores: --quantile plays no part" in format_strategies(plain)
+    assert "no importance scores: --quantile has no effect" in format_strategies(plain)
 
     score_dataset(ScoreOptions(data, backbone, scope="all"))
     scored = compare_strategies(data, selection)
     assert scored["kept"]["by frequency"] == plain["kept"]["by frequency"]
     kept = numbers(scored["kept"]["by frequency and importance"])
-    assert kept == by_hand(data, Scores(data, Manifest.load(data)), limit, scored["bar"])
+    assert kept == by_hand(data, ImportanceScores(data, Manifest.load(data)), limit, scored["bar"])
     assert 0 < kept["long_tail"]["mentions"] < kept["all"]["mentions"]
     assert kept["long_tail"]["mentions"] < numbers(plain["kept"]["by frequency"])["long_tail"]["mentions"]
     shares = scored["kept"]["by frequency and importance"]["all"]
@@ -80,7 +81,7 @@ def test_the_table_is_what_counting_gives(data: Path, backbone: Path, limit: int
 
 def test_long_tail_scores_say_nothing_of_the_others(data: Path, backbone: Path) -> None:
     score_dataset(ScoreOptions(data, backbone))
-    result = compare_strategies(data, Selection())
+    result = compare_strategies(data, SelectionConfig())
     kept = result["kept"]["by frequency and importance"]
     assert {name for name, found in kept.items() if found is None} == {"high_frequency", "all"}
     assert result["scores"]["scope"] == "long_tail"
@@ -90,7 +91,7 @@ def test_long_tail_scores_say_nothing_of_the_others(data: Path, backbone: Path) 
 def test_without_entity_frequencies(data: Path) -> None:
     shutil.rmtree(data / "entities")
     with pytest.raises(UserError, match="entities: cannot be read"):
-        compare_strategies(data, Selection())
+        compare_strategies(data, SelectionConfig())
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,12 +100,12 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["strategies", str(data), "--out", str(out), "--max-per-sequence", "1", "--entity-threshold", "11"])
     assert ended.value.code == 0
     result = json.loads(out.read_text())
-    assert result == compare_strategies(data, Selection(entity_threshold=11, max_per_sequence=1))
+    assert result == compare_strategies(data, SelectionConfig(entity_threshold=11, max_per_sequence=1))
     assert result["kept"]["by frequency"]["all"]["mentions"]["number"] == 400
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "high_frequency" in capsys.readouterr().out
     for wrong, message in (
-        (["--quantile", "0"], "quantile: must be above 0"),
+        (["--quantile", "0"], "--quantile: must be greater than 0"),
         (["--out", str(tmp_path / "no" / "x.json")], "--out: give a file such as strategies.json"),
         (["--out", str(tmp_path / "x.png")], "--out: give a file such as strategies.json"),
     ):

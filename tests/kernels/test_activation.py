@@ -45,8 +45,8 @@ def test_equals_autograd(activation: str) -> None:
     after = activate(before, activation)
     after.backward(gradient)
     for backward in (launch, activation_backward):
-        by_inputs, chosen_gradient, chosen = backward(gradient, before.detach(), rows, activation)
-        torch.testing.assert_close(by_inputs, before.grad)
+        input_gradient, chosen_gradient, chosen = backward(gradient, before.detach(), rows, activation)
+        torch.testing.assert_close(input_gradient, before.grad)
         torch.testing.assert_close(chosen_gradient[:, :5], before.grad[:, rows])
         torch.testing.assert_close(chosen[:, :5], after.detach()[:, rows])
 
@@ -66,8 +66,8 @@ def test_what_is_not_finite_passes_as_in_torch() -> None:
     after = activate(leaf, "relu")
     after.backward(gradient)
     for backward in (launch, reference):
-        by_inputs, _, chosen = backward(gradient, before, torch.arange(5), "relu")
-        torch.testing.assert_close(by_inputs, leaf.grad, equal_nan=True)
+        input_gradient, _, chosen = backward(gradient, before, torch.arange(5), "relu")
+        torch.testing.assert_close(input_gradient, leaf.grad, equal_nan=True)
         torch.testing.assert_close(chosen[:, :5], after.detach(), equal_nan=True)
 
 

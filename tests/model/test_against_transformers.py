@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.model.tiny_models import make_documents, make_hf, pack
+from tests.model.tiny_models import make_documents, make_hf, pack, pack_batch
 from trelm_ds.model import MaskedLanguageModel, hf_names, load_pretrained
 
 Pair = tuple[PreTrainedModel, MaskedLanguageModel]
@@ -49,7 +49,7 @@ def test_activations(architecture: str, hidden_act: str, tmp_path: Path) -> None
 def test_loss_and_gradients(pair: Pair, lengths: list[int]) -> None:
     hf, ours = pair
     documents = make_documents(lengths)
-    input_ids, cu_seqlens, max_seqlen = pack(documents)
+    input_ids = torch.cat(documents)
     positions = torch.randperm(len(input_ids), generator=torch.Generator().manual_seed(3))[:8]
     targets = torch.full_like(input_ids, -100)
     targets[positions] = torch.arange(10, 18)
@@ -59,13 +59,13 @@ def test_loss_and_gradients(pair: Pair, lengths: list[int]) -> None:
 
     expected = hf(input_ids=ids, attention_mask=mask, labels=labels)
     expected.loss.backward()
-    actual = ours(input_ids, cu_seqlens, max_seqlen, positions, targets[positions])
-    loss = actual.mlm_loss / 8
+    actual = ours(pack_batch(documents, positions.tolist(), targets[positions].tolist()))
+    loss = actual.losses["mlm"] / 8
     loss.backward()
 
     torch.testing.assert_close(loss, expected.loss)
     guesses = expected.logits[mask.bool()][positions].argmax(-1)
-    assert actual.mlm_correct == (guesses == targets[positions]).sum()
+    assert actual.correct["mlm"] == (guesses == targets[positions]).sum()
     theirs = dict(hf.named_parameters())
     names = hf_names(ours.config)
     assert set(names.values()) == set(theirs)

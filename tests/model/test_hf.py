@@ -138,13 +138,13 @@ def test_bare_encoder_gets_a_fresh_head(tmp_path: Path, caplog: pytest.LogCaptur
     encoder = BertModel(hf.config)
     encoder.load_state_dict(hf.bert.state_dict(), strict=False)
     encoder.eval().save_pretrained(tmp_path)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "trelm_ds"):
         ours = load_pretrained(tmp_path).eval()
-    warning, info = ([r.message for r in caplog.records if r.levelname == level] for level in ("WARNING", "INFO"))
+    warning, debug = ([r.message for r in caplog.records if r.levelname == level] for level in ("WARNING", "DEBUG"))
     assert len(warning) == 1
     assert "cls.predictions.transform.dense.weight" in warning[0]
-    assert len(info) == 1
-    assert "bert.pooler.dense.weight" in info[0]
+    assert len(debug) == 1
+    assert "bert.pooler.dense.weight" in debug[0]
     document = make_documents([9])
     with torch.no_grad():
         expected = encoder(input_ids=document[0][None]).last_hidden_state[0]
@@ -154,9 +154,9 @@ def test_bare_encoder_gets_a_fresh_head(tmp_path: Path, caplog: pytest.LogCaptur
 def test_pooler_and_next_sentence_head_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(2)
     BertForPreTraining(make_hf("bert").config).save_pretrained(tmp_path)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "trelm_ds"):
         load_pretrained(tmp_path)
-    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert "cls.seq_relationship.weight" in caplog.text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.model.tiny_models import make_documents, pack
+from tests.model.tiny_models import make_documents, pack, pack_batch
 from trelm_ds.config import ModelConfig
 from trelm_ds.errors import UserError
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
@@ -56,11 +56,10 @@ def test_too_long_a_document_is_named() -> None:
 
 def test_no_masked_token_gives_zero_loss_and_zero_gradients() -> None:
     model = make_model(dropout=0.1).train()
-    nothing = torch.empty(0, dtype=torch.long)
-    output = model(*pack(make_documents([6, 11])), nothing, nothing)
-    output.mlm_loss.backward()
-    assert output.mlm_loss.item() == 0
-    assert output.mlm_correct.item() == 0
+    output = model(pack_batch(make_documents([6, 11])))
+    output.losses["mlm"].backward()
+    assert output.losses["mlm"].item() == 0
+    assert output.correct["mlm"].item() == 0
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.count_nonzero() == 0, name
@@ -72,9 +71,9 @@ def test_activation_checkpointing_is_exact(dropout: float) -> None:
     for checkpointing in (False, True):
         model = make_model(dropout, checkpointing).train()
         torch.manual_seed(11)
-        output = model(*pack(make_documents([6, 11, 3])), torch.tensor([0, 8, 19]), torch.tensor([4, 5, 6]))
-        output.mlm_loss.backward()
-        losses.append(output.mlm_loss.item())
+        output = model(pack_batch(make_documents([6, 11, 3]), [0, 8, 19], [4, 5, 6]))
+        output.losses["mlm"].backward()
+        losses.append(output.losses["mlm"].item())
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert losses[0] == losses[1]
     for plain, recomputed in zip(*gradients, strict=True):
@@ -90,9 +89,9 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_bf16_loss_is_fp32_and_close() -> None:
     model = make_model()
-    batch = (*pack(make_documents([6, 11])), torch.tensor([2, 7]), torch.tensor([4, 5]))
-    exact = model(*batch).mlm_loss
-    rounded = model.bfloat16()(*batch).mlm_loss
+    batch = pack_batch(make_documents([6, 11]), [2, 7], [4, 5])
+    exact = model(batch).losses["mlm"]
+    rounded = model.bfloat16()(batch).losses["mlm"]
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
+from trelm_ds.model import Batch
+
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -40,6 +42,13 @@ def pack(documents: list[Tensor]) -> tuple[Tensor, Tensor, int]:
     lengths = torch.tensor([len(document) for document in documents])
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
     return torch.cat(documents), cu_seqlens, int(lengths.max())
+
+
+def pack_batch(documents: list[Tensor], positions: list[int] | None = None, labels: list[int] | None = None) -> Batch:
+    """A batch of token sequences, in which `labels` are to be predicted at the rows `positions`; nothing by default."""
+    batch = Batch.of_documents(*pack(documents))
+    wanted = (torch.tensor(given or [], dtype=torch.long) for given in (positions, labels))
+    return batch._replace(**dict(zip(("mlm_positions", "mlm_labels"), wanted, strict=True)))
 
 
 def make_documents(lengths: list[int], seed: int = 0) -> list[Tensor]:

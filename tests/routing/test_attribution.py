@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from trelm_ds.model import EncoderConfig, Injected, MaskedLanguageModel, ProductDecoder, Questions
+from trelm_ds.model import (
+    Assessing,
+    AssessingBatch,
+    Batch,
+    EncoderConfig,
+    Injected,
+    KnowledgeItems,
+    MaskedLanguageModel,
+    ProductDecoder,
+    StepTables,
+)
 from trelm_ds.routing import (
     QUADRATURES,
-    Documents,
+    NeuronScores,
     Quadrature,
-    Scores,
     attribute,
     frozen,
     gauss_legendre,
@@ -50,14 +60,21 @@ def sizes(architecture: str = "bert", layers: int = 3) -> EncoderConfig:
 def build(config: EncoderConfig, product: bool = False) -> MaskedLanguageModel:
     torch.manual_seed(3)
     model = MaskedLanguageModel(config)
-    if product:
-        model.decoder = ProductDecoder(config, 2)
+    model.objectives["cka"] = Assessing(ProductDecoder(config, 2) if product else None)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
 
 
-def documents(model: MaskedLanguageModel, candidates: int, log_q: bool = False) -> Documents:
+class Given(NamedTuple):
+    """Documents with facts, what the step has looked up, and what Eq. 7 makes of both."""
+
+    batch: Batch
+    tables: StepTables
+    injected: Injected
+
+
+def documents(model: MaskedLanguageModel, candidates: int, log_q: bool = False) -> Given:
     torch.manual_seed(5)
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     spans = torch.tensor(SPANS) + bounds[:-1, None]
@@ -65,19 +82,39 @@ def documents(model: MaskedLanguageModel, candidates: int, log_q: bool = False) 
     fact = torch.repeat_interleave(torch.arange(4), torch.tensor(ANSWERS))
     product = model.decoder is not None
     size = model.config.hidden_size
-    questions = Questions(
+    facts = AssessingBatch(
         labels=torch.randint(5, 40, (6,)),
         fact=fact,
         place=torch.tensor([0, 1, 0, 0, 1, 0]),
         positions=positions[:0] if product else positions,
         spans=spans if product else spans[:0],
-        relations=torch.randn(4 if product else 0, size),
+        relations=torch.tensor([3, 0, 2, 1]) if product else positions[:0],
         inverse=torch.tensor([False, True, True, False]),
+        routed=torch.ones(4, dtype=torch.bool),
+    )
+    tables = StepTables(
+        vectors=torch.randn(6, size),
+        memories=torch.randn(2, size),
+        influence=0.4,
         candidates=torch.randint(5, 40, (candidates,)),
         log_counts=torch.randn(40) if log_q else None,
     )
-    injected = Injected(torch.tensor([1, 11]), torch.tensor([0, 1]), torch.rand(2), torch.randn(2, size))
-    return Documents(torch.randint(5, 40, (sum(LENGTHS),)), bounds, max(LENGTHS), injected, questions)
+    # A mention with a triple and no memory, a word with memory.
+    items = KnowledgeItems(
+        memory=torch.tensor([-1, 1]),
+        window=torch.tensor([[1, 3], [10, 13]]),
+        cls=torch.tensor([0, 9]),
+        new_context=torch.tensor([False, True]),
+        entity=torch.tensor([4, -1]),
+        relation=torch.tensor([5, -1]),
+        sign=torch.tensor([-1.0, 0.0]),
+        token_rows=torch.tensor([1, 11]),
+        token_items=torch.tensor([0, 1]),
+    )
+    added = torch.stack([tables.vectors[4] - tables.vectors[5], 0.2 * tables.memories[1]])
+    batch = Batch.of_documents(torch.randint(5, 40, (sum(LENGTHS),)), bounds, max(LENGTHS))
+    batch = batch._replace(items=items, objectives={"cka": facts})
+    return Given(batch, tables, Injected(items.token_rows, items.token_items, torch.tensor([0.0, 0.6]), added))
 
 
 def view_of(model: MaskedLanguageModel) -> MaskedLanguageModel:
@@ -100,42 +137,43 @@ def scaled_memory(model: MaskedLanguageModel, index: int, rows: Tensor, factor: 
     del memory.forward
 
 
-def literal_probability(model: MaskedLanguageModel, given: Documents, fact: int) -> Tensor:
+def literal_probability(model: MaskedLanguageModel, given: Given, fact: int) -> Tensor:
     """Eq. 9: mean over the answer's tokens of the softmax against the candidates, token by token."""
-    asked, nothing = given.questions, given.input_ids[:0]
-    hidden = model.encoder(given.input_ids, given.cu_seqlens, given.max_seqlen, given.injected)
+    batch, tables = given.batch, given.tables
+    facts = batch.objectives["cka"]
+    hidden = model.encoder(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, given.injected)
     words = model.encoder.embeddings.word.weight
     probabilities = []
-    for n in (asked.fact == fact).nonzero()[:, 0].tolist():
+    for n in (facts.fact == fact).nonzero()[:, 0].tolist():
         if model.decoder is None:
-            state = model.head.transform(hidden[asked.positions[n]])
+            state = model.head.transform(hidden[facts.positions[n]])
         else:
-            first, last = asked.spans[fact].tolist()
+            first, last = facts.spans[fact].tolist()
             state = hidden[first:last].mean(0)
-            for _ in range(int(asked.place[n]) + 1):
-                relation = asked.relations[fact] / asked.relations[fact].square().mean().sqrt()
-                matrix = model.decoder.head if asked.inverse[fact] else model.decoder.tail
+            relation = tables.vectors[facts.relations[fact]]
+            relation = relation / relation.square().mean().sqrt()
+            matrix = model.decoder.head if facts.inverse[fact] else model.decoder.tail
+            for _ in range(int(facts.place[n]) + 1):
                 state = torch.tanh(matrix.weight @ (relation * state))
-        true, scores = int(asked.labels[n]), []
-        for word in [true, *(asked.candidates.tolist() or [w for w in range(len(words)) if w != true])]:
-            correction = 0.0 if asked.log_counts is None else asked.log_counts[word]
+        true, scores = int(facts.labels[n]), []
+        for word in [true, *(tables.candidates.tolist() or [w for w in range(len(words)) if w != true])]:
+            correction = 0.0 if tables.log_counts is None else tables.log_counts[word]
             scores.append(words[word] @ state - correction)
         competing = [scores[0]] + [
             score
-            for word, score in zip(asked.candidates.tolist() or range(len(scores) - 1), scores[1:], strict=True)
-            if not len(asked.candidates) or word != true
+            for word, score in zip(tables.candidates.tolist() or range(len(scores) - 1), scores[1:], strict=True)
+            if not len(tables.candidates) or word != true
         ]
         probabilities.append(torch.softmax(torch.stack(competing), 0)[0])
-    assert not len(nothing)
     return torch.stack(probabilities).mean()
 
 
-def rows_of(given: Documents, fact: int) -> Tensor:
-    first, last = (torch.tensor(SPANS[fact]) + given.cu_seqlens[fact]).tolist()
+def rows_of(given: Given, fact: int) -> Tensor:
+    first, last = (torch.tensor(SPANS[fact]) + given.batch.cu_seqlens[fact]).tolist()
     return torch.arange(first, last)
 
 
-def literal_scores(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -> Tensor:
+def literal_scores(model: MaskedLanguageModel, given: Given, quadrature: Quadrature) -> Tensor:
     """Eq. 11 by the whole model's autograd, one layer, fact and node at a time: [L, F]."""
     scores = torch.zeros(len(model.encoder.layers), model.config.intermediate_size)
     for index in range(len(scores)):
@@ -160,7 +198,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_equals_the_whole_model_s_autograd(architecture: str, product: bool, quadrature: str) -> None:
     model = build(sizes(architecture), product)
     given, rule = documents(model, candidates=0 if architecture == "bert" else 15), QUADRATURES[quadrature]
-    found = attribute(view_of(model), given, rule)
+    found = attribute(view_of(model), *given[:2], rule)
     close(found.neurons, literal_scores(model.eval(), given, rule))
     assert found.facts == 4
 
@@ -170,7 +208,7 @@ def test_any_depth_and_log_q(layers: int) -> None:
     model = build(sizes(layers=layers))
     given = documents(model, candidates=15, log_q=True)
     close(
-        attribute(view_of(model), given, QUADRATURES["gauss3"]).neurons,
+        attribute(view_of(model), *given[:2], QUADRATURES["gauss3"]).neurons,
         literal_scores(model.eval(), given, QUADRATURES["gauss3"]),
     )
 
@@ -178,10 +216,10 @@ def test_any_depth_and_log_q(layers: int) -> None:
 def test_nodes_together_or_one_after_another_and_upper_layers_only() -> None:
     model = build(sizes())
     given, rule = documents(model, candidates=15), QUADRATURES["right20"]
-    whole = attribute(view_of(model), given, rule)
+    whole = attribute(view_of(model), *given[:2], rule)
     for max_tokens in (1, 7 * sum(LENGTHS)):
-        torch.testing.assert_close(attribute(view_of(model), given, rule, max_tokens=max_tokens), whole)
-    torch.testing.assert_close(attribute(view_of(model), given, rule, first_layer=2).neurons, whole.neurons[2:])
+        torch.testing.assert_close(attribute(view_of(model), *given[:2], rule, max_tokens=max_tokens), whole)
+    torch.testing.assert_close(attribute(view_of(model), *given[:2], rule, first_layer=2).neurons, whole.neurons[2:])
 
 
 @pytest.mark.parametrize("product", [False, True], ids=["query", "product"])
@@ -190,13 +228,15 @@ def test_completeness(product: bool) -> None:
     model = build(sizes(), product)
     given, rule = documents(model, candidates=15), gauss_legendre(24)
     view = view_of(model)
-    layout, targets = packed_layout(given.cu_seqlens, given.max_seqlen, sum(LENGTHS)), _targets(given)
+    batch, tables = given.batch, given.tables
+    layout = packed_layout(batch.cu_seqlens, batch.max_seqlen, sum(LENGTHS))
+    targets = _targets(batch, batch.objectives["cka"])
     with torch.no_grad():
-        attended, outputs = _prefix(view.encoder, given, layout, targets)
+        attended, outputs = _prefix(view, batch, tables, layout, targets)
     everywhere = torch.cat([rows_of(given, fact) for fact in range(4)])
     for index, layer in enumerate(view.encoder.layers):
         gradients = _node_gradients(
-            view, given, targets, index, attended[index], outputs[index], torch.tensor(rule.nodes)
+            view, batch, tables, targets, index, attended[index], outputs[index], torch.tensor(rule.nodes)
         )
         memory = layer.feed_forward
         product_ = memory.activation(attended[index] @ memory.keys.t() + memory.key_bias) @ memory.values
@@ -225,7 +265,7 @@ def test_neurons_alone_rank_alike() -> None:
                         probability = literal_probability(model, given, fact)
                     mean = mean + weight * torch.autograd.grad(probability, seen["scaled"])[0][:, neuron]
                 alone[index, neuron] += (seen["v"][:, neuron] * mean).clamp(min=0).sum()
-    found = attribute(view_of(model), given, rule).neurons
+    found = attribute(view_of(model), *given[:2], rule).neurons
     for one, other in zip(found, alone, strict=True):
         assert len(set(one.topk(6)[1].tolist()) & set(other.topk(6)[1].tolist())) >= 4
 
@@ -233,8 +273,8 @@ def test_neurons_alone_rank_alike() -> None:
 def test_coordinates() -> None:
     model = build(sizes())
     given, rule = documents(model, candidates=15), QUADRATURES["gauss3"]
-    found = attribute(view_of(model), given, rule, with_coordinates=True)
-    plain = attribute(view_of(model), given, rule)
+    found = attribute(view_of(model), *given[:2], rule, with_coordinates=True)
+    plain = attribute(view_of(model), *given[:2], rule)
     assert torch.equal(found.neurons, plain.neurons)
     assert not plain.inputs.any()
     assert not plain.outputs.any()
@@ -267,7 +307,7 @@ def test_the_view_shares_weights_and_leaves_the_model_alone() -> None:
     view = view_of(model)
     assert view.head.bias.data_ptr() == model.head.bias.data_ptr()
     assert not any(parameter.requires_grad for parameter in view.parameters())
-    attribute(view, documents(model, candidates=15), QUADRATURES["gauss3"])
+    attribute(view, *documents(model, candidates=15)[:2], QUADRATURES["gauss3"])
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert model.training
     with torch.no_grad():
@@ -278,8 +318,8 @@ def test_the_view_shares_weights_and_leaves_the_model_alone() -> None:
 def test_bf16_ranks_like_fp32() -> None:
     model = build(sizes())
     given, rule = documents(model, candidates=15), QUADRATURES["gauss3"]
-    exact = attribute(view_of(model), given, rule).neurons
-    half = attribute(view_of(model.bfloat16()), given, rule).neurons
+    exact = attribute(view_of(model), *given[:2], rule).neurons
+    half = attribute(view_of(model.bfloat16()), *given[:2], rule).neurons
     assert half.dtype == torch.float32
     for one, other in zip(exact, half, strict=True):
         assert len(set(one.topk(6)[1].tolist()) & set(other.topk(6)[1].tolist())) >= 5
@@ -298,6 +338,6 @@ def test_quadratures() -> None:
 
 def test_nothing_scored() -> None:
     scores = no_scores(build(sizes()), 1, torch.device("cpu"))
-    assert isinstance(scores, Scores)
+    assert isinstance(scores, NeuronScores)
     assert scores.neurons.shape == (2, 24)
     assert scores.inputs.shape == scores.outputs.shape == (2, 16)

@@ -9,7 +9,7 @@ import torch
 from tests.routing.test_attribution import build, sizes, view_of
 from trelm_ds.corpus import TOKENIZER_FOLDER, load_tokenizer
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, Questions, answer_probabilities
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, StepTables, answer_probabilities
 from trelm_ds.routing import Explanation, explain, plot, table, to_json
 
 PROMPT = "Person01 lives in [MASK]."
@@ -49,8 +49,8 @@ def test_attributes_the_probability_that_it_prints(tokenizer) -> None:  # type: 
         model.head.bias.copy_(torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0)))
     shown = []
 
-    def spy(states: torch.Tensor, word: Any, questions: Questions) -> torch.Tensor:
-        found = answer_probabilities(states, word, questions)
+    def spy(states: torch.Tensor, word: Any, labels: torch.Tensor, tables: StepTables) -> torch.Tensor:
+        found = answer_probabilities(states, word, labels, tables)
         shown.append(found.detach())
         return found
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.routing.test_attribution import build, sizes
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.routing import KnowledgePaths, Scores, read_paths, save_paths
+from trelm_ds.routing import KnowledgePaths, NeuronScores, read_paths, save_paths
 from trelm_ds.routing.paths import FILE
 
 
@@ -17,10 +17,10 @@ def paths(**settings: object) -> KnowledgePaths:
     return KnowledgePaths(RoutingConfig(density=0.25, **settings), sizes(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
-def scores(seed: int, facts: int = 4) -> Scores:
+def scores(seed: int, facts: int = 4) -> NeuronScores:
     draw = torch.Generator().manual_seed(seed)
     neurons, inputs, outputs = (torch.rand(3, size, generator=draw) for size in (24, 16, 16))
-    return Scores(neurons, inputs, outputs, torch.tensor(float(facts)))
+    return NeuronScores(neurons, inputs, outputs, torch.tensor(float(facts)))
 
 
 def test_the_highest_are_chosen_and_of_equal_ones_the_first() -> None:
@@ -59,7 +59,7 @@ def test_turnover_counts_what_has_left() -> None:
 @pytest.mark.parametrize("facts", [0, 3])
 def test_a_refresh_that_finds_nothing_leaves_the_path(facts: int) -> None:
     ours = paths()
-    nothing = Scores(*(torch.zeros_like(score) for score in scores(0)[:3]), torch.tensor(float(facts)))
+    nothing = NeuronScores(*(torch.zeros_like(score) for score in scores(0)[:3]), torch.tensor(float(facts)))
     ours.update(nothing)
     assert ours.neurons is None
     ours.update(scores(0))

@@ -79,12 +79,12 @@ def test_what_cannot_be_repaired_is_named(tmp_path: Path) -> None:
     flip(folder / "graph" / "entities.npy", 140)
     flip(folder / "lengths.npy", 200)
     done, beyond = repair(folder)
-    assert done == ["lengths.npy: written anew"]
+    assert done == ["lengths.npy: rewritten"]
     assert len(beyond) == 1
     assert "entities.npy: missing or damaged, and nothing to repair it from" in beyond[0]
     for path in folder.glob("*.tar"):
         path.unlink()
-    with pytest.raises(UserError, match="no block is sound"):
+    with pytest.raises(UserError, match="no block is intact"):
         repair(folder)
 
 

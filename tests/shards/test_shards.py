@@ -96,7 +96,7 @@ def test_blocks_hold_no_pickle() -> None:
 
 def test_a_block_of_damaged_bytes_is_refused_or_read() -> None:
     """Where no checksum stands in between (`from_tar` alone), damage is one clear error, or changes numbers only."""
-    block = Block.of(random_sequences(9, 1000), 1000)
+    block = Block.from_sequences(random_sequences(9, 1000), 1000)
     data = block.to_tar("0")
     for name, array in Block.from_tar(data, "x")._asdict().items():
         np.testing.assert_array_equal(array, getattr(block, name))

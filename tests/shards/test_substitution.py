@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.batches.numbered_dataset import sequences, step_dataset, write_numbered
-from trelm_ds.batches.loader import StepBatches
+from trelm_ds.batches import Step
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Manifest, ShardReader, Substitution
 
@@ -57,9 +57,9 @@ def test_batches_keep_within_the_budget_of_tokens_and_count(dataset: Path) -> No
     damaged = [step_dataset(dataset, rank, 2, max_corrupted=1.0) for rank in range(2)]
     for step in range(13):
         parts = [one[step] for one in damaged]
-        assert all(isinstance(part, StepBatches) for part in parts)
+        assert all(isinstance(part, Step) for part in parts)
         order_ids = damaged[0].order.samples(step * 16, 16)[1]
-        assert sum(part.substituted for part in parts) == len(gone & set(order_ids.tolist()))
+        assert sum(part.counts["corrupted"] for part in parts) == len(gone & set(order_ids.tolist()))
         rows = [row for part in parts for row in sequences(part.micro_batches)]
         assert {row[0] for row in rows} >= set(order_ids.tolist()) - gone
         assert all(len(batch.input_ids) <= 120 for part in parts for batch in part.micro_batches)

@@ -134,14 +134,14 @@ def test_starts_without_progress_come_to_an_end(cluster: Cluster, tmp_path: Path
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "3"), log.read_text()
     assert events(out) == ["start", "requeue"] * 3 + ["stalled"]
     assert "exit codes 137" in history(out)[1]["text"]
-    reason = "pretrain_large: 3 starts in a row ended without a checkpoint after step 0: mend the cause"
+    reason = "pretrain_large: 3 starts in a row ended without a checkpoint after step 0: fix the cause"
     assert log.read_text().splitlines()[-1].startswith(reason)
 
 
 @pytest.mark.parametrize(
     ("more", "code", "text"),
     [
-        ({"TRELM_ARGS": "--trainer.global_batch_size 0"}, 2, "not requeued: a mistake that no new start mends"),
+        ({"TRELM_ARGS": "--trainer.global_batch_size 0"}, 2, "not requeued: a restart would not fix this mistake"),
         ({"TRELM_KILL_AT": "step-read:3", "TRELM_REQUEUE": "0"}, 137, "not requeued (TRELM_REQUEUE=0): exit codes 137"),
     ],
 )
@@ -198,7 +198,7 @@ def test_where_only_a_bad_node_fits_the_job_ends(cluster: Cluster, tmp_path: Pat
     job = cluster.wait(cluster.submit(*options, "-o", log, SCRIPT, **values))
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), log.read_text()
     assert events(out) == ["start", "stalled"]
-    assert history(out)[-1]["text"].endswith("; --nodelist asks for n1: mend them or leave them out")
+    assert history(out)[-1]["text"].endswith("; --nodelist asks for n1: repair them or leave them out")
 
 
 def test_bad_nodes_are_left(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:

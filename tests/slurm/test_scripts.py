@@ -26,6 +26,18 @@ def test_scripts_are_clean(script: Path) -> None:
     assert done.stdout == ""
 
 
+def test_pretrain_scripts_differ_in_size_alone() -> None:
+    bodies = set()
+    for script in REPO.glob("slurm/pretrain_*.sh"):
+        head, begin, body = script.read_text().partition("set -euo pipefail\n")
+        if "#SBATCH" in head:
+            size = script.stem.removeprefix("pretrain_")
+            assert (REPO / "trelm_ds" / "recipes" / "sizes" / f"{size}.yaml").is_file()
+            assert f"size={size}\n" in body
+            bodies.add(begin + body.replace(f"size={size}\n", ""))
+    assert len(bodies) == 1
+
+
 @pytest.mark.parametrize("script", JOBS, ids=str)
 def test_slurm_accepts_the_request(cluster: Cluster, script: Path) -> None:
     done = cluster.run("sbatch", "--test-only", script)

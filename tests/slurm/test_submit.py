@@ -78,7 +78,8 @@ def test_a_job_runs_from_its_snapshot_whatever_happens_to_the_repository(
     assert again.stderr.count("\n") == 1
     assert [path.name for path in (run / "submissions").iterdir()] == ["001"]
 
-    for name in ("trelm_ds/__init__.py", "slurm/lib.sh", "slurm/pretrain_job.sh", "slurm/pretrain_large.sh"):
+    scripts = ("lib.sh", "pretrain.sh", "pretrain_job.sh", "pretrain_large.sh")
+    for name in ("trelm_ds/__init__.py", *(f"slurm/{script}" for script in scripts)):
         (tree / name).write_text("exit(99)\n")
     (tmp_path / "run.yaml").unlink()
     cluster.run("scontrol", "release", number)

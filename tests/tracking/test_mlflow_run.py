@@ -23,7 +23,7 @@ from trelm_ds.run_folder import PROGRESS, SPOOL
 from trelm_ds.tracking import mlflow_run, sync, uploader
 from trelm_ds.tracking.mlflow_run import MlflowRun, source_tags
 from trelm_ds.tracking.sender import Progress
-from trelm_ds.tracking.spool import Spool, read
+from trelm_ds.tracking.spool import Spool, read_spool
 
 KEYS = ("loss", "lr", "system/node-0/cpu_percent")
 
@@ -90,7 +90,7 @@ def check_arrived_once(uri: str, run: Path, steps: list[int]) -> Any:
     from mlflow import MlflowClient
 
     (found,) = runs_of(uri)
-    taken = [entry.content for entry in read(run / SPOOL) if entry.kind == "metrics"]
+    taken = [entry.content for entry in read_spool(run / SPOOL) if entry.kind == "metrics"]
     assert [entry["step"] for entry in taken] == steps
     for key in KEYS:
         history = MlflowClient(uri).get_metric_history(found.info.run_id, key)
@@ -203,7 +203,7 @@ def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
             time.sleep(0.003 * kills)
             os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
-        recorded = [entry.content["step"] for entry in read(run / SPOOL) if entry.kind == "metrics"]
+        recorded = [entry.content["step"] for entry in read_spool(run / SPOOL) if entry.kind == "metrics"]
         begin = max(0, (recorded[-1] if recorded else 0) - 5)  # its last checkpoint
     last = begin + 20
     process = FORKED.Process(target=_train, args=(run, uri, begin, last))
@@ -281,7 +281,7 @@ def test_an_address_that_cannot_work_is_refused_at_the_start(uri: str, reason: s
         tracked(run, uri.format(here=run))
     assert reason in str(raised.value)
     assert "geheim" not in str(raised.value)
-    assert not list(read(run / SPOOL))
+    assert not list(read_spool(run / SPOOL))
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_a_run_folder_without_its_spool_is_the_same_mlflow_run(run: Path, finish
     from mlflow import MlflowClient
 
     (first,) = runs_of(finished)
-    key = next(read(run / SPOOL)).content["key"]
+    key = next(read_spool(run / SPOOL)).content["key"]
     for name in (SPOOL, PROGRESS):
         (run / name).unlink()
     tracker = tracked(run, finished, step=8, key=key)  # of a checkpoint at step 8
@@ -346,7 +346,7 @@ def test_what_mlflow_or_we_forgot_is_sent_again(
         uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
     number, address = sync(run, uri)
     assert address == uri
-    assert number == len(list(read(run / SPOOL)))
+    assert number == len(list(read_spool(run / SPOOL)))
     assert check_arrived_once(uri, run, list(range(1, 11))).info.status == "FINISHED"
     assert sync(run, uri)[0] == 0
 

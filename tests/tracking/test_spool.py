@@ -10,13 +10,13 @@ import pytest
 
 from trelm_ds.files import append_line
 from trelm_ds.run_folder import SPOOL
-from trelm_ds.tracking.spool import Spool, read
+from trelm_ds.tracking.spool import Spool, read_spool
 
 PARAMS, TAGS = {"optimizer.lr": "0.1", "world_size": "2"}, {"commit": "abc"}
 
 
 def contents(run: Path, kind: str = "") -> list[dict[str, Any]]:
-    return [entry.content for entry in read(run / SPOOL) if kind in ("", entry.kind)]
+    return [entry.content for entry in read_spool(run / SPOOL) if kind in ("", entry.kind)]
 
 
 def begin(run: Path, step: int = 0, **changes: str) -> Spool:
@@ -30,13 +30,13 @@ def test_entries_come_back_in_order_with_their_bytes(tmp_path: Path) -> None:
     spool.file("config.yaml")
     assert spool.metrics(10, {"loss": 2.5, "nothing": float("nan"), "much": float("inf")})
     spool.status("FINISHED")
-    entries = list(read(tmp_path / SPOOL))
+    entries = list(read_spool(tmp_path / SPOOL))
     assert [entry.kind for entry in entries] == ["run", "file", "metrics", "status"]
     assert entries[0].content["params"] == PARAMS
     assert entries[0].content["tags"] == TAGS
     assert repr(entries[2].content["metrics"]) == "{'loss': 2.5, 'nothing': nan, 'much': inf}"
     assert [entry.start for entry in entries] == [0, *(entry.end for entry in entries[:-1])]
-    assert list(read(tmp_path / SPOOL, entries[1].end)) == entries[2:]
+    assert list(read_spool(tmp_path / SPOOL, entries[1].end)) == entries[2:]
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped_and_nothing_else(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
-from trelm_ds.engine.skippable_adamw import SkippableAdamW
+from trelm_ds.engine import SkippableAdamW
 from trelm_ds.errors import UserError
 from trelm_ds.training.guards import LOSS, SKIPPED, SPIKE, Guard, gradient_norm
 
@@ -76,8 +77,10 @@ def test_its_state_goes_through_json(tmp_path: Path) -> None:
     guard = fed(settings, tmp_path, [0.1 + 0.2, 1 / 3, 2.0])
     guard.skipped(4, SPIKE, 99.0, [])
     again = Guard(settings, tmp_path, writes=True)
-    again.load(json.loads(json.dumps(guard.state())), 3)
-    assert again.state() == guard.state()
+    state = json.loads(json.dumps(guard.manifest()))
+    again.load(tmp_path, CheckpointInfo(3, 1, 1, {}, {}, **state))
+    assert again.manifest() == guard.manifest()
+    assert again.metrics(1.0) == {"skipped_steps": 1.0}
     assert again.judge(50.0) == guard.judge(50.0) == SPIKE
 
 
@@ -88,22 +91,9 @@ def test_steps_that_come_again_are_written_down_once(tmp_path: Path) -> None:
     with (tmp_path / SKIPPED).open("a") as stream:
         stream.write('{"step": 9, "rea')  # killed
     again = Guard(GuardsConfig(max_skipped=9), tmp_path, writes=True)
-    again.load({}, 5)
+    again.load(tmp_path, CheckpointInfo(5, 1, 1, {}, {}))
     again.skipped(8, LOSS, math.nan, [])
     assert [json.loads(line)["step"] for line in (tmp_path / SKIPPED).read_text().splitlines()] == [3, 8]
-
-
-def test_the_optimizer_leaves_everything_when_told_to() -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = SkippableAdamW([weight], lr=0.1)
-    weight.grad = torch.ones(3)
-    optimizer.skips = True
-    optimizer.step()
-    assert torch.equal(weight, torch.ones(3))
-    assert not optimizer.state
-    optimizer.skips = False
-    optimizer.step()
-    assert not torch.equal(weight, torch.ones(3))
 
 
 def test_the_norm_is_of_all_gradients_together() -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training import test_pretrain as plain
 from tests.training.test_pretrain import continued, fails, losses, train, train_then_continue, without_dropout
 from trelm_ds.checkpoints import export
@@ -22,10 +23,11 @@ from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, Se
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
-from trelm_ds.model import hf_names, load_config
+from trelm_ds.model import hf_names, injected, load_config
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
+from trelm_ds.training.knowledge import Knowledge
 
 
 def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
@@ -218,11 +220,11 @@ def test_a_micro_batch_without_a_fact(one_rank: Ranks, tiny_dataset: Path, tmp_p
 
 def test_a_run_that_can_choose_nothing_is_plain(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     nothing = replace(config(), selection=SelectionConfig(strategy="long_tail", entity_threshold=1))
-    with pytest.warns(UserWarning, match="selection.strategy: long_tail chooses none of the dataset's entities"):
+    with warns("selection.strategy: long_tail chooses none of the dataset's entities"):
         train(nothing, tiny_dataset, tmp_path / "run", one_rank)
     assert all(point["loss"] == point["mlm_loss"] for point in read_metrics(tmp_path / "run"))
     unasked = with_cka(config(), max_answer_tokens=1, max_token_share=1e-9)
-    with pytest.warns(UserWarning, match="cka: no fact was asked in the 1 steps before step 1"):
+    with warns("cka: no fact was asked in the 1 steps before step 1"):
         train(unasked, tiny_dataset, tmp_path / "unasked", one_rank)
 
 
@@ -274,29 +276,30 @@ def test_scores_behind_a_url(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
     settings = replace(config(), selection=SelectionConfig(strategy="all", importance="required"))
     settings = replace(settings, loader=replace(settings.loader, cache_dir=str(tmp_path / "cache")))
     with StopSignals() as signals, pytest.raises(UserError, match="scores are not read from behind a URL"):
-        Trainer(settings, tiny_dataset.as_uri(), tmp_path / "run", one_rank, signals)
+        build_run(settings, tiny_dataset.as_uri(), tmp_path / "run", one_rank, signals)
 
 
 def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     """I_p = (1 - lambda) h_e + lambda/2 (local + global), item by item, from the tables themselves."""
+    rate = 0.3
+    settings = replace(config(), memory=replace(config().memory, initial_lambda=rate))
     with StopSignals() as signals:
-        trainer = Trainer(config(), str(tiny_dataset), tmp_path / "run", one_rank, signals)
-    knowledge, read = trainer.knowledge, next(trainer.reader.loader)
-    assert knowledge is not None
+        trainer = build_run(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
+    knowledge, read = trainer.component(Knowledge), next(trainer.reader.loader)
     bank, vectors = knowledge.bank, knowledge.vectors
     assert bank is not None
     assert vectors is not None
     draw = torch.Generator().manual_seed(0)
     bank.table.local.copy_(torch.randn(bank.table.local.shape, generator=draw))
-    rate = 0.3
-    step = knowledge.open_step(read, rate)
+    knowledge.before_step(read, 0)
+    assert knowledge.influence == rate
     checked = {"entity": 0, "word": 0}
     for batch in read.micro_batches:
-        injected, _ = step.inputs(batch)
-        items = batch.items
-        assert injected is not None
+        items, tables = batch.items, knowledge.model_inputs()["tables"]
         assert items is not None
-        assert torch.equal(injected.rows, items.token_rows)
+        made = injected(items, tables, 32)
+        assert torch.equal(made.rows, items.token_rows)
+        assert torch.equal(made.items, items.token_items)
         for item in range(len(items.memory)):
             local, global_ = bank.table.local[read.memory_rows[items.memory[item]]].split(32)
             expected, keep = rate / 2 * (local + global_), 0.0
@@ -309,7 +312,7 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
             else:
                 keep = 1 - rate  # h_e is the word embedding of each token
                 checked["word"] += 1
-            torch.testing.assert_close(injected.vectors[item], expected)
-            assert injected.keep[item].item() == pytest.approx(keep)
+            torch.testing.assert_close(made.vectors[item], expected)
+            assert made.keep[item].item() == pytest.approx(keep)
     assert min(checked.values()) > 3
     trainer.reader.loader.close()

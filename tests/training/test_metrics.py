@@ -9,10 +9,10 @@ from trelm_ds.training.metrics import summary
 TOTALS = {
     "mlm_loss": 600.0,
     "mlm_correct": 50.0,
-    "masked": 200,
+    "mlm_targets": 200,
     "cka_loss": 30.0,
     "cka_correct": 6.0,
-    "asked": 15,
+    "cka_targets": 15,
     "tokens": 4000,
     "sequences": 100,
     "mentions": 150,
@@ -25,10 +25,11 @@ TOTALS = {
     "steps": 4,
     "corrupted": 3,
 }
+EQUAL = {"mlm": 0.5, "cka": 0.5}
 
 
 def test_losses_are_means_over_tokens_and_eq_3_weighs_them() -> None:
-    metrics = summary(TOTALS, mlm_weight=0.75, seconds=2.0)
+    metrics = summary(TOTALS, {"mlm": 0.75, "cka": 0.25}, seconds=2.0)
     assert metrics["mlm_loss"] == 3
     assert metrics["cka_loss"] == 2
     assert metrics["loss"] == 0.75 * 3 + 0.25 * 2
@@ -36,7 +37,7 @@ def test_losses_are_means_over_tokens_and_eq_3_weighs_them() -> None:
 
 
 def test_rates_and_shares() -> None:
-    metrics = summary(TOTALS, mlm_weight=0.5, seconds=2.0)
+    metrics = summary(TOTALS, EQUAL, seconds=2.0)
     expected = {
         "tokens_per_s": 2000,
         "sequences_per_s": 50,
@@ -52,13 +53,13 @@ def test_rates_and_shares() -> None:
 
 
 def test_plain_masked_language_modelling_says_nothing_of_knowledge() -> None:
-    plain = {name: TOTALS[name] for name in ("mlm_loss", "mlm_correct", "masked", "tokens", "sequences")}
-    metrics = summary(plain, mlm_weight=1.0, seconds=2.0)
+    plain = {name: TOTALS[name] for name in ("mlm_loss", "mlm_correct", "mlm_targets", "tokens", "sequences")}
+    metrics = summary(plain, {"mlm": 1.0}, seconds=2.0)
     assert metrics["loss"] == metrics["mlm_loss"] == 3
     assert not any(name.startswith(("cka", "memory", "facts", "injected")) for name in metrics)
 
 
 def test_a_window_without_a_fact_has_no_loss_of_it() -> None:
-    metrics = summary(TOTALS | {"cka_loss": 0.0, "cka_correct": 0.0, "asked": 0}, mlm_weight=0.5, seconds=1.0)
+    metrics = summary(TOTALS | {"cka_loss": 0.0, "cka_correct": 0.0, "cka_targets": 0}, EQUAL, seconds=1.0)
     assert metrics["cka_loss"] == metrics["cka_accuracy"] == 0
     assert metrics["loss"] == 1.5

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from trelm_ds.checkpoints import export
-from trelm_ds.checkpoints.manifest import _sum_of, read_verified
+from trelm_ds.checkpoints.manifest import _hash_of, read_verified
 from trelm_ds.config import (
     CkaConfig,
     Config,
@@ -30,10 +31,11 @@ from trelm_ds.config import (
 )
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
-from trelm_ds.model import load_pretrained
+from trelm_ds.model import Batch, load_pretrained
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.shards import Manifest, SampleOrder, ShardReader
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
 
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6
@@ -73,7 +75,7 @@ def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
 
 def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
     with StopSignals() as signals:
-        trainer = Trainer(config, str(data), run, ranks, signals)
+        trainer = build_run(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
     with torch.no_grad():  # every position is "masked": the head then runs on all of them
@@ -84,7 +86,7 @@ def _all_logits(trainer: Trainer) -> np.ndarray:
     kept = []
     hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
     rows = torch.arange(10)
-    trainer.engine(*PROBE, rows, rows)
+    trainer.engine(Batch.of_documents(*PROBE)._replace(mlm_positions=rows, mlm_labels=rows))
     hook.remove()
     return kept[0].float().numpy()
 
@@ -186,7 +188,7 @@ def test_training_starts_from_a_folder(one_rank: Ranks, tiny_dataset: Path, tmp_
     start.optimizer.lr = 0.0
     start.model.init_from = str(tmp_path / "model")
     start.model.num_hidden_layers = 7
-    with pytest.warns(UserWarning, match="model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
+    with warns("model.num_hidden_layers: 7 is ignored, .*config.json decides: 2"):
         train(start, tiny_dataset, tmp_path / "second", one_rank)
     written = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
     assert written["model"]["num_hidden_layers"] == 2  # what was used
@@ -245,7 +247,7 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: Ranks, tiny_dataset: Path
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    with pytest.warns(UserWarning, match="checkpoint passed over.*does not match"):
+    with warns("checkpoint passed over.*does not match"):
         train(config(), tiny_dataset, run, one_rank)
     assert losses(run) == undisturbed
     assert committed(run)[0].name == "step-00000004"
@@ -264,7 +266,7 @@ def test_a_kill_before_the_pointer_costs_nothing(one_rank: Ranks, tiny_dataset: 
 def sealed(manifest: dict[str, Any]) -> str:
     """As somebody would write it who knows how."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
-    return json.dumps(content | {"sha256": _sum_of(content)})
+    return json.dumps(content | {"sha256": _hash_of(content)})
 
 
 def test_a_file_that_the_manifest_does_not_name_is_refused(run: Path) -> None:
@@ -298,9 +300,9 @@ def test_an_exploding_loss_ends_the_run_and_saves_no_more(one_rank: Ranks, tiny_
 def test_no_sound_checkpoint_is_an_error(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
     for weights in run.rglob("mp_rank_00_model_states.pt"):
         weights.unlink()
-    with pytest.warns(UserWarning, match="missing from the checkpoint"):
+    with warns("missing from the checkpoint"):
         assert "no checkpoint is sound" in fails(config(), tiny_dataset, run, one_rank)
-    with pytest.warns(UserWarning, match="missing"), pytest.raises(UserError, match="no checkpoint is sound"):
+    with warns("missing"), pytest.raises(UserError, match="no checkpoint is sound"):
         export(run, run.parent / "model")
 
 
@@ -350,7 +352,7 @@ def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dat
     data = damage(tiny_dataset, tmp_path / "data")
     tolerant = config()
     tolerant.loader.max_corrupted = 0.5
-    with pytest.warns(UserWarning, match="shard-000000.tar: damaged block at byte"):
+    with warns("shard-000000.tar: damaged block at byte"):
         train(tolerant, data, tmp_path / "run", one_rank)
     points = read_metrics(tmp_path / "run")
     lost = 144 / 400  # of 400 sequences the second block holds 144
@@ -363,7 +365,7 @@ def test_damaged_samples_are_replaced_and_written_down(one_rank: Ranks, tiny_dat
 
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "quarantine.jsonl").symlink_to("/dev/full")
-    with pytest.warns(UserWarning, match=r"quarantine\.jsonl: cannot be written: No space left on device"):
+    with warns(r"quarantine\.jsonl: cannot be written: No space left on device"):
         train(tolerant, data, tmp_path / "second", one_rank)
     assert losses(tmp_path / "second") == losses(tmp_path / "run")  # the same substitutes
 
@@ -427,7 +429,7 @@ def test_a_dataset_behind_a_url(one_rank: Ranks, tiny_dataset: Path, run: Path, 
     settings = config(max_steps=6)
     settings.loader.cache_dir, settings.loader.workers = str(tmp_path / "cache"), 1
     with StopSignals() as signals:
-        assert Trainer(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
+        assert build_run(settings, tiny_dataset.as_uri(), run, one_rank, signals).train() == 0
     train(config(max_steps=6), tiny_dataset, tmp_path / "whole", one_rank)
     assert [point["step"] for point in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert len(list((tmp_path / "cache").glob("*/shard-*.tar"))) == 1

@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training import test_knowledge as knowledge
 from tests.training.test_knowledge import comparable, equals_export, with_cka
 from tests.training.test_pretrain import continued, fails, train, train_then_continue, without_dropout
 from trelm_ds.checkpoints.export import full_weights
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
-from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
-from trelm_ds.routing import KnowledgePaths, Scores, read_paths
+from trelm_ds.routing import KnowledgePaths, NeuronScores, read_paths
 from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
-from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
+from trelm_ds.training.dataset import open_dataset
+from trelm_ds.training.model import build_model
 from trelm_ds.training.routing import FOLDER, Routing
-from trelm_ds.training.setup import build_model
-from trelm_ds.training.trainer import Trainer
 
 NEURONS = ("keys", "key_bias", "values")
 
@@ -95,7 +95,9 @@ def timeless(run: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_off_the_path_nothing_moves(stage: int, precision: str, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_off_the_path_nothing_moves(
+    stage: int, precision: str, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+) -> None:
     """50 steps with accumulation, clipping and weight decay on two ranks; every tenth neuron is on the path."""
     settings = config(
         stage,
@@ -109,8 +111,8 @@ def test_off_the_path_nothing_moves(stage: int, precision: str, tiny_dataset: Pa
     assert settings.optimizer.max_grad_norm > 0
     assert settings.optimizer.weight_decay > 0
     run_distributed_test(train_on_a_rank, 2, settings, tiny_dataset, tmp_path / "run")
-    last, manifest = weights_at(tmp_path / "run", 50, stage), Manifest.load(tiny_dataset)
-    first = build_model(settings, TokenizerInfo(**manifest.tokenizer), manifest.max_length).state_dict()
+    last = weights_at(tmp_path / "run", 50, stage)
+    first = build_model(settings, open_dataset(settings, str(tiny_dataset), one_rank)).state_dict()
     if precision == "bf16":  # in which DeepSpeed takes the weights over
         first = {name: weight.bfloat16().float() for name, weight in first.items()}
     paths = read_paths(committed(tmp_path / "run")[0] / FOLDER)["path"]
@@ -187,12 +189,12 @@ def test_what_is_trained(
 def test_backward_stops_below_the_lowest_trained_layer(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     settings = config(1, routing={"trainable": "ffn_only", "top_layers": 1})
     with StopSignals() as signals:
-        trainer = Trainer(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer = build_run(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
     seen = []
     for number, layer in enumerate(trainer.engine.module.encoder.layers):
         layer.register_forward_hook(lambda _, __, output, number=number: seen.append((number, output.requires_grad)))
     trainer.engine.train()
-    trainer._train_step()
+    trainer.train_step()
     trainer.reader.loader.close()
     assert set(seen) == {(0, False), (1, True)}
 
@@ -257,11 +259,11 @@ def test_more_layers_than_there_are(one_rank: Ranks, tiny_dataset: Path, tmp_pat
 
 def test_nothing_asked_nothing_routed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     settings = replace(config(), selection=SelectionConfig(strategy="none"))
-    with pytest.warns(UserWarning, match="routing.enabled: is ignored, no fact is asked"):
+    with warns("routing.enabled: is ignored, no fact is asked"):
         train(settings, tiny_dataset, tmp_path / "run", one_rank)
     assert not (committed(tmp_path / "run")[0] / FOLDER).exists()
     rare = with_cka(config(), max_token_share=1e-9)  # asks, but hardly ever
-    with pytest.warns(UserWarning, match="routing: at step 0 no fact was looked at, so all neurons are updated"):
+    with warns("routing: at step 0 no fact was looked at, so all neurons are updated"):
         train(rare, tiny_dataset, tmp_path / "rare", one_rank)
     assert all("path_neurons" not in point for point in read_metrics(tmp_path / "rare"))
 
@@ -269,12 +271,12 @@ def test_nothing_asked_nothing_routed(one_rank: Ranks, tiny_dataset: Path, tmp_p
 def test_scores_that_are_not_finite_choose_nothing(
     one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Routing, *_: Any) -> Scores:
+    def broken(self: Routing, *_: Any) -> NeuronScores:
         neurons = torch.ones(2, 48).index_fill(1, torch.tensor([3]), float("nan"))
-        return Scores(neurons, torch.ones(2, 32), torch.ones(2, 32), torch.ones(()))
+        return NeuronScores(neurons, torch.ones(2, 32), torch.ones(2, 32), torch.ones(()))
 
     monkeypatch.setattr(Routing, "_attribute", broken)
-    with pytest.warns(UserWarning, match="routing: at step 0 scores are not finite numbers"):
+    with warns("routing: at step 0 scores are not finite numbers"):
         train(config(max_steps=2), tiny_dataset, tmp_path / "run", one_rank)
     assert all("path_neurons" not in point for point in read_metrics(tmp_path / "run"))
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, train, without_dropout
 from trelm_ds.config import Config, GuardsConfig, RoutingConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
+from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.trainer import Trainer
 
 BROKEN = 2  # the step, counted from 0
@@ -36,10 +39,11 @@ def breaks(trainer: Trainer, where: str, rank: int) -> None:
         broken = trainer.step == BROKEN and trainer.ranks.rank == rank and where == "gradient"
         return backward(loss * float("nan") if broken else loss, **more)
 
-    def bad_forward(*arguments: Any) -> Any:
-        output = forward(*arguments)
+    def bad_forward(*arguments: Any, **more: Any) -> Any:
+        output = forward(*arguments, **more)
         broken = trainer.step == BROKEN and trainer.ranks.rank == rank and where == "loss"
-        return output._replace(mlm_loss=output.mlm_loss * float("nan")) if broken else output
+        bad = {"mlm": output.losses["mlm"] * float("nan")}
+        return output._replace(losses=output.losses | bad) if broken else output
 
     engine.backward, engine.module.forward = bad_backward, bad_forward  # type: ignore[method-assign]
 
@@ -57,9 +61,8 @@ def train_one(case: tuple[int, str, str], data: Path, folder: Path, ranks: Ranks
     seen: dict[str, Any] = {}
     with StopSignals() as signals:
         run = folder / "-".join(map(str, case))
-        trainer = Trainer(whole(stage, precision), str(data), run, ranks, signals)
-        update, knowledge = trainer._update, trainer.knowledge
-        assert knowledge is not None
+        trainer = build_run(whole(stage, precision), str(data), run, ranks, signals)
+        update, knowledge = trainer.update, trainer.component(Knowledge)
         assert knowledge.bank is not None
         bank = knowledge.bank.table
 
@@ -72,7 +75,7 @@ def train_one(case: tuple[int, str, str], data: Path, folder: Path, ranks: Ranks
                 seen["taken"], seen["state"] = taken, state
             return taken
 
-        trainer._update = watched  # type: ignore[method-assign]
+        trainer.update = watched  # type: ignore[method-assign]
         breaks(trainer, where, rank=1)
         assert trainer.train() == 0
         final = {name: weight.double().sum().item() for name, weight in weights_of(trainer).items()}
@@ -111,10 +114,10 @@ def test_a_spike_is_skipped_and_training_goes_on(one_rank: Ranks, tiny_dataset: 
     settings = config(max_steps=8)
     settings.guards = GuardsConfig(spike_sigma=4.0, spike_window=3)
     with StopSignals() as signals:
-        trainer = Trainer(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
-        accumulate = trainer._accumulate
-        trainer._accumulate = lambda *given: accumulate(*given) * (100 if trainer.step == 5 else 1)  # type: ignore[method-assign]
-        with pytest.warns(UserWarning, match="step 6 skipped: loss spike"):
+        trainer = build_run(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        accumulate = trainer.accumulate
+        trainer.accumulate = lambda *given: accumulate(*given) * (100 if trainer.step == 5 else 1)  # type: ignore[method-assign]
+        with warns("step 6 skipped: loss spike"):
             assert trainer.train() == 0
     assert [point["skipped_steps"] for point in read_metrics(tmp_path / "run")] == [0] * 5 + [1] * 3
 
@@ -126,16 +129,16 @@ def test_the_window_of_losses_is_continued(one_rank: Ranks, tiny_dataset: Path, 
     with StopSignals() as signals:
         longer = config(max_steps=6)
         longer.guards = settings.guards
-        trainer = Trainer(longer, str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer = build_run(longer, str(tiny_dataset), tmp_path / "run", one_rank, signals)
     losses = [point["loss"] for point in read_metrics(tmp_path / "run")]
-    assert trainer.guard.state()["losses"] == pytest.approx(losses, rel=1e-6)
+    assert trainer.guard.manifest()["guard"]["losses"] == pytest.approx(losses, rel=1e-6)
     assert trainer.guard.judge(1e9) == "loss spike"
 
 
 def test_a_save_waits_for_a_finite_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     with StopSignals() as signals:
-        trainer = Trainer(config(max_steps=6), str(tiny_dataset), tmp_path / "run", one_rank, signals)
-        accumulate = trainer._accumulate
-        trainer._accumulate = lambda *given: accumulate(*given) * (math.nan if trainer.step == 3 else 1)  # type: ignore[method-assign]
+        trainer = build_run(config(max_steps=6), str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        accumulate = trainer.accumulate
+        trainer.accumulate = lambda *given: accumulate(*given) * (math.nan if trainer.step == 3 else 1)  # type: ignore[method-assign]
         assert trainer.train() == 0
     assert [path.name for path in committed(tmp_path / "run")] == ["step-00000006", "step-00000005"]  # 5 for 4

@@ -1,11 +1,11 @@
-"""What attribution costs beside the way public code does it, and whether three nodes find the neurons that twenty find.
+"""Compare attribution's cost with public code's way, and the neurons that three nodes find with those of twenty.
 
 python tools/bench/attribution.py [--layers 12 --hidden 768 --neurons 3072 --heads 12] [--facts 16] \
     [--model FOLDER --data DATASET] [--out docs/benchmarks/attribution.json]
 
-The loop is one forward and backward pass of the whole model for every fact, layer and node. Both sides answer the same
-questions with the same weights, take turns, and must find the same scores. With --model and --data the overlap of the
-chosen neurons between quadratures is measured on the facts of a dataset of `trelm prepare`.
+The loop, public code's way, is one forward and backward pass of the whole model per fact, layer and node. Both ways get
+the same queries and weights, take turns, and must find the same scores. With --model and --data, also measures how many
+of the chosen neurons the quadratures have in common, on the facts of a dataset of `trelm prepare`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from trelm_ds.config import (
     CkaConfig,
     Config,
     LoaderConfig,
+    MemoryConfig,
     ModelConfig,
     RoutingConfig,
     SelectionConfig,
@@ -38,61 +39,72 @@ from trelm_ds.config import (
     TrainerConfig,
 )
 from trelm_ds.distributed import connect, disconnect
-from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Questions, answer_probabilities
-from trelm_ds.routing import QUADRATURES, Documents, Quadrature, attribute, frozen, gauss_legendre
+from trelm_ds.model import (
+    AssessingBatch,
+    Batch,
+    EncoderConfig,
+    EncoderLayer,
+    MaskedLanguageModel,
+    StepTables,
+    answer_probabilities,
+)
+from trelm_ds.routing import QUADRATURES, Quadrature, attribute, frozen, gauss_legendre, routed_facts
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
+from trelm_ds.training.knowledge import Knowledge
 
 ROOT = Path(__file__).resolve().parents[2]
-LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens of a query, masks in it, tokens that compete
+LENGTH, ANSWER, CANDIDATES = 18, 2, 200  # tokens in a query, masks in it, candidate tokens
 
 
-def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> Documents:
-    """`facts` queries of LENGTH random tokens with ANSWER masks before the last."""
+def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> tuple[Batch, StepTables]:
+    """Make `facts` queries of LENGTH random tokens, with ANSWER masks before the last token."""
     draw, vocabulary = torch.Generator().manual_seed(0), model.config.vocab_size
     ids = torch.randint(5, vocabulary, (facts * LENGTH,), generator=draw)
     positions = (torch.arange(facts)[:, None] * LENGTH + LENGTH - 1 - ANSWER + torch.arange(ANSWER)).flatten()
     fact = torch.arange(facts).repeat_interleave(ANSWER)
-    asked = Questions(
+    asked = AssessingBatch(
         labels=torch.randint(5, vocabulary, (facts * ANSWER,), generator=draw).to(device),
         fact=fact.to(device),
         place=torch.arange(ANSWER).repeat(facts).to(device),
         positions=positions.to(device),
         spans=positions[:0].view(0, 2).to(device),
-        relations=torch.zeros(0, 1, device=device),
+        relations=positions[:0].to(device),
         inverse=torch.zeros(facts, dtype=torch.bool, device=device),
-        candidates=torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device),
+        routed=torch.ones(facts, dtype=torch.bool, device=device),
     )
+    nothing = torch.zeros(0, model.config.hidden_size, device=device)
+    candidates = torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device)
+    tables = StepTables(vectors=nothing, memories=nothing, influence=0.0, candidates=candidates)
     bounds = torch.arange(0, len(ids) + 1, LENGTH, dtype=torch.int32)
-    return Documents(ids.to(device), bounds.to(device), LENGTH, None, asked)
+    batch = Batch.of_documents(ids.to(device), bounds.to(device), LENGTH)
+    return batch._replace(objectives={"cka": asked}), tables
 
 
-def loop(model: MaskedLanguageModel, given: Documents, quadrature: Quadrature) -> Tensor:
-    """Scores [L, F] as public code finds them: fact by fact, layer by layer, node by node, through the whole model."""
-    layers = list(model.encoder.layers)
-    scores = torch.zeros(len(layers), model.config.intermediate_size, device=given.input_ids.device)
+def loop(model: MaskedLanguageModel, batch: Batch, tables: StepTables, quadrature: Quadrature) -> Tensor:
+    """Compute scores [L, F] as public code does: per fact, layer and node, through the whole model."""
+    layers, facts = model.encoder.blocks, batch.objectives["cka"]
+    scores = torch.zeros(len(layers), model.config.intermediate_size, device=batch.input_ids.device)
     bounds = torch.tensor([0, LENGTH], dtype=torch.int32, device=scores.device)
-    for fact in range(len(given.cu_seqlens) - 1):
-        ids = given.input_ids[fact * LENGTH : (fact + 1) * LENGTH]
-        mine = given.questions.fact == fact
-        asked = given.questions._replace(labels=given.questions.labels[mine])
-        positions = given.questions.positions[mine] - fact * LENGTH
+    for fact in range(batch.n_sequences):
+        ids = batch.input_ids[fact * LENGTH : (fact + 1) * LENGTH]
+        mine = facts.fact == fact
+        labels, positions = facts.labels[mine], facts.positions[mine] - fact * LENGTH
         for place, layer in enumerate(layers):
             mean: Tensor | float = 0.0
             for alpha, weight in zip(*quadrature, strict=True):
                 with scaled(layer, positions, alpha) as seen:
                     hidden = model.encoder(ids, bounds, LENGTH)
                 states = model.head.transform(hidden[positions])
-                probability = answer_probabilities(states, model.encoder.embeddings.word, asked).mean()
+                probability = answer_probabilities(states, model.encoder.embeddings.word, labels, tables).mean()
                 mean = mean + weight * torch.autograd.grad(probability, seen["scaled"])[0]
             scores[place] += (seen["activation"] * mean).clamp(min=0).sum(0)
     return scores
 
 
 @contextlib.contextmanager
-def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
-    """Multiplies the activation of a layer at `rows` by alpha."""
-    assert isinstance(layer, EncoderLayer)
+def scaled(layer: EncoderLayer, rows: Tensor, alpha: float) -> Iterator[dict[str, Tensor]]:
+    """Multiply a layer's activations at `rows` by alpha while the context is open."""
     memory, seen = layer.feed_forward, dict[str, Tensor]()
 
     def forward(hidden: Tensor) -> Tensor:
@@ -108,7 +120,7 @@ def scaled(layer: torch.nn.Module, rows: Tensor, alpha: float) -> Iterator[dict[
 
 @contextlib.contextmanager
 def counted(tokens: int) -> Iterator[list[float]]:
-    """Forward passes of one layer over `tokens` tokens; a copy of the documents for another node counts as a pass."""
+    """Count forward passes of one layer over `tokens` tokens; each node's copy of the documents counts as a pass."""
     passes, attend = [0.0], EncoderLayer.attend
 
     def counting(layer: EncoderLayer, hidden: Tensor, *more: Any) -> Tensor:
@@ -121,7 +133,7 @@ def counted(tokens: int) -> Iterator[list[float]]:
 
 
 def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds a fact and layer passes: the loop with 20 nodes, the loop with 3, ours with either."""
+    """Measure time per fact and layer passes of the loop and of ours, each with 20 and with 3 nodes."""
     torch.manual_seed(0)
     settings = ModelConfig(
         hidden_size=options.hidden,
@@ -133,18 +145,18 @@ def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     model = frozen(built, {name: weight.detach() for name, weight in built.named_parameters()})
     one, many = (questions(model, facts, device) for facts in (1, options.facts))
     ways = {
-        "loop, right20": lambda: loop(model, one, QUADRATURES["right20"]),
-        "loop, gauss3": lambda: loop(model, one, QUADRATURES["gauss3"]),
-        "ours, right20, one fact": lambda: attribute(model, one, QUADRATURES["right20"]).neurons,
-        "ours, gauss3, one fact": lambda: attribute(model, one, QUADRATURES["gauss3"]).neurons,
-        f"ours, gauss3, {options.facts} facts at once": lambda: attribute(model, many, QUADRATURES["gauss3"]).neurons,
+        "loop, right20": lambda: loop(model, *one, QUADRATURES["right20"]),
+        "loop, gauss3": lambda: loop(model, *one, QUADRATURES["gauss3"]),
+        "ours, right20, one fact": lambda: attribute(model, *one, QUADRATURES["right20"]).neurons,
+        "ours, gauss3, one fact": lambda: attribute(model, *one, QUADRATURES["gauss3"]).neurons,
+        f"ours, gauss3, {options.facts} facts at once": lambda: attribute(model, *many, QUADRATURES["gauss3"]).neurons,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     passes, scores = {}, {}
-    for turn in range(options.rounds + 1):  # the first warms up
+    for turn in range(options.rounds + 1):  # the first turn warms up
         for name, way in ways.items():
             begun = now(device)
-            with counted(LENGTH if "at once" not in name else len(many.input_ids)) as count:
+            with counted(LENGTH if "at once" not in name else len(many[0].input_ids)) as count:
                 scores[name] = way()
             passes[name] = count[0]
             if turn:
@@ -156,7 +168,7 @@ def cost(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     found = {}
     for name in ways:
         each = statistics.median(seconds[name]) / (options.facts if "at once" in name else 1)
-        # Passes below the layer have no backward pass in either way; the loop's go back to the layer only.
+        # Neither way runs backward below the scaled layer, so forward passes are what to compare.
         found[name] = {
             "ms_per_fact": round(1000 * each, 2),
             "times_faster": round(base / each, 1),
@@ -172,11 +184,12 @@ def now(device: torch.device) -> float:
 
 
 def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
-    """Share of the top 10% neurons that two quadratures have in common, mean over layers, on a dataset's facts."""
+    """Measure the share of the top 10% neurons that two quadratures have in common, per layer, on a dataset's facts."""
     rules = {"gauss3": QUADRATURES["gauss3"], "right20": QUADRATURES["right20"], "gauss24": gauss_legendre(24)}
     config = Config(
         model=ModelConfig(init_from=str(model)),
         selection=SelectionConfig(strategy="all"),
+        memory=MemoryConfig(release_fraction=1.0),  # lambda is 0 from the first step on
         cka=CkaConfig(max_token_share=1.0),
         routing=RoutingConfig(enabled=True, sample_fraction=1.0),
         loader=LoaderConfig(workers=0),
@@ -187,21 +200,19 @@ def overlap(model: Path, data: str, steps: int, batch: int) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
-            trainer = Trainer(config, data, Path(folder), ranks, signals)
+            trainer = build_run(config, data, Path(folder), ranks, signals)
+            knowledge = trainer.component(Knowledge)
             view = frozen(trainer.engine.module, {n: p.detach() for n, p in trainer.engine.module.named_parameters()})
-            for _ in range(steps):
-                read = next(trainer.reader.loader)
-                assert trainer.knowledge is not None
-                knowledge = trainer.knowledge.open_step(read, 0.0)
-                for one in read.micro_batches:
-                    part = one.routed()
+            for number in range(steps):
+                step = next(trainer.reader.loader)
+                knowledge.before_step(step, number)
+                for one in step.micro_batches:
+                    part = routed_facts(one)
                     if part is None:
                         continue
-                    injected, asked = knowledge.inputs(part)
-                    assert asked is not None
-                    given = Documents(part.input_ids, part.cu_seqlens, part.max_seqlen, injected, asked)
+                    given = part.to(ranks.device)
                     for name, rule in rules.items():
-                        found = attribute(view, given, rule)
+                        found = attribute(view, given, quadrature=rule, **knowledge.model_inputs())
                         scores[name] = scores.get(name, 0) + torch.cat([found.neurons.flatten(), found.facts[None]])
             trainer.reader.loader.close()
     finally:
@@ -226,12 +237,12 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--neurons", type=int, default=3072)
     parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--facts", type=int, default=16, help="facts at once")
+    parser.add_argument("--facts", type=int, default=16, help="facts attributed at once")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="trained model for the overlap")
-    parser.add_argument("--data", help="dataset for the overlap")
-    parser.add_argument("--steps", type=int, default=4, help="batches of the dataset")
-    parser.add_argument("--batch", type=int, default=128, help="sequences in each")
+    parser.add_argument("--model", type=Path, help="trained model to measure the overlap on")
+    parser.add_argument("--data", help="dataset to measure the overlap on")
+    parser.add_argument("--steps", type=int, default=4, help="batches to read from the dataset")
+    parser.add_argument("--batch", type=int, default=128, help="sequences in each batch")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "attribution.json")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,9 +1,9 @@
-"""What a checkpoint costs training: written beside the next step, and with training waiting for it.
+"""Measure what a checkpoint costs training: written during the next step, and with training waiting for it.
 
 python tools/bench/checkpoint.py --data DATASET [--sizes tiny base] [--rounds 3] \
     [--out docs/benchmarks/checkpoint.json] [--trainer.global_batch_size 4 ...]
 
-Both ways take turns in one process: three steps without a save, then one, then the step that it meets.
+Both ways take turns in one process: three steps without a save, then a save, then the step it overlaps with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.run_folder import committed
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ROOT / "trelm_ds" / "recipes" / "sizes"
@@ -41,7 +41,7 @@ class Contender:
 
     def __init__(self, config: Config, data: Path, run: Path, ranks: Ranks, signals: StopSignals, beside: bool) -> None:
         trainer = replace(config.trainer, async_checkpoints=beside)
-        self.trainer = Trainer(replace(config, trainer=trainer), str(data), run, ranks, signals)
+        self.trainer = build_run(replace(config, trainer=trainer), str(data), run, ranks, signals)
         self.trainer.engine.train()
         (run / "checkpoints").mkdir(parents=True)
         self.plain: list[float] = []
@@ -52,17 +52,17 @@ class Contender:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        self.trainer._train_step()
+        self.trainer.train_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
     def round(self) -> None:
-        """Times one save and the step that it meets, beside steps without."""
+        """Time steps without a save, then one save and the step it overlaps with."""
         plain = [self._step() for _ in range(_PLAIN)]
         self.trainer.saver.pause_s = 0.0
         begun = time.perf_counter()
-        self.trainer._save()
+        self.trainer.save()
         saving = time.perf_counter() - begun
         met = self._step()
         self.plain += plain
@@ -71,7 +71,7 @@ class Contender:
 
 
 def measure(config: Config, data: Path, rounds: int, ranks: Ranks) -> dict[str, Any]:
-    """Milliseconds of a step, and what a save adds, by way."""
+    """Measure the milliseconds of a step and those a save adds, for both ways."""
     with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
         ways = {
             name: Contender(config, data, Path(folder) / str(beside), ranks, signals, beside)
@@ -80,7 +80,7 @@ def measure(config: Config, data: Path, rounds: int, ranks: Ranks) -> dict[str, 
         for number in range(rounds + 1):
             for one in ways.values():
                 one.round()
-                if not number:  # the first warms up
+                if not number:  # the first round warms up
                     one.plain, one.pauses, one.added = [], [], []
         saved = committed(Path(folder) / "False")[0]
         size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
@@ -102,7 +102,7 @@ def _ms(seconds: list[float]) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown."""
+    """Format the result as Markdown."""
     rows = ["| sizes | checkpoint, MB | step, ms | way | pause, ms | time added, ms |", "|---" * 6 + "|"]
     for size, found in result["sizes"].items():
         for way, one in found["ways"].items():
@@ -115,7 +115,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
     options.add_argument("--sizes", nargs="+", default=["tiny", "base"], help="files of trelm_ds/recipes/sizes")
-    options.add_argument("--rounds", type=int, default=3, help="saves of each way that count")
+    options.add_argument("--rounds", type=int, default=3, help="saves to measure per way")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "checkpoint.json")
     own, settings = options.parse_known_args()
     ranks, found = connect(), {}

@@ -1,10 +1,10 @@
-"""Our kernels beside what torch offers, at BERT-base and BERT-large shapes; and what FLOPs and bytes predict.
+"""Compare our kernels with what torch offers, at BERT-base and BERT-large shapes, and with a prediction.
 
 python tools/bench/kernels.py [--density 0.1] [--tokens 16384] [--rounds 20] [--out docs/benchmarks/kernels.json]
 
-On a GPU the Triton kernels run, in bf16 (the optimizer in fp32); without one their references, in fp32. All ways take
-turns in one process. The prediction is max(FLOPs / peak, bytes / bandwidth) of data sheets: A100 SXM 312 TFLOP/s bf16,
-2.0 TB/s; H100 SXM 990 TFLOP/s, 3.35 TB/s.
+Runs the Triton kernels on a GPU, in bf16 (the optimizer in fp32); without one, their references, in fp32. All ways take
+turns in one process. The prediction is max(FLOPs / peak, bytes / bandwidth) with data sheet values: A100 SXM 312
+TFLOP/s bf16, 2.0 TB/s; H100 SXM 990 TFLOP/s, 3.35 TB/s.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from trelm_kernels import (
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {"base": (768, 3072), "large": (1024, 4096)}  # D, F
 CHIPS = {"A100": (312e12, 2.0e12), "H100": (990e12, 3.35e12)}  # bf16 FLOP/s, bytes/s
-TOKENS = 16384  # of a micro-batch, for which costs are predicted
-TARGETS, NODES = 2048, 3  # decode positions of a refresh, nodes of its quadrature
-SECTOR = 32  # bytes that a GPU reads at least
+TOKENS = 16384  # tokens in the micro-batch that costs are predicted for
+TARGETS, NODES = 2048, 3  # target positions of a refresh, quadrature nodes
+SECTOR = 32  # least bytes a GPU reads at once
 
 Way = Callable[[], Any]
 Cost = tuple[float, float]  # FLOPs, bytes
 
 
 def gathered(density: float, width: int) -> float:
-    """Share of a row-major matrix's memory that a gather of random columns reads, `width` columns to a sector."""
+    """Return the share of a row-major matrix that a gather of random columns reads, with `width` columns per sector."""
     return 1 - (1 - density) ** width
 
 
 def weight_gradient(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """The product for the keys: dZ^T X, of the chosen neurons only where their columns lie side by side already."""
+    """Set up the gradient of the keys, dZ^T X; ours for the chosen neurons only, whose columns are gathered already."""
     every, right, rows = make(o.tokens, neurons), make(o.tokens, size), chosen(neurons, o.density, make)
     left = every.index_select(1, rows)
     ways: dict[str, Way] = {
@@ -73,7 +73,7 @@ def weight_gradient(size: int, neurons: int, o: argparse.Namespace, make: Callab
 
 
 def both_weights(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """All that lies between the gradient by the activation and the gradients of keys and values."""
+    """Set up everything from the activation's output gradient to the gradients of keys and values."""
     by_activated, before, hidden = make(o.tokens, neurons), make(o.tokens, neurons), make(o.tokens, size)
     gradient, rows = make(o.tokens, size), chosen(neurons, o.density, make)
     activated = activate(before, "gelu")
@@ -107,7 +107,7 @@ def both_weights(size: int, neurons: int, o: argparse.Namespace, make: Callable[
 
 
 def riemann(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """Scores of a layer from the gradients at all nodes."""
+    """Set up the scores of a layer's neurons from the gradients at all nodes."""
     gradients, values, activations = make(NODES, TARGETS, size), make(neurons, size), make(TARGETS, neurons)
     weights = torch.full((NODES,), 1 / NODES, device=values.device)
 
@@ -128,7 +128,7 @@ def riemann(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., 
 
 
 def path_mask(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """Half of the coordinates of the chosen rows set to 0, and the norm."""
+    """Set up zeroing half of the chosen rows' coordinates, with the norm."""
     gradient, rows = make(neurons, size), chosen(neurons, o.density, make)
     kept = torch.rand(size, device=gradient.device) < 0.5
     on_path = torch.zeros(neurons, dtype=torch.bool, device=gradient.device).index_fill(0, rows, True)
@@ -148,7 +148,7 @@ def path_mask(size: int, neurons: int, o: argparse.Namespace, make: Callable[...
 
 
 def optimizer(size: int, neurons: int, o: argparse.Namespace, make: Callable[..., Tensor]) -> dict[str, Any]:
-    """One step on keys and values of a layer, in float32."""
+    """Set up one optimizer step on a layer's keys and values, in float32."""
     rows = chosen(neurons, o.density, make)
     gradient = torch.zeros(2, neurons, size, device=rows.device)
     gradient[:, rows] = torch.randn(2, len(rows), size, device=rows.device)
@@ -180,13 +180,13 @@ KERNELS = {
 
 
 def chosen(neurons: int, density: float, make: Callable[..., Tensor]) -> Tensor:
-    """Neurons on a path, spread at random."""
+    """Draw the neurons on a path at random."""
     rows = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))[: round(density * neurons)]
     return rows.sort()[0].to(make(1).device)
 
 
 def timed(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each; they take turns."""
+    """Measure the median milliseconds of each way; the ways take turns."""
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 2):
         for name, way in ways.items():
@@ -205,7 +205,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def predicted(cost: Cost, chip: str) -> float:
-    """Milliseconds at a chip's peak."""
+    """Predict the milliseconds at a chip's peak."""
     peak, bandwidth = CHIPS[chip]
     return 1000 * max(cost[0] / peak, cost[1] / bandwidth)
 
@@ -213,7 +213,7 @@ def predicted(cost: Cost, chip: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--density", type=float, default=0.1)
-    parser.add_argument("--tokens", type=int, help="default: 16384 on a GPU, 1024 without")
+    parser.add_argument("--tokens", type=int, help="tokens to measure with (default: 16384 on a GPU, else 1024)")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "kernels.json")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Entity linking measured by hiding known anchors, on Wikipedia articles and on linked sentences.
+"""Measure entity linking by hiding known anchors, on Wikipedia articles and on linked sentences.
 
 python tools/bench/linking.py --wikidata5m DIR --excerpt DUMP --linked JSONL [--out docs/benchmarks]
 
 Prints a table and writes linking.json and linking.png. Statistics come from nine tenths of the documents (by a hash of
-their text), anchors are hidden in the rest; the articles are few, so that several tenths take their turn there.
+their text); anchors are hidden in the rest. There are few articles, so several tenths take turns as the held-out part.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ SYSTEMS = {
     "votes, TAGME's mean": LinkingOptions(coherence_weight=0.5),
 }
 START, END = "<!-- linking-table -->", "<!-- /linking-table -->"
-# English Wikipedia with Wikidata5M, for the extrapolation of memory.
+# English Wikipedia with Wikidata5M, to extrapolate memory.
 ENWIKI = {"phrases": 30e6, "candidates": 40e6, "entities": 7e6, "links": 100e6, "edges": 20e6}
 
 
 class World:
-    """Wikidata5M and a place for dictionaries."""
+    """Wikidata5M and a work folder for dictionaries."""
 
     def __init__(self, wikidata5m: Path, work: Path) -> None:
         self.folder, self.files, self.work = wikidata5m, find_wikidata5m(wikidata5m), work
@@ -69,7 +69,7 @@ class World:
         return read_names(self.files.entity, "Q")
 
     def dictionary(self, documents: list[Document], name: str) -> tuple[LinkDictionary, dict]:
-        """A dictionary with the statistics of `documents`, and the seconds of each step."""
+        """Build a dictionary with the statistics of `documents`; return it and the seconds of each step."""
         seconds, started = {}, time.perf_counter()
         count_anchors(documents).save(self.work / f"{name}-anchors")
         seconds["count_anchors"] = time.perf_counter() - started
@@ -83,7 +83,7 @@ class World:
 
 
 def read_corpus(path: Path, world: World, limit: int | None = None) -> list[Document]:
-    """The documents of a dump or of linked JSONL as `trelm prepare` reads them, with QID numbers."""
+    """Read the documents of a dump or of linked JSONL as `trelm prepare` does, with QID numbers."""
     out = world.work / path.name
     prepare(PrepareOptions(path, world.folder, "train", out, part=(1, 1)))
     chunks = sorted((world.work / f".{path.name}.partial" / "documents").iterdir())
@@ -101,7 +101,7 @@ def read_corpus(path: Path, world: World, limit: int | None = None) -> list[Docu
 
 
 def evaluate(world: World, name: str, documents: list[Document], folds: int, limit: int | None) -> dict:
-    """Results of every system with all and with half of the anchors hidden, on `limit` held-out documents at most."""
+    """Evaluate every system with all and half of the anchors hidden, on at most `limit` held-out documents."""
     results = {
         hidden: {system: LinkingEvaluation([LinkingScore(threshold) for threshold in THRESHOLDS]) for system in SYSTEMS}
         for hidden in (1.0, 0.5)
@@ -146,7 +146,7 @@ def as_json(found: LinkingEvaluation) -> dict:
 
 
 def memory(dictionary: LinkDictionary, sizes: dict[str, int]) -> dict:
-    """Bytes of the memory-mapped files per row of each kind, and what that makes for English Wikipedia."""
+    """Compute the bytes per row of the memory-mapped files, and extrapolate them to English Wikipedia."""
     kinds = {
         "phrases": ("phrases", "named", "words", "candidate_offsets", "link_probability"),
         "candidates": ("candidates", "commonness"),
@@ -173,7 +173,7 @@ def memory(dictionary: LinkDictionary, sizes: dict[str, int]) -> dict:
 
 
 def choose_threshold(articles: dict) -> float | None:
-    """The default of `LinkingOptions.minimum_rho`: the lowest at which nine in ten judged mentions are right."""
+    """Choose the default of `LinkingOptions.minimum_rho`: the lowest at which nine in ten judged mentions are right."""
     rows = articles["hidden"]["0.5"]["votes"]["scores"]
     return next((row["threshold"] for row in rows if row["precision"] >= 0.9), None)
 
@@ -194,7 +194,7 @@ def print_table(name: str, result: dict) -> None:
 
 
 def docs_table(report: dict) -> str:
-    """The three main systems at the default threshold, for docs/preparation.md."""
+    """Format the three main systems at the default threshold, for docs/preparation.md."""
     lines = [
         "| text, links hidden | system | precision | right span | right entity | recall | mentions/s per core |",
         "|---|---|---|---|---|---|---|",
@@ -214,14 +214,14 @@ def docs_table(report: dict) -> str:
 
 
 def write_docs(report: dict, path: Path) -> None:
-    """Puts the table into the docs, between its marks."""
+    """Replace the table in the docs, between its markers."""
     before = path.read_text()
     head, tail = before.partition(START)[0], before.partition(END)[2]
     path.write_text(f"{head}{START}\n{docs_table(report)}\n{END}{tail}")
 
 
 def plot(results: dict[str, dict], path: Path) -> None:
-    """Precision against recall, a panel per corpus and share of hidden anchors."""
+    """Plot precision against recall, one panel per corpus and share of hidden anchors."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -249,13 +249,13 @@ def plot(results: dict[str, dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wikidata5m", type=Path, required=True, help="folder with the Wikidata5M files")
-    parser.add_argument("--excerpt", type=Path, help="MediaWiki dump of a few articles")
+    parser.add_argument("--excerpt", type=Path, help="small MediaWiki dump")
     parser.add_argument("--linked", type=Path, help="linked JSONL")
-    parser.add_argument("--limit", type=int, help="read no more than so many lines of the linked JSONL")
+    parser.add_argument("--limit", type=int, help="most lines to read of the linked JSONL")
     parser.add_argument("--evaluate", type=int, default=4000, help="held-out lines of the linked JSONL to evaluate on")
-    parser.add_argument("--folds", type=int, default=10, help="tenths of the articles that take their turn")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where linking.json and .png go")
-    parser.add_argument("--docs", type=Path, help="page whose table is to be renewed (docs/preparation.md)")
+    parser.add_argument("--folds", type=int, default=10, help="number of tenths of the articles to hold out in turn")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder for linking.json and .png")
+    parser.add_argument("--docs", type=Path, help="page whose table to update (docs/preparation.md)")
     options = parser.parse_args()
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as work:

@@ -1,12 +1,12 @@
-"""How fast the loader delivers tokens on one core, beside plain webdataset and tokenising on the fly.
+"""Measure how fast the loader delivers tokens on one core, against plain webdataset and tokenising on the fly.
 
 python tools/bench/loader.py                                   the sample world
 python tools/bench/loader.py --source text.jsonl.gz --wikidata5m wikidata5m/ --tokenizer bert-base-uncased/
 
-Prepares two datasets from the source with `trelm prepare` in a temporary folder: short (a sequence per sentence) and
+Prepares two datasets from the source with `trelm prepare` in a temporary folder: short (one sequence per sentence) and
 long (512 tokens). Every contender delivers the same sequences as int64 tokens and cu_seqlens, in this process, on one
-thread; CPU time counts. Contenders take turns within each repeat. Prints the tables and writes them to docs/loader.md
-and, as JSON, to docs/benchmarks/loader.json.
+thread; rates are per second of CPU time. Contenders take turns within each repeat. Prints the tables and writes them to
+docs/loader.md and, as JSON, to docs/benchmarks/loader.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trelm_ds.batches import Annotator, Masker, StepBatches, StepDataset  # noqa: E402
+from trelm_ds.batches import Annotator, Masker, Step, StepDataset  # noqa: E402
 from trelm_ds.config import Config, MaskingConfig  # noqa: E402
 from trelm_ds.corpus import (  # noqa: E402
     TOKENIZER_FOLDER,
@@ -53,7 +53,7 @@ START, END = "<!-- loader-table -->", "<!-- /loader-table -->"
 
 
 def prepare_datasets(arguments: argparse.Namespace, work: Path) -> dict[str, Path]:
-    """The short and the long dataset."""
+    """Prepare the short and the long dataset."""
     source, graph, tokenizer = arguments.source, arguments.wikidata5m, arguments.tokenizer
     if source is None:
         run(ROOT / "tools" / "sample_world" / "generate.py", "--out", work / "world")
@@ -80,7 +80,7 @@ def run(*command: object) -> None:
 
 
 def join_lines(source: Path, out: Path, lines: int = 200) -> None:
-    """Linked JSONL whose documents are `lines` documents of the source in a row."""
+    """Write linked JSONL in which each document joins `lines` consecutive documents of the source."""
     texts: list[str] = []
     mentions: list[dict[str, Any]] = []
     length = 0
@@ -104,27 +104,37 @@ def join_lines(source: Path, out: Path, lines: int = 200) -> None:
 
 
 def no_masks(tokens: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the other contenders leave out as well."""
+    """Mask nothing, as the other contenders do."""
     return tokens, np.zeros(0, dtype=np.int64)
 
 
 def open_loader(
     dataset: Path, masker: Any = no_masks, ranks: int = 1, annotator: Annotator | None = None
 ) -> StepDataset:
-    """The loader of the first of `ranks` ranks."""
+    """Open the loader of the first of `ranks` ranks."""
     reader = ShardReader(dataset, WINDOW + BATCH * ranks // BLOCK_SEQUENCES + 8)
     order = SampleOrder(reader.block_sizes, 0, WINDOW)
     substitution = Substitution(reader, 0, 0.0)
-    return StepDataset(reader, order, masker, substitution, BATCH * ranks, BUDGET, 0, ranks, annotator)
+    return StepDataset(
+        reader=reader,
+        order=order,
+        masker=masker,
+        substitution=substitution,
+        global_batch_size=BATCH * ranks,
+        micro_batch_tokens=BUDGET,
+        rank=0,
+        world_size=ranks,
+        annotator=annotator,
+    )
 
 
 def read_steps(loader: StepDataset, steps: int) -> int:
-    """Reads; returns the number of tokens, queries about the text not counted."""
+    """Read steps; return the number of tokens without queries."""
     tokens = 0
     for step in range(steps):
         item = loader[step]
-        assert isinstance(item, StepBatches)
-        tokens += sum(int(batch.cu_seqlens[batch.sequences]) for batch in item.micro_batches)
+        assert isinstance(item, Step)
+        tokens += sum(int(batch.cu_seqlens[batch.n_sequences]) for batch in item.micro_batches)
     return tokens
 
 
@@ -135,7 +145,7 @@ def packed(sequences: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_plain_tars(loader: StepDataset, steps: int, folder: Path) -> list[str]:
-    """One tokenised sample per tar member group, the sequences of those steps in their order."""
+    """Write the sequences of those steps in their order, one tokenised sample per tar member."""
     import webdataset
 
     folder.mkdir()
@@ -168,7 +178,7 @@ def tokenize(texts: list[str], tokenizer: Any, longest: int) -> int:
 
 
 def contenders(dataset: Path, tokens: int, work: Path) -> Iterator[tuple[str, Callable[[], int]]]:
-    """(name, what delivers the sequences and returns their number of tokens)."""
+    """Yield (name, function that delivers the sequences and returns their number of tokens)."""
     first = open_loader(dataset)
     manifest = first.reader.manifest
     mean = manifest.n_tokens / manifest.n_sequences
@@ -179,7 +189,7 @@ def contenders(dataset: Path, tokens: int, work: Path) -> Iterator[tuple[str, Ca
     annotator = Annotator(dataset, Config(), info, starts, inverse_marker(tokenizer))
     urls = write_plain_tars(first, steps, work / f"plain-{dataset.name}")
     texts = texts_of(first, steps, tokenizer)
-    # A loader opened anew has no block decoded yet.
+    # Open each loader anew, so that no block is decoded yet.
     yield "loader", lambda: read_steps(open_loader(dataset), steps)
     yield "loader, with masks", lambda: read_steps(open_loader(dataset, masker), steps)
     yield KNOWLEDGE, lambda: read_steps(open_loader(dataset, masker, annotator=annotator), steps)
@@ -190,14 +200,14 @@ def contenders(dataset: Path, tokens: int, work: Path) -> Iterator[tuple[str, Ca
 
 
 def measure(dataset: Path, tokens: int, repeats: int, work: Path) -> dict[str, Any]:
-    """Tokens/s of CPU time of every contender, and the loader's lead over the last two, per repeat."""
+    """Measure each contender's tokens per second of CPU time, and the loader's ratio to the last two, per repeat."""
     running = list(contenders(dataset, tokens, work))
     rates: dict[str, list[float]] = {name: [] for name, _ in running}
     for repeat in range(repeats + 1):
         for name, call in running:
             started = time.process_time()
             delivered = call()
-            if repeat:  # the first round warms caches
+            if repeat:  # the first repeat warms caches
                 rates[name].append(delivered / (time.process_time() - started))
     ratios = {
         f"{name} / {other}": [a / b for a, b in zip(rates[name], rates[other], strict=True)]
@@ -216,14 +226,14 @@ def measure(dataset: Path, tokens: int, repeats: int, work: Path) -> dict[str, A
 
 
 def measure_resume(dataset: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds from opening the dataset to the first batch, at the start of an epoch and at 90% of it."""
+    """Measure the milliseconds from opening the dataset to the first batch, at the start and at 90% of an epoch."""
     found: dict[str, list[float]] = {"position 0": [], "90% of an epoch": []}
     last = int(0.9 * open_loader(dataset).order.n_samples) // BATCH
     for repeat in range(5 * repeats + 1):
         for name, step in zip(found, (0, last), strict=True):
             started = time.perf_counter()
             item = open_loader(dataset)[step]
-            assert isinstance(item, StepBatches)
+            assert isinstance(item, Step)
             if repeat:
                 found[name].append(1000 * (time.perf_counter() - started))
     return {name: spread(values) for name, values in found.items()}
@@ -234,7 +244,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Both tables in Markdown, with a line that says where the figures come from."""
+    """Format the tables as Markdown, with a line on the origin of the figures."""
     sets = result["datasets"]
     heads = [f"{name}: mean {about['mean_tokens']:.0f} tokens" for name, about in sets.items()]
     rows = [f"| million tokens/s per core | {' | '.join(heads)} |", "|---" * (1 + len(sets)) + "|"]
@@ -264,13 +274,13 @@ def device() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="what `trelm prepare` reads (default: the sample world)")
-    parser.add_argument("--wikidata5m", type=Path, help="folder, with --source")
-    parser.add_argument("--tokenizer", default="train", help="folder, or 'train'")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="to read in each measurement")
+    parser.add_argument("--source", type=Path, help="source for `trelm prepare` (default: the sample world)")
+    parser.add_argument("--wikidata5m", type=Path, help="Wikidata5M folder; required with --source")
+    parser.add_argument("--tokenizer", default="train", help="tokenizer folder, or 'train'")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read in each measurement")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs", help="folder of benchmarks/loader.json and loader.md"
+        "--out", type=Path, default=ROOT / "docs", help="folder for benchmarks/loader.json and loader.md"
     )
     arguments = parser.parse_args()
     if (arguments.source is None) != (arguments.wikidata5m is None):

@@ -1,4 +1,4 @@
-"""Finding phrases in text: candidates for the linker's dictionary compared. Used by linking.py."""
+"""Comparison of data structures that find the linker's phrases in text. Used by linking.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trelm_ds.corpus.linking.text import MAXIMUM_LENGTH, boundaries, is_phrase, 
 
 
 def compare_lookups(names: Iterator[tuple[int, list[str]]], texts: list[str]) -> dict:
-    """Bytes per phrase and characters per second (one process) of each structure, and the occurrences it found."""
+    """Measure bytes per phrase, characters per second (one process) and occurrences found, for each structure."""
     spellings = (phrase_of(name) for _, all_names in names for name in all_names)
     phrases = sorted({phrase for phrase in spellings if is_phrase(phrase)})
     prepared = [(text, *boundaries(text)) for text in (normalize(text).text for text in texts)]
@@ -50,9 +50,9 @@ def _marisa(phrases: list[str], texts: list) -> tuple[int, float, int]:
 
 
 def _hashes(phrases: list[str], texts: list, longest: int = 8) -> tuple[int, float, int]:
-    """Hashes of word n-grams, looked up in a sorted array: 8 bytes a phrase and an array of numbers per phrase beside.
+    """Look up hashes of word n-grams in a sorted array: 8 bytes per phrase, not counting an array of phrase numbers.
 
-    A span's hash comes from prefix sums of powers (odd base modulo 2^64), so that no n-gram is ever spelled out.
+    A span's hash is computed from prefix sums of powers (odd base modulo 2^64), so no n-gram is ever built as a string.
     """
     base = np.uint64(0x9E3779B97F4A7C15)
     reach = 1 + max(len(text) for text, _, _ in texts)

@@ -1,10 +1,10 @@
-"""The memory bank's look-up and update on gloo ranks of this machine, and its size by rank at the paper's scale.
+"""Measure the memory bank's look-up and update on local gloo ranks, and its size per rank at the paper's scale.
 
 python tools/bench/memory.py [--rows 500000 --size 768 --step-rows 2000 --out docs/benchmarks]
 
-Prints a table and writes memory.json. Every rank asks for its own rows, drawn from all, and sends sums for them, as a
-step of training does; on one rank nothing travels. Ranks on one machine share its cores and memory, so times show what
-the exchange costs there, not what a network would.
+Prints a table and writes memory.json. Each rank looks up its own rows, drawn from the whole bank, and sends sums for
+them, as a training step does; on one rank nothing is exchanged. Ranks on one machine share its cores and memory, so the
+times show the cost of the exchange there, not on a network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WARM_UP = 3
 
 
 def bytes_sent(rows: Tensor, bank: MemoryBank, group: TableGroup) -> dict[str, int]:
-    """Bytes that travel for a rank's look-up and update of `rows`; it serves others with about as many."""
+    """Count the bytes exchanged for a rank's look-up and update of `rows`; it serves others with about as many."""
     elsewhere = int((rows % group.world_size != group.rank).sum())
     row_number, counts = 8, 8
     values = bank.table.width * bank.table.local.element_size()
@@ -45,7 +45,7 @@ def bytes_sent(rows: Tensor, bank: MemoryBank, group: TableGroup) -> dict[str, i
 
 
 def time_steps(bank: MemoryBank, group: TableGroup, step_rows: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each step's look-up and update, and the bytes of the last."""
+    """Measure the seconds of each step's look-up and update, and count the bytes of the last step."""
     draw = torch.Generator().manual_seed(group.rank)
     sums = torch.randn(step_rows, bank.size, generator=draw)
     ones = torch.ones(step_rows, dtype=torch.int64)
@@ -53,7 +53,7 @@ def time_steps(bank: MemoryBank, group: TableGroup, step_rows: int, repeats: int
     for _ in range(WARM_UP + repeats):
         rows = torch.randperm(bank.table.n_rows, generator=draw)[:step_rows].sort().values
         for name in seconds:
-            group.sum(torch.zeros(1))  # all ranks start together
+            group.sum(torch.zeros(1))  # synchronize the ranks
             started = time.perf_counter()
             if name == "lookup":
                 bank.start_lookup(rows).wait()
@@ -85,7 +85,7 @@ def rank_main(rank: int, world_size: int, port: int, arguments: argparse.Namespa
 
 
 def measure(world_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rank 0's times, on `world_size` ranks."""
+    """Measure on `world_size` ranks; return rank 0's times."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,11 +93,11 @@ def measure(world_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     running = mp.spawn(rank_main, (world_size, port, arguments, queue), world_size, join=False)
     while not running.join():
         pass
-    return queue.get()  # short enough to have waited in the pipe
+    return queue.get()  # small enough to fit in the pipe's buffer
 
 
 def bank_sizes(size: int) -> list[dict[str, Any]]:
-    """Bytes of the bank at the paper's scale, without allocating it."""
+    """Compute the bank's bytes at the paper's scale, without allocating it."""
     sizes = []
     for dtype in ("fp32", "bf16"):
         for ranks in (8, 64):
@@ -115,7 +115,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def summary(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row per format, number of ranks and call; the ratio is to one rank in the same round."""
+    """Make one row per dtype, number of ranks and call; ratios are to one rank in the same round."""
     rows = []
     for dtype in ("fp32", "bf16"):
         for call in ("lookup", "update"):
@@ -130,7 +130,7 @@ def summary(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Both tables in Markdown, with a line that says where the figures come from."""
+    """Format both tables as Markdown, with a line on the origin of the figures."""
     lines = ["| call | ranks | ms a step | times one rank | MB for a rank |", "|---|---|---|---|---|"]
     for row in result["calls"]:
         times = " | ".join(_cell(row[key]) for key in ("ms", "ratio_to_one_rank"))
@@ -159,13 +159,13 @@ def device() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=500_000, help="of the bank")
+    parser.add_argument("--rows", type=int, default=500_000, help="rows of the bank")
     parser.add_argument("--size", type=int, default=768, help="D")
-    parser.add_argument("--step-rows", type=int, default=2000, help="distinct rows of a step on each rank")
-    parser.add_argument("--repeats", type=int, default=20, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="each of all numbers of ranks, one after another")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="the first must be 1")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of memory.json")
+    parser.add_argument("--step-rows", type=int, default=2000, help="distinct rows per step and rank")
+    parser.add_argument("--repeats", type=int, default=20, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all numbers of ranks in turn")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks; the first must be 1")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder for memory.json")
     arguments = parser.parse_args()
     if arguments.ranks[0] != 1:
         parser.error("--ranks: the first must be 1, which the others are compared with")

@@ -1,12 +1,12 @@
-"""What TRELM's objectives cost: step time of each, part by part, relative to plain MLM in the same run.
+"""Measure what TRELM's objectives cost: the step time with each part, relative to plain MLM in the same run.
 
-Without knowledge routing, of which tools/bench/step.py measures what it saves.
+Knowledge routing is off; tools/bench/step.py measures what it saves.
 
 python tools/bench/objectives.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
     [--out docs/benchmarks/objectives.json] [--trainer.global_batch_size 32 ...]
 
-All models live in one process and take turns, step by step, so that whatever else the machine does meets all of them.
-Reading is timed apart: a run with loader.workers does it beside the step.
+All models are in one process and take turns, step by step, so that other load on the machine affects all of them alike.
+Reading is timed separately, because a run with loader.workers reads during the step.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from trelm_ds.config import Config, SelectionConfig
 from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-WARM_UP = 2  # steps of each, not counted
+WARM_UP = 2  # first steps of each, not counted
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """Objectives by what is added to plain MLM."""
+    """Build the configs to compare, by what they add to plain MLM."""
     config = replace(config, routing=replace(config.routing, enabled=False))
     off = replace(config.memory, enabled=False)
     nothing = replace(config.cka, decoder="none")
@@ -63,11 +64,11 @@ def variants(config: Config) -> dict[str, Config]:
 
 
 class Timed:
-    """A trainer whose steps and reading are timed apart."""
+    """A trainer whose steps and reading are timed separately."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer, self._loader = trainer, trainer.reader.loader
-        trainer.reader.loader = self  # type: ignore[assignment]  # its steps are taken from here
+        trainer.reader.loader = self  # type: ignore[assignment]  # the trainer reads through this object
         self.steps: list[float] = []
         self.reading: list[float] = []
         self.tokens: list[int] = []
@@ -80,24 +81,24 @@ class Timed:
         return read
 
     def step(self) -> None:
-        """One optimizer step."""
+        """Take and time one optimizer step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        self._trainer._train_step()
+        self._trainer.train_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.steps.append(time.perf_counter() - begun - self.reading[-1])
 
 
 def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of a step and of its reading, and tokens, by variant."""
+    """Measure each variant's median seconds per step and for reading, and its tokens per step."""
     ranks = connect()
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             timed = {}
             for number, (name, variant) in enumerate(variants(config).items()):
-                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer = build_run(variant, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
             for _ in range(WARM_UP + rounds):
@@ -151,7 +152,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
-    options.add_argument("--rounds", type=int, default=5, help="steps of each objective that count")
+    options.add_argument("--rounds", type=int, default=5, help="steps to measure per objective")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "objectives.json")
     own, settings = options.parse_known_args()
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)

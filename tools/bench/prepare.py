@@ -1,10 +1,10 @@
-"""How fast `trelm prepare` works on one core, stage by stage, and how its memory grows with the input.
+"""Measure how fast `trelm prepare` works on one core, stage by stage, and how its memory grows with the input.
 
 python tools/bench/prepare.py --excerpt DUMP --linked JSONL --wikidata5m DIR --tokenizer DIR [--repeats 3]
 
-Rates are per second of CPU time of one process. Memory is the largest resident size of any process of the real command
-at 1, 4 and 16 times the excerpt (as numbered parts). Prints the tables, writes them to docs/preparation.md and, as
-JSON, to docs/benchmarks/prepare.json with a projection to all of English Wikipedia.
+Rates are per second of CPU time of one process. Memory is the peak resident size of the largest process of the real
+command, at 1, 4 and 16 times the excerpt (as numbered parts). Prints the tables and writes them to docs/preparation.md
+and, as JSON, to docs/benchmarks/prepare.json, with a projection to all of English Wikipedia.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from trelm_ds.knowledge import KnowledgeGraph, find_wikidata5m, read_names, read
 COPIES = (1, 4, 16)
 CHUNK_MB = 2.0
 STAGES = ("_documents", "_encoded_names", "_linker", "_sequences", "_assemble")
-# English Wikipedia's pages-articles and Wikidata5M, from their publishers' pages; rounded.
+# Sizes of English Wikipedia's pages-articles and Wikidata5M, from their publishers' pages, rounded.
 ENWIKI = {"xml_mb": 95_000, "triples": 20_614_279, "entity_lines": 4_815_483, "characters": 20e9, "tokens": 4.5e9}
 CORES = 64
 START, END = "<!-- prepare-table -->", "<!-- /prepare-table -->"
@@ -48,7 +48,7 @@ START, END = "<!-- prepare-table -->", "<!-- /prepare-table -->"
 def stage_seconds(
     source: Path, options: argparse.Namespace, work: Path, **changes: Any
 ) -> tuple[dict[str, float], Any]:
-    """CPU seconds of every stage of one preparation in this process, and the manifest."""
+    """Prepare once in this process; return the CPU seconds of every stage, and the manifest."""
     seconds: dict[str, float] = {}
 
     class Timed(pipeline.Pipeline):
@@ -79,7 +79,7 @@ def stage_seconds(
 
 
 def measure_text(options: argparse.Namespace, work: Path) -> dict[str, list[float]]:
-    """Rates of the stages on text."""
+    """Measure the rates of the stages that process text."""
     with open_binary(options.excerpt) as stream:
         xml_mb = len(stream.read()) / 1e6
     entity_lines = sum(1 for _ in read_names(find_wikidata5m(options.wikidata5m).entity, "Q"))
@@ -105,7 +105,7 @@ def measure_text(options: argparse.Namespace, work: Path) -> dict[str, list[floa
 
 
 def measure_graph(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Rates of reading Wikidata5M."""
+    """Measure the rates of reading Wikidata5M."""
     files = find_wikidata5m(options.wikidata5m)
     rates: dict[str, list[float]] = {"triples/s, read, sorted, CSR": [], "entity lines/s, names read": []}
     for _ in range(options.repeats):
@@ -119,7 +119,7 @@ def measure_graph(options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def measure_memory(options: argparse.Namespace, work: Path) -> list[dict[str, float]]:
-    """Peak resident MB of the real command's largest process, with one and with two processes."""
+    """Measure the peak resident MB of the real command's largest process, with one and two workers."""
     rows = []
     for copies in COPIES:
         source = work / f"x{copies}"
@@ -139,7 +139,7 @@ def measure_memory(options: argparse.Namespace, work: Path) -> list[dict[str, fl
 
 
 def peak_of(command: list[str]) -> float:
-    """Peak resident MB of the largest process of a command."""
+    """Run a command and return the peak resident MB of its largest process."""
     script = (
         "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, "
         "stderr=subprocess.DEVNULL).returncode; print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -152,7 +152,7 @@ def peak_of(command: list[str]) -> float:
 
 
 def project(rates: dict[str, float]) -> dict[str, float]:
-    """Hours for English Wikipedia with Wikidata5M: what is divided among the cores, and what is not."""
+    """Project the hours for English Wikipedia with Wikidata5M, for parallel and serial stages."""
     core_seconds = {
         "reading and parsing": ENWIKI["xml_mb"] / rates["dump: MB of XML/s, read and parsed"],
         "tokenising": ENWIKI["tokens"] / rates["dump: tokens/s, tokenised"],
@@ -196,7 +196,7 @@ def tables(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--excerpt", type=Path, required=True, help="a MediaWiki dump, some MB")
+    parser.add_argument("--excerpt", type=Path, required=True, help="MediaWiki dump of a few MB")
     parser.add_argument("--linked", type=Path, required=True, help="linked JSONL")
     parser.add_argument("--wikidata5m", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)

@@ -1,8 +1,8 @@
-"""Recipes against each other: pre-trains each with several seeds at equal steps, probes it for facts; JSON and plot.
+"""Compare recipes: pre-train each with several seeds for equal steps, probe it for facts, and write JSON and plots.
 
 python tools/bench/recipes.py --work WORK [--world sample|trex] [--seeds 0 1 2] [--jobs 2] [--only NAME ...]
 
-Everything runs through the `trelm` command. Stop it at any time: finished runs are kept, the others are continued.
+Everything runs through the `trelm` command. It may be stopped at any time: finished runs are kept, others resume.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ SAMPLE_SHAPE = [
 ]
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
-# name -> recipe file, overrides. Ablations have no routing either, so they stand beside TRELM without it.
+# name -> recipe file, overrides. Ablations also run without routing, so compare them with TRELM without routing.
 _DENSE = ["--routing.enabled", "false"]
 SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
     "mlm": ("mlm", []),
     "dkplm": ("dkplm", []),
+    "kepler": ("kepler", []),
     "trelm": ("trelm", []),
     "trelm, without routing": ("trelm_without_routing", []),
     "trelm, without injection": ("trelm_without_injection", _DENSE),
@@ -68,7 +69,7 @@ TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm", "trel
 
 @dataclass
 class World:
-    """A dataset with its probes, and how recipes are run on it."""
+    """A dataset with its probes, and the recipes to run on it."""
 
     dataset: Path
     lama: Path
@@ -77,7 +78,7 @@ class World:
 
 
 def run(log: Path, *command: str) -> None:
-    """One command; its output goes to `log`, of which the end is shown where it fails."""
+    """Run a command with its output in `log`; show the end of the log if it fails."""
     with log.open("a") as stream:
         done = subprocess.run(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
@@ -89,7 +90,7 @@ def trelm(log: Path, *arguments: str) -> None:
 
 
 def sample_world(work: Path) -> World:
-    """The built-in world, prepared as the quickstart does."""
+    """Prepare the built-in world as the quickstart does."""
     log, world, dataset = work / "prepare.log", work / "world", work / "dataset"
     if not (world / "lama").is_dir():
         run(log, sys.executable, str(ROOT / "tools" / "sample_world" / "generate.py"), "--out", str(world))
@@ -99,7 +100,7 @@ def sample_world(work: Path) -> World:
 
 
 def trex(work: Path, start_steps: int) -> World:
-    """LAMA's T-REx evidence and graph; all recipes continue one model that plain MLM has trained."""
+    """Prepare LAMA's T-REx evidence and graph, and the plain MLM model that all recipes continue."""
     log, dataset, start = work / "prepare.log", work / "dataset", work / "start"
     text = ["--source", str(SHARED / "corpus" / "trex_linked.jsonl.gz"), "--wikidata5m", str(SHARED / "wikidata5m")]
     shape = ["--tokenizer", "train", "--vocab-size", "8000", "--max-length", "64"]
@@ -117,7 +118,7 @@ def trex(work: Path, start_steps: int) -> World:
 
 
 def _with_tiers(source: Path, target: Path, dataset: Path) -> None:
-    """LAMA's probes with a tier each: whether the corpus mentions the subject less often than an average entity."""
+    """Copy LAMA's probes with a tier added: whether the corpus mentions the subject less often than the mean entity."""
     qids, counts = (np.load(dataset / "entities" / f"{name}.npy") for name in ("qids", "counts"))
     times = dict(zip(qids.tolist(), counts.tolist(), strict=True))
     staging = target.with_name(".lama.partial")
@@ -133,7 +134,7 @@ def _with_tiers(source: Path, target: Path, dataset: Path) -> None:
 
 
 def check_settings(run_folder: Path, settings: list[str]) -> None:
-    """Refuses a run of that name that was made with other settings; those of the model are the start model's."""
+    """Exit if the run exists with other settings; settings of the model are those of the start model."""
     made = run_folder / "config.yaml"
     if not made.is_file():
         return
@@ -141,7 +142,7 @@ def check_settings(run_folder: Path, settings: list[str]) -> None:
     wanted = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for section, values in yaml.safe_load(made.read_text()).items():
         for name, value in values.items():
-            now = wanted.get(section, {}).get(name, value)  # a setting that there is no more
+            now = wanted.get(section, {}).get(name, value)  # default: the setting no longer exists
             if section != "model" and now != value:
                 raise SystemExit(
                     f"{run_folder}: made with {section}.{name} {value}, now {now}; remove it, or another --work"
@@ -149,7 +150,7 @@ def check_settings(run_folder: Path, settings: list[str]) -> None:
 
 
 def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
-    """Trains, exports and probes one run, or what of it is missing; returns its folder."""
+    """Train, export and probe one run, or do what is missing; return its folder."""
     recipe, overrides = world.plan[name]
     folder = runs / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
 
 
 def percents(folder: Path, key: str) -> dict[str, float]:
-    """`p_at_1` or `majority_baseline` of a run's probes in percent, by tier and in all."""
+    """Read `p_at_1` or `majority_baseline` of a run's probes in percent, by tier and over all."""
     result = json.loads((folder / "lama.json").read_text())
     return {tier: 100 * score[key] for tier, score in (result["tiers"] | {"all": result}).items()}
 
@@ -180,9 +181,9 @@ def log_points(folder: Path) -> list[dict[str, float]]:
 
 
 def curve(folders: list[Path]) -> dict[str, list[float]]:
-    """MLM loss of the first seed at every log point, by step and by seconds of training.
+    """Read the first seed's MLM loss at every log point, by step and by seconds of training.
 
-    Seconds are at the fastest seed's median speed: the others shared the machine with more.
+    Seconds assume the fastest seed's median speed, because other seeds shared the machine with more load.
     """
     points = log_points(folders[0])
     batch = yaml.safe_load((folders[0] / "run" / "config.yaml").read_text())["trainer"]["global_batch_size"]
@@ -193,7 +194,7 @@ def curve(folders: list[Path]) -> dict[str, list[float]]:
 
 
 def report(found: dict[str, list[Path]], steps: int, seeds: list[int]) -> dict[str, Any]:
-    """Mean and spread over the seeds, every single figure, and the curves of the first seed."""
+    """Collect mean and spread over the seeds, every single figure, and the curves of the first seed."""
     recipes = {}
     for name, folders in found.items():
         each = [percents(folder, "p_at_1") for folder in folders]
@@ -236,7 +237,7 @@ def origin(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of P@1 by tier with the range over the seeds; MLM loss by step and by time."""
+    """Plot P@1 by tier with the range over the seeds, and MLM loss by step and by time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -272,10 +273,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--world", choices=("sample", "trex"), default="sample")
     parser.add_argument("--work", type=Path, required=True, help="folder for dataset and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="of every run (default: sample 2200, trex 600)")
-    parser.add_argument("--start-steps", type=int, default=1500, help="trex: of the model that all continue")
+    parser.add_argument("--steps", type=int, help="steps of every run (default: sample 2200, trex 600)")
+    parser.add_argument(
+        "--start-steps", type=int, default=1500, help="trex: steps of the model that all recipes continue"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--only", nargs="+", help="names of the plan")
+    parser.add_argument("--only", nargs="+", help="names of the recipes to run (default: all)")
     parser.add_argument("--out", type=Path, help="default: docs/benchmarks/recipes_WORLD.json")
     return parser.parse_args()
 

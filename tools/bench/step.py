@@ -1,9 +1,9 @@
-"""A whole training step with routing beside a dense one, attribution included, and what counting FLOPs predicts.
+"""Compare a whole training step with routing, attribution included, with a dense one and with a count of FLOPs.
 
 python tools/bench/step.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
     [--out docs/benchmarks/step.json] [--trainer.global_batch_size 32 ...]
 
-All models live in one process and take turns, step by step. Attribution is timed in steps of its own and spread over
+All models are in one process and take turns, step by step. Attribution is timed in separate steps and spread over
 routing.refresh_every steps.
 """
 
@@ -30,14 +30,18 @@ from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.trainer import Trainer
+from trelm_ds.training.build import build_run
+from trelm_ds.training.routing import Routing
 
 ROOT = Path(__file__).resolve().parents[2]
-WARM_UP = 2  # steps of each, not counted
+WARM_UP = 2  # first steps of each, not counted
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """Dense, and routed in both ways; refreshed once, in the warm-up, by all facts: a sample of few may hold none."""
+    """Build the dense and both routed configs.
+
+    Paths are refreshed once, during warm-up, with all facts, because a small sample may hold none.
+    """
     once = replace(config.routing, enabled=True, refresh_every=1 << 30, start_step=0, sample_fraction=1.0)
     return {
         "dense": replace(config, routing=replace(config.routing, enabled=False)),
@@ -48,17 +52,16 @@ def variants(config: Config) -> dict[str, Config]:
 
 
 def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds of a step by variant, and of one refresh of the paths."""
+    """Measure the median seconds of a step by variant, and of one refresh of the paths."""
     ranks = connect()
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             timed = {}
             for number, (name, variant) in enumerate(variants(config).items()):
-                trainer = Trainer(variant, str(data), Path(folder) / str(number), ranks, signals)
+                trainer = build_run(variant, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
-            refreshing = trainer.routing  # of the last variant
-            assert refreshing is not None
+            refreshing = trainer.component(Routing)  # of the last variant
             refreshes = []
             for _ in range(WARM_UP + rounds):
                 for one in timed.values():
@@ -73,27 +76,27 @@ def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], 
 
 
 def predicted(config: Config, sequence: float, vocabulary: int) -> dict[str, float]:
-    """Relative step by FLOPs alone: forward, gradients by inputs, gradients by weights, of the matrix products.
+    """Predict the relative step time by the FLOPs of the matrix products: forward, input and weight gradients.
 
     Args:
-        config: sizes and density.
-        sequence: tokens that a token attends to.
-        vocabulary: V.
+        config: model sizes and path density.
+        sequence: number of tokens that a token attends to.
+        vocabulary: vocabulary size V.
     """
     model = config.model
     size, neurons, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
     memory, projections, scores = 4 * size * neurons, 8 * size * size, 4 * sequence * size
     head = config.masking.probability * (2 * size * size + 2 * size * vocabulary)
-    dense = 3 * (layers * (memory + projections + scores) + head)  # scores have no weights, but two inputs each
+    dense = 3 * (layers * (memory + projections + scores) + head)  # scores have no weights but two inputs each
     routed = dense - (1 - config.routing.density) * layers * memory
-    frozen = routed - layers * projections - head - (projections + 2 * scores) - memory / 2  # nothing below layer 0
+    frozen = routed - layers * projections - head - (projections + 2 * scores) - memory / 2  # backward ends in layer 0
     return {"routed, all": routed / dense, "routed, ffn_only": frozen / dense}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
-    options.add_argument("--rounds", type=int, default=5, help="steps of each that count")
+    options.add_argument("--rounds", type=int, default=5, help="steps to measure per variant")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "step.json")
     own, settings = options.parse_known_args()
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
@@ -101,7 +104,7 @@ def main() -> None:
     always = ["--tracking.enabled", "false", "--loader.workers", "0"]
     config = parse(parser, [*settings, *always])[0]
     steps, whole = measure(config, own.data, own.rounds)
-    refresh = config.routing.sample_fraction * whole  # the facts of a sample, of all that were measured
+    refresh = config.routing.sample_fraction * whole  # scale from all facts to those of a sample
     manifest = Manifest.load(own.data)
     model = predicted(config, manifest.n_tokens / manifest.n_sequences, manifest.tokenizer["vocab_size"])
     dense, every = steps["dense"], config.routing.refresh_every

@@ -1,9 +1,10 @@
-"""What each strategy of Figure 3 keeps of a corpus: prepares it, scores its mentions, counts; JSON, table and plot.
+"""Measure what each strategy of Figure 3 keeps of a corpus: prepare it, score its mentions, count.
 
 python tools/bench/strategies.py --source trex_linked.jsonl.gz --wikidata5m wikidata5m/ --tokenizer bert-base-uncased/ \
     --model BACKBONE --work WORK [--scope all] [--out docs/benchmarks/strategies.json]
 
-Stop it at any time; the same command continues from the shards that are scored.
+Writes JSON and a plot and prints a table. It may be stopped at any time; the same command continues with the shards
+that are not scored yet.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from trelm_ds.config import SelectionConfig
 from trelm_ds.corpus import PrepareOptions, prepare
 from trelm_ds.importance import (
     ScoreOptions,
@@ -29,28 +31,27 @@ from trelm_ds.importance import (
     plot_strategies,
     score_dataset,
 )
-from trelm_ds.knowledge import Selection
 from trelm_ds.model import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 1.0)
-SHARD_MB = 1  # many small shards, so that little is lost when the scoring is stopped
+SHARD_MB = 1  # many small shards, so that little is lost if scoring is stopped
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="as of `trelm prepare`")
-    parser.add_argument("--wikidata5m", type=Path, required=True, help="as of `trelm prepare`")
-    parser.add_argument("--tokenizer", required=True, help="as of `trelm prepare`")
-    parser.add_argument("--model", type=Path, required=True, help="as of `trelm importance`")
-    parser.add_argument("--scope", choices=("long_tail", "all"), default="long_tail", help="as of `trelm importance`")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the dataset")
+    parser.add_argument("--source", type=Path, required=True, help="see `trelm prepare`")
+    parser.add_argument("--wikidata5m", type=Path, required=True, help="see `trelm prepare`")
+    parser.add_argument("--tokenizer", required=True, help="see `trelm prepare`")
+    parser.add_argument("--model", type=Path, required=True, help="see `trelm importance`")
+    parser.add_argument("--scope", choices=("long_tail", "all"), default="long_tail", help="see `trelm importance`")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the dataset, kept between runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "strategies.json")
     return parser.parse_args()
 
 
 def speed(result: ScoreResult) -> dict[str, Any] | None:
-    """How fast this call scored; None where an earlier one had done all of it."""
+    """Compute how fast this call scored; None if an earlier call had scored everything."""
     if not result.counts:
         return None
     scored = result.counts["scored"]
@@ -73,8 +74,8 @@ def main() -> None:
         PrepareOptions(options.source, options.wikidata5m, options.tokenizer, dataset, shard_mb=SHARD_MB)
     )
     scored = score_dataset(ScoreOptions(dataset, options.model, scope=options.scope))
-    by_quantile = {quantile: compare_strategies(dataset, Selection(quantile=quantile)) for quantile in QUANTILES}
-    shown = by_quantile[Selection().quantile]
+    by_quantile = {quantile: compare_strategies(dataset, SelectionConfig(quantile=quantile)) for quantile in QUANTILES}
+    shown = by_quantile[SelectionConfig().quantile]
     content = {
         "device": device(),
         "versions": {name: version(name) for name in ("torch", "numpy", "transformers", "tokenizers")},

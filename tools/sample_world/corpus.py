@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 
 from world import OFTEN, ONCE, Entity, Fact, World
 
-MOST_STATEMENTS, FEWEST_STATEMENTS = 30, 6  # of an `often` fact
+MOST_STATEMENTS, FEWEST_STATEMENTS = 30, 6  # statements of an `often` fact
 ZIPF_EXPONENT = 0.09
-TWICE_SHARE = 0.3  # of the `once` facts are stated twice
-MIN_ANSWER_MENTIONS = 3  # so that a trained tokenizer keeps an answer word whole
+TWICE_SHARE = 0.3  # share of the `once` facts that are stated twice
+MIN_ANSWER_MENTIONS = 3  # enough for a trained tokenizer to keep an answer in one piece
 ALMANAC_PAGE_SENTENCES = 12
-MAX_ARTICLE_STATEMENTS = 8  # of facts whose object the article is about
-ALIAS_SHARE, REDIRECT_SHARE = 0.04, 0.06  # of mentions: shown as an alias; linked through a redirect
+MAX_ARTICLE_STATEMENTS = 8  # most statements of facts whose object is the article's subject
+ALIAS_SHARE, REDIRECT_SHARE = 0.04, 0.06  # shares of mentions shown as an alias, and linked through a redirect
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One corpus sentence; `fact` is None where it only says what kind of thing its entity is."""
+    """One corpus sentence; `fact` is None if it only says what kind of thing its entity is."""
 
     wikitext: str
     plain: str
@@ -38,7 +38,7 @@ class Article:
 
 
 def render_mention(entity: Entity, at_start: bool, rng: random.Random) -> tuple[str, str]:
-    """Wikitext and plain text of one linked mention: direct, through a redirect, or shown as an alias."""
+    """Return wikitext and plain text of a linked mention: direct, through a redirect, or shown as an alias."""
     draw = rng.random()
     alias = rng.choice(entity.aliases) if entity.aliases else None
     target = surface = entity.label
@@ -72,7 +72,7 @@ def untokenize(text: str) -> str:
 
 
 def statement_counts(facts: list[Fact], rng: random.Random) -> list[tuple[Fact, int]]:
-    """How often each fact is stated: Zipf over the `often` facts, once or twice for `once`."""
+    """Decide how often each fact is stated: Zipf over the `often` facts, once or twice for `once`."""
     often = [fact for fact in facts if fact.tier == OFTEN]
     rng.shuffle(often)
     counts = [
@@ -83,16 +83,16 @@ def statement_counts(facts: list[Fact], rng: random.Random) -> list[tuple[Fact, 
 
 
 def state_fact(fact: Fact, count: int, rng: random.Random) -> list[Sentence]:
-    """`count` sentences that state a fact, all templates in turn."""
+    """Write `count` sentences that state a fact, cycling through its templates."""
     templates = list(fact.relation.templates)
     rng.shuffle(templates)
     return [make_sentence(templates[i % len(templates)], fact.subject, fact, rng) for i in range(count)]
 
 
 def build_articles(world: World, seed: int) -> list[Article]:
-    """All articles: one per entity, then almanac pages with the remaining sentences.
+    """Build all articles: one per entity, then almanac pages with the remaining sentences.
 
-    No article states a fact twice: a model could otherwise copy the answer from a neighbouring sentence.
+    No article states a fact twice; otherwise a model could copy the answer from a neighbouring sentence.
     """
     rng = random.Random(f"corpus-{seed}")
     articles = {label: Article(entity.title, entity) for label, entity in world.entities.items()}
@@ -114,7 +114,7 @@ def build_articles(world: World, seed: int) -> list[Article]:
 
 
 def answer_padding(world: World, sentences: list[Sentence], rng: random.Random) -> list[list[Sentence]]:
-    """Type sentences for answers that occur too rarely; one group per answer."""
+    """Write type sentences for answers that occur too rarely, one group per answer."""
     seen = Counter(label for sentence in sentences for label in sentence.entities)
     groups = []
     for answer in dict.fromkeys(fact.object for fact in world.facts):
@@ -125,7 +125,7 @@ def answer_padding(world: World, sentences: list[Sentence], rng: random.Random) 
 
 
 def almanac_pages(groups: list[list[Sentence]], rng: random.Random) -> list[Article]:
-    """Spread sentences over pages; the sentences of one group go to different pages."""
+    """Spread sentences over pages; sentences of one group go to different pages."""
     total = sum(len(group) for group in groups)
     pages = [Article(f"Almanac page {i + 1}") for i in range(max(MOST_STATEMENTS, total // ALMANAC_PAGE_SENTENCES))]
     for group in groups:

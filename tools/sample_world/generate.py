@@ -21,7 +21,7 @@ from corpus import Article, Sentence, build_articles
 from mediawiki import render_export
 from world import TIERS, Fact, World, load_world
 
-MARKER = "sample_world.json"  # marks a folder as ours: only such a folder is ever replaced
+MARKER = "sample_world.json"  # marks a folder as ours; only such a folder is replaced
 MAX_EVIDENCES = 2
 LONG_TAIL = 5  # an entity in at most this many sentences counts as long tail
 
@@ -33,14 +33,14 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def write_wiki(folder: Path, articles: list[Article], seed: int) -> None:
-    """The dump."""
+    """Write the MediaWiki dump."""
     folder.mkdir()
     export = render_export(articles, seed).encode()
     (folder / "sampleworld-pages-articles.xml.bz2").write_bytes(bz2.compress(export))
 
 
 def write_graph(folder: Path, world: World) -> None:
-    """All facts and names, as Wikidata5M lays them out."""
+    """Write all facts and names in the layout of Wikidata5M."""
     triples = [f"{fact.subject.qid}\t{fact.relation.pid}\t{fact.object.qid}" for fact in world.facts]
     names, texts = [], []
     for entity in world.entities.values():
@@ -56,7 +56,7 @@ def write_graph(folder: Path, world: World) -> None:
 
 
 def write_lama(folder: Path, world: World, sentences: list[Sentence]) -> None:
-    """One probe per fact, with LAMA's keys and the fact's tier."""
+    """Write one probe per fact, with LAMA's keys and the fact's tier."""
     evidences: dict[Fact, list[dict[str, str]]] = {fact: [] for fact in world.facts}
     for sentence in sentences:
         fact = sentence.fact
@@ -89,7 +89,7 @@ def write_lama(folder: Path, world: World, sentences: list[Sentence]) -> None:
 
 
 def summarise(world: World, sentences: list[Sentence]) -> dict[str, int | float]:
-    """The counts printed at the end and kept in the marker file."""
+    """Count what is printed at the end and kept in the marker file."""
     mentions = Counter(label for sentence in sentences for label in set(sentence.entities))
     tiers = Counter(fact.tier for fact in world.facts)
     words = [word for sentence in sentences for word in re.findall(r"\w+|[.,]", sentence.plain.lower())]
@@ -108,7 +108,7 @@ def summarise(world: World, sentences: list[Sentence]) -> dict[str, int | float]
 
 
 def generate(out: Path, seed: int) -> dict[str, int | float]:
-    """Write the whole sample world to `out`, in one rename."""
+    """Write the whole sample world to `out`, which appears in one rename."""
     world = load_world(seed)
     articles = build_articles(world, seed)
     sentences = [sentence for article in articles for sentence in article.sentences]
@@ -131,10 +131,15 @@ def generate(out: Path, seed: int) -> dict[str, int | float]:
 
 
 def main() -> int:
-    """Command line entry."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced only if this tool wrote it")
-    parser.add_argument("--seed", type=int, default=0, help="decides the tiers and every sentence")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write; an existing one is replaced only if this tool wrote it",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the tiers and of every sentence")
     args = parser.parse_args()
     out = args.out.absolute()
     if os.path.lexists(out) and not (out / MARKER).is_file():

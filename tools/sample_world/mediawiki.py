@@ -1,4 +1,4 @@
-"""Articles as a MediaWiki export, with the markup that a parser meets in a real dump."""
+"""Articles as a MediaWiki export, with the markup found in real dumps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HELP_TEXT = "This page is not an article: a reader of the dump has to skip it. S
 
 
 def render_export(articles: list[Article], seed: int) -> str:
-    """The whole export as one XML string."""
+    """Render the whole export as one XML string."""
     rng = random.Random(f"markup-{seed}")
     parts = [header(), page(1, 12, "Help:About this wiki", HELP_TEXT)]
     number = 2
@@ -29,7 +29,7 @@ def render_export(articles: list[Article], seed: int) -> str:
 
 
 def header() -> str:
-    """Opening tag and site information."""
+    """Render the opening tag and the site information."""
     namespaces = "".join(
         f'      <namespace key="{key}" case="first-letter">{name}</namespace>\n' for key, name in NAMESPACES.items()
     )
@@ -41,7 +41,7 @@ def header() -> str:
 
 
 def page(number: int, namespace: int, title: str, text: str, redirect: str | None = None) -> str:
-    """One <page> element."""
+    """Render one <page> element."""
     target = f"    <redirect title={quoteattr(redirect)} />\n" if redirect else ""
     return (
         f"  <page>\n    <title>{escape(title)}</title>\n    <ns>{namespace}</ns>\n    <id>{number}</id>\n{target}"
@@ -53,7 +53,7 @@ def page(number: int, namespace: int, title: str, text: str, redirect: str | Non
 
 
 def article_text(article: Article, rng: random.Random) -> str:
-    """Wikitext of an article: a bold lead and one section, or plain paragraphs for an almanac page."""
+    """Render an article's wikitext: a bold lead and one section, or plain paragraphs for an almanac page."""
     sentences = [with_reference(sentence.wikitext, rng) for sentence in article.sentences]
     if article.entity is None:
         half = len(sentences) // 2

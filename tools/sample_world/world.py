@@ -1,4 +1,4 @@
-"""The sample world's tables, and which fact belongs to which tier."""
+"""The sample world's tables, and the assignment of facts to tiers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 OFTEN, ONCE, GRAPH_ONLY = TIERS = ("often", "once", "graph_only")
-HEAD_SHARE = 0.16  # of the entities of each type: these are the subjects of `often` facts
-OFTEN_SHARE = 0.18  # of the facts of each relation
-ONCE_SHARE = 0.42  # likewise; what is left is graph_only
+HEAD_SHARE = 0.16  # share of each type's entities that are the subjects of `often` facts
+OFTEN_SHARE = 0.18  # share of each relation's facts
+ONCE_SHARE = 0.42  # likewise; the rest is graph_only
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """All tables. `type_sentences[type]` say only what kind of thing an entity is."""
+    """All tables; `type_sentences[type]` only say what kind of thing an entity is."""
 
     entities: dict[str, Entity]
     relations: dict[str, Relation]
@@ -64,13 +64,13 @@ class World:
 
 
 def read_table(name: str) -> list[list[str]]:
-    """Rows of a tab-separated file beside this one, without comment lines."""
+    """Read the rows of a tab-separated file next to this one, without comment lines."""
     with open(HERE / name, encoding="utf-8", newline="") as file:
         return [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if not row[0].startswith("#")]
 
 
 def split_aliases(cell: str) -> tuple[str, ...]:
-    """The parts of an alias cell."""
+    """Split an alias cell."""
     return tuple(alias for alias in cell.split("|") if alias)
 
 
@@ -93,7 +93,7 @@ def load_world(seed: int) -> World:
 
 
 def head_entities(entities: list[Entity], rng: random.Random) -> set[str]:
-    """A share of the entities of every type, by label."""
+    """Draw the head entities, a share of each type; return their labels."""
     by_type: dict[str, list[str]] = {}
     for entity in entities:
         by_type.setdefault(entity.type, []).append(entity.label)
@@ -105,7 +105,10 @@ def head_entities(entities: list[Entity], rng: random.Random) -> set[str]:
 
 
 def assign_tiers(triples: list[tuple[Entity, Relation, Entity]], seed: int) -> list[Fact]:
-    """Split each relation's facts by fixed shares; head subjects get `often` first, which leaves the rest long tail."""
+    """Split each relation's facts into tiers by fixed shares.
+
+    Head subjects get `often` facts first, so that the other entities stay long-tail.
+    """
     rng = random.Random(f"tiers-{seed}")
     subjects = list({subject.label: subject for subject, _, _ in triples}.values())
     head = head_entities(subjects, rng)

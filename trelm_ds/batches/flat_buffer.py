@@ -1,12 +1,13 @@
-"""A step on its way from a worker: all its tensors in one, because each would take a file descriptor and a socket."""
+"""A step on its way from a worker: all its tensors in one buffer, because each would take a file descriptor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+
+from trelm_ds.model import map_tensors
 
 _ALIGNMENT = 64  # bytes
 
@@ -21,8 +22,8 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """Nested lists and NamedTuples whose tensors lie in one buffer.
+class FlatBuffer:
+    """Nested lists, dicts and NamedTuples whose tensors lie in one buffer.
 
     Attributes:
         buffer: uint8 [n].
@@ -33,8 +34,8 @@ class Parcel:
     content: Any
 
     @classmethod
-    def of(cls, value: Any) -> Parcel:
-        """Packs CPU tensors."""
+    def of(cls, value: Any) -> FlatBuffer:
+        """Pack CPU tensors."""
         tensors: list[tuple[_Place, torch.Tensor]] = []
         size = 0
 
@@ -45,27 +46,19 @@ class Parcel:
             tensors.append((found, tensor))
             return found
 
-        content = _mapped(value, torch.Tensor, place)
-        parcel = cls(torch.empty(size, dtype=torch.uint8), content)
+        content = map_tensors(value, place)
+        packed = cls(torch.empty(size, dtype=torch.uint8), content)
         for found, tensor in tensors:
-            parcel._tensor(found).copy_(tensor)
-        return parcel
+            packed._tensor(found).copy_(tensor)
+        return packed
 
-    def pin_memory(self) -> Parcel:
-        """The same in pinned memory; torch's `DataLoader` calls it."""
-        return Parcel(self.buffer.pin_memory(), self.content)
+    def pin_memory(self) -> FlatBuffer:
+        """Copy to pinned memory; torch's `DataLoader` calls this."""
+        return FlatBuffer(self.buffer.pin_memory(), self.content)
 
     def unpacked(self) -> Any:
-        """What was packed; its tensors are views of the buffer."""
-        return _mapped(self.content, _Place, self._tensor)
+        """Return what was packed; its tensors are views of the buffer."""
+        return map_tensors(self.content, self._tensor, _Place)
 
     def _tensor(self, place: _Place) -> torch.Tensor:
         return self.buffer[place.first : place.last].view(place.dtype).view(place.shape)
-
-
-def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, kind):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(item, kind, change) for item in value]
-    return type(value)(*(_mapped(item, kind, change) for item in value)) if isinstance(value, tuple) else value

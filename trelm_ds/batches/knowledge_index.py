@@ -9,8 +9,8 @@ import numpy as np
 
 from trelm_ds.config import Config, MemoryConfig
 from trelm_ds.corpus import ENTITIES_FOLDER, GRAPH_FOLDER, NAMES_FOLDER, TOKEN_COUNTS, WORDS_FOLDER, WordTable
-from trelm_ds.importance import Scores, load_frequencies, open_scores, open_selector
-from trelm_ds.knowledge import KnowledgeGraph, MentionSelector, Names, Selection, long_tail_words
+from trelm_ds.importance import ImportanceScores, load_frequencies, open_scores, open_selector
+from trelm_ds.knowledge import KnowledgeGraph, MentionSelector, Names, long_tail_words
 from trelm_ds.ragged import gather, offsets_of
 from trelm_ds.shards import Manifest
 
@@ -36,7 +36,7 @@ class KnowledgeIndex:
     """
 
     selector: MentionSelector
-    scores: Scores | None
+    scores: ImportanceScores | None
     graph: KnowledgeGraph
     names: Names
     words: WordTable
@@ -47,19 +47,17 @@ class KnowledgeIndex:
 
     @classmethod
     def open(cls, dataset: Path, config: Config, bar: float | None = None) -> KnowledgeIndex:
-        """Opens a dataset's knowledge.
+        """Open a dataset's knowledge.
 
         Args:
             dataset: its folder.
-            config: checked settings.
             bar: of importance, where another process has found it: that may take a pass over the dataset.
 
         Raises:
             UserError: scores are required but missing or unfit, or the dataset lacks a file.
         """
-        wanted = config.selection
-        selection = Selection(wanted.strategy, wanted.entity_threshold, wanted.quantile, wanted.max_per_sequence)
-        kind = "none" if wanted.strategy == "none" else wanted.importance
+        selection = config.selection
+        kind = "none" if selection.strategy == "none" else selection.importance
         scores = open_scores(dataset, Manifest.load(dataset), kind)
         if bar is None:
             selector = open_selector(dataset, selection, scores)
@@ -98,7 +96,7 @@ class KnowledgeIndex:
         return len(self.vector_entities) + self.n_relations
 
     def memory_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of each bank row's name, from which its memory starts: offsets int64 [n_memory + 1], tokens int32.
+        """Return the tokens that each bank row's memory starts from: offsets int64 [n_memory + 1], tokens int32.
 
         An entity without a name has none.
         """
@@ -110,7 +108,7 @@ class KnowledgeIndex:
         return offsets_of(lengths), tokens
 
     def describe_importance(self) -> str:
-        """By what mentions are chosen, for people."""
+        """Say by what mentions are chosen."""
         if not self.chooses:
             return "nothing is chosen"
         if self.scores is None:
@@ -119,7 +117,7 @@ class KnowledgeIndex:
         return f"{self.selector.selection.strategy} entities, {top}"
 
     def describe(self) -> dict[str, int]:
-        """Sizes, for logs."""
+        """Count the rows of each kind, by name."""
         return {
             "memory entities": len(self.memory_entities),
             "memory words": len(self.memory_words),
@@ -129,19 +127,19 @@ class KnowledgeIndex:
 
 
 def graph_rows(graph: KnowledgeGraph, qids: np.ndarray) -> np.ndarray:
-    """int64 [n]: rows of the graph's entities of QID numbers int [n] that it has."""
+    """Find the graph's rows of QID numbers int [n], all of which it has: int64 [n]."""
     return np.searchsorted(graph.entities, qids.astype(graph.entities.dtype))
 
 
 def _long_tail(words: WordTable, memory: MemoryConfig) -> np.ndarray:
-    """bool [W]: the words that have memory."""
+    """Mark the words that have memory: bool [W]."""
     if not (memory.enabled and memory.words):
         return np.zeros(len(words.hashes), dtype=bool)
     return long_tail_words(words.frequencies, *memory.word_frequency, quantiles=memory.word_quantiles)
 
 
 def _other_ends(graph: KnowledgeGraph, qids: np.ndarray) -> np.ndarray:
-    """int32 [V_e]: rows, ascending, of all entities that share a triple with one of `qids`."""
+    """Find all entities that share a triple with one of `qids`: rows int32 [V_e], ascending."""
     mine = np.zeros(len(graph.entities), dtype=bool)
     mine[graph_rows(graph, qids)] = True
     found = np.zeros(len(graph.entities), dtype=bool)

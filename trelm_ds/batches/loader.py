@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, NamedTuple
 
@@ -12,59 +12,68 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trelm_ds.batches.annotator import Annotation, Annotator, number_rows
-from trelm_ds.batches.batch import Batch
-from trelm_ds.batches.flat_buffer import Parcel
+from trelm_ds.batches.annotator import Annotator, number_rows
+from trelm_ds.batches.collator import Collator, Sequences, collate
+from trelm_ds.batches.flat_buffer import FlatBuffer
 from trelm_ds.batches.masking import Masker
 from trelm_ds.batches.packing import pack
-from trelm_ds.batches.spans import Sequences
 from trelm_ds.errors import UserError
-from trelm_ds.ragged import offsets_of
+from trelm_ds.model import Batch
 from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
-from trelm_ds.stopping import ASKING
+from trelm_ds.stopping import STOP_SIGNALS
 
 _PREFETCH = 2  # steps that each worker holds ready
+_NO_MENTIONS = np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
-class StepBatches(NamedTuple):
+class Step(NamedTuple):
     """One rank's part of an optimizer step.
 
     Attributes:
         micro_batches: A of them, as many as on every other rank, in the order of accumulation.
-        substituted: samples that were replaced because their block is damaged.
         damages: all damaged blocks that the process that built this has met so far.
         memory_rows: int64 [U], rows of the memory bank that the items of these micro-batches refer to, ascending.
-        vector_rows: int64 [U], likewise of the vector table, for items and facts.
+        vector_rows: int64 [U'], likewise of the vector table, for items and facts.
         negatives: int64 [C], tokens that compete with the answers of the step's facts: the same on every rank.
-        counts: what was found and drawn: "mentions" chosen, "injected", "words", "facts", "query tokens".
+        counts: by name, what was found and drawn: "corrupted" samples that were replaced because their block is
+            damaged, "mentions" chosen, "injected", "words", "facts", "query tokens", and what objectives count.
+        targets: by objective, "mlm" first, the number of terms in its loss; of this rank, until `StepReader` has summed
+            it over all ranks.
     """
 
     micro_batches: list[Batch]
-    substituted: int
     damages: list[Damage]
     memory_rows: torch.Tensor
     vector_rows: torch.Tensor
     negatives: torch.Tensor
     counts: dict[str, int]
+    targets: dict[str, float]
 
     @classmethod
-    def empty(cls) -> StepBatches:
+    def empty(cls) -> Step:
         nothing = torch.zeros(0, dtype=torch.int64)
-        return cls([], 0, [], nothing, nothing, nothing, {})
+        return cls(
+            micro_batches=[],
+            damages=[],
+            memory_rows=nothing,
+            vector_rows=nothing,
+            negatives=nothing,
+            counts={},
+            targets={},
+        )
 
 
-class StepDataset(Dataset[StepBatches | UserError]):
+class StepDataset(Dataset[Step | UserError]):
     """Step s holds the run's positions [s * G, (s + 1) * G) with G = global batch size, whatever the number of ranks.
 
     Args:
-        reader: the dataset.
-        order: of its samples.
         masker: chooses the tokens to predict.
         substitution: for samples in damaged blocks.
         global_batch_size: G.
-        micro_batch_tokens: tokens per micro-batch at most; with queries about the sequences on average.
+        micro_batch_tokens: tokens per micro-batch at most; with other documents beside the sequences on average.
         rank, world_size: of the data-parallel group.
         annotator: finds knowledge; None for a run without.
+        collators: of further objectives.
 
     Raises:
         UserError: the dataset's longest sequence does not fit into a micro-batch.
@@ -81,8 +90,10 @@ class StepDataset(Dataset[StepBatches | UserError]):
         rank: int,
         world_size: int,
         annotator: Annotator | None = None,
+        collators: Sequence[Collator] = (),
     ) -> None:
-        share = 0.0 if annotator is None else annotator.query_share
+        self._collators: list[Collator] = [*([] if annotator is None else [annotator]), *collators]
+        share = sum(collator.token_share for collator in self._collators)
         budget = int(micro_batch_tokens / (1 + share))
         if budget < reader.manifest.max_length:
             queries = f" without {share:g} times as many for queries (cka.max_token_share)" if share else ""
@@ -103,67 +114,64 @@ class StepDataset(Dataset[StepBatches | UserError]):
             common["importance"] = None if scores is None else scores.digest
         return common
 
-    def __getitem__(self, step: int) -> StepBatches | UserError:
-        """The rank's part of step `step`. A `UserError` is returned: raised in a worker it would lose its one line."""
+    def __getitem__(self, step: int) -> Step | UserError:
+        """Build the rank's part of a step. A `UserError` is returned: raised in a worker it would lose its one line."""
         try:
             epochs, ids = self.order.samples(step * self._global, self._global)
             mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
-            substituted, batches, counts = 0, [], Counter[str]()
+            batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
             for rows in mine:
-                batch, replaced, found = self._build(epochs[rows], ids[rows])
+                batch, counted = self._build(epochs[rows], ids[rows])
                 batches.append(batch)
-                substituted += replaced
-                counts.update(found)
+                counts.update(counted)
+                targets.update(batch.targets)
         except UserError as error:
             return error
         batches, memory_rows, vector_rows = number_rows(batches)
         negatives = np.zeros(0, dtype=np.int64) if self.annotator is None else self.annotator.negatives(step)
-        return StepBatches(
-            batches,
-            substituted,
-            self.substitution.damages,
-            memory_rows,
-            vector_rows,
-            torch.from_numpy(negatives),
-            dict(counts),
+        return Step(
+            micro_batches=batches,
+            damages=self.substitution.damages,
+            memory_rows=memory_rows,
+            vector_rows=vector_rows,
+            negatives=torch.from_numpy(negatives),
+            counts=dict(counts),
+            targets=dict(targets),
         )
 
-    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, int, dict[str, int]]:
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, dict[str, int]]:
+        """Read, mask and pack the samples of a micro-batch; return it, and what was counted."""
         readable = self.substitution.readable(epochs, sample_ids)
-        sequences = self.reader.tokens(readable)
-        lengths = np.array([len(tokens) for tokens in sequences])
-        tokens = np.concatenate(sequences).astype(np.int64)
+        tokens_of = self.reader.tokens(readable)
+        lengths = np.array([len(tokens) for tokens in tokens_of])
+        tokens = np.concatenate(tokens_of).astype(np.int64)
         # A substitute is masked by the key of the sample whose place it takes.
-        masked, chosen = self._masker(tokens, lengths, epochs, sample_ids)
-        if self.annotator is None:
-            cu_seqlens = torch.from_numpy(offsets_of(lengths).astype(np.int32))
-            made = Annotation(torch.from_numpy(masked), cu_seqlens, int(lengths.max()), None, None, None, {})
-        else:
-            mentions = self.reader.mentions(readable)
-            made = self.annotator(Sequences(tokens, masked, chosen, lengths, epochs, sample_ids, *mentions))
-        batch = Batch(
-            made.input_ids,
-            made.cu_seqlens,
-            made.max_seqlen,
-            torch.from_numpy(chosen),
-            torch.from_numpy(tokens[chosen]),
-            len(sample_ids),
-            made.items,
-            made.facts,
-            made.queries,
+        input_ids, positions = self._masker(tokens, lengths, epochs, sample_ids)
+        mentions, blocks, places = self.reader.mentions(readable) if self._collators else _NO_MENTIONS
+        sequences = Sequences(
+            tokens=tokens,
+            input_ids=input_ids,
+            mlm_positions=positions,
+            lengths=lengths,
+            epochs=epochs,
+            sample_ids=sample_ids,
+            mentions=mentions,
+            blocks=blocks,
+            places=places,
         )
-        return batch, int((readable != sample_ids).sum()), made.counts
+        batch, counts = collate(sequences, self._collators)
+        return batch, counts | {"corrupted": int((readable != sample_ids).sum())}
 
 
-class _InParcels(Dataset[Parcel | UserError]):
-    """The steps of a dataset, fit for travelling."""
+class _Flattened(Dataset[FlatBuffer | UserError]):
+    """The steps of a dataset, each with its tensors in one buffer."""
 
     def __init__(self, dataset: StepDataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, step: int) -> Parcel | UserError:
+    def __getitem__(self, step: int) -> FlatBuffer | UserError:
         item = self._dataset[step]
-        return item if isinstance(item, UserError) else Parcel.of(item)
+        return item if isinstance(item, UserError) else FlatBuffer.of(item)
 
 
 class StepLoader:
@@ -173,7 +181,6 @@ class StepLoader:
     started afresh (spawn): a fork of a process with CUDA, gloo or an object store's threads may hang.
 
     Args:
-        dataset: of the rank.
         first, last: steps [first, last).
         workers: processes; 0 builds each step in this process when it is asked for.
     """
@@ -182,17 +189,17 @@ class StepLoader:
         pinned = torch.cuda.is_available()
         more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "spawn"} if workers else {}
         self._loader = DataLoader(
-            _InParcels(dataset),
+            _Flattened(dataset),
             batch_size=None,
             sampler=range(first, last),
             num_workers=workers,
             pin_memory=pinned,
             **more,
         )
-        self._iterator: Iterator[Parcel | UserError] | None = None
+        self._iterator: Iterator[FlatBuffer | UserError] | None = None
 
-    def __next__(self) -> StepBatches:
-        """The next step's part.
+    def __next__(self) -> Step:
+        """Return the next step's part.
 
         Raises:
             UserError: too much of the dataset is damaged.
@@ -200,24 +207,25 @@ class StepLoader:
         item = next(self._running())
         if isinstance(item, UserError):
             raise item
-        step: StepBatches = item.unpacked()
+        step: Step = item.unpacked()
         return step
 
-    def _running(self) -> Iterator[Parcel | UserError]:
+    def _running(self) -> Iterator[FlatBuffer | UserError]:
         if self._iterator is None:
             # A launcher signals all processes of the job. Only the training process acts on that: workers start with
             # these signals blocked and end with it, when it closes the loader or dies.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
                 ensure_running()  # Python's resource tracker; or the first worker starts it
-                signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # once more: to start it unblocks SIGINT and SIGTERM
+                # Once more, because starting it unblocks SIGINT and SIGTERM.
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
                 self._iterator = iter(self._loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._iterator
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         iterator, self._iterator = self._iterator, None
         if iterator is None or not self._loader.num_workers:
             return

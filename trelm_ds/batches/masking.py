@@ -9,9 +9,7 @@ import numpy as np
 
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
-from trelm_ds.keyed_random import keyed_bits, keyed_uniform
-
-_CHOICE, _REPLACEMENT, _RANDOM_TOKEN = 11, 12, 13  # set the three draws' keys apart
+from trelm_ds.keyed_random import Stream, keyed_bits, keyed_uniform
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,7 @@ class Masker:
 
     Args:
         config: shares.
-        info: of the tokenizer.
         word_starts: bool [V], whether a token begins a word.
-        seed: of the run's masks.
     """
 
     config: MaskingConfig
@@ -43,15 +39,15 @@ class Masker:
         return special
 
     def _draw(
-        self, what: int, epochs: np.ndarray, sample_ids: np.ndarray, owner: np.ndarray, place: np.ndarray
+        self, stream: Stream, epochs: np.ndarray, sample_ids: np.ndarray, owner: np.ndarray, place: np.ndarray
     ) -> np.ndarray:
-        """Uniform numbers keyed by (seed, what, epoch, sample id, place), for places in the sequences `owner`."""
-        return keyed_uniform(place, after=keyed_bits(self.seed, what, epochs, sample_ids)[owner])
+        """Draw uniform numbers keyed by (seed, stream, epoch, sample id, place); `owner`: each place's sequence."""
+        return keyed_uniform(place, after=keyed_bits(self.seed, stream, epochs, sample_ids)[owner])
 
     def __call__(
         self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses tokens and replaces them.
+        """Choose tokens and replace them.
 
         Args:
             tokens: int64 [T], packed.
@@ -67,12 +63,12 @@ class Masker:
 
         begins = self.word_starts[tokens] | special | (place <= 1) if self.config.whole_word else np.ones_like(special)
         first = np.flatnonzero(begins)  # of each word: one draw for all of its tokens
-        draw = self._draw(_CHOICE, epochs, sample_ids, owner[first], place[first])
+        draw = self._draw(Stream.MASKED_WORD, epochs, sample_ids, owner[first], place[first])
         chosen_words = np.repeat(draw < self.config.probability, np.diff(first, append=len(tokens)))
         chosen = np.flatnonzero(chosen_words & ~special)
 
-        kind = self._draw(_REPLACEMENT, epochs, sample_ids, owner[chosen], place[chosen])
-        drawn = self._draw(_RANDOM_TOKEN, epochs, sample_ids, owner[chosen], place[chosen]) * len(self._ordinary)
+        kind = self._draw(Stream.MASK_KIND, epochs, sample_ids, owner[chosen], place[chosen])
+        drawn = self._draw(Stream.RANDOM_TOKEN, epochs, sample_ids, owner[chosen], place[chosen]) * len(self._ordinary)
         random_tokens = self._ordinary[drawn.astype(np.int64)]
         masked = tokens.copy()
         shown_as_mask = kind < self.config.mask_share

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from trelm_ds.keyed_random import keyed_uniform
+from trelm_ds.keyed_random import Stream, keyed_uniform
 
-_NEGATIVES = 36  # sets this draw's key apart
 _POWER = 0.75
 
 
@@ -17,7 +16,6 @@ class Negatives:
         token_counts: int64 [V], occurrences of each token in the corpus.
         special: ids that are never drawn.
         count: tokens of a step.
-        seed: of the draws.
     """
 
     def __init__(self, token_counts: np.ndarray, special: tuple[int, ...], count: int, seed: int) -> None:
@@ -31,10 +29,10 @@ class Negatives:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float32 [V]: Q."""
+        """Q, float32 [V]."""
         return self._exact.astype(np.float32)
 
     def __call__(self, step: int) -> np.ndarray:
-        """int64 [count]: the tokens of a step; one may come up several times."""
-        draw = keyed_uniform(self._seed, _NEGATIVES, step, np.arange(self._count)) * self._below[-1]
+        """Draw the tokens of a step: int64 [count], among which one may come up several times."""
+        draw = keyed_uniform(self._seed, Stream.NEGATIVE, step, np.arange(self._count)) * self._below[-1]
         return np.searchsorted(self._below, draw, side="right")

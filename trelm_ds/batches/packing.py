@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, world_size: int, budget: int) -> list[list[np.ndarray]]:
-    """Deals a step's sequences to ranks and micro-batches of at most `budget` tokens, about equal in tokens.
+    """Deal a step's sequences to ranks and micro-batches of at most `budget` tokens, about equal in tokens.
 
     Every rank gets the same number A of micro-batches, at most an eighth more than the fewest for which longest-first
     greedy dealing fits the budget. Micro-batches that run at the same time (the a-th of every rank) are those closest
@@ -43,7 +43,7 @@ def pack(lengths: np.ndarray, world_size: int, budget: int) -> list[list[np.ndar
 
 
 def _deal(sizes: list[int], n_bins: int, budget: int) -> list[int] | None:
-    """Puts each size into the bin that is emptiest so far; returns each one's bin, or None where one overflows."""
+    """Put each size into the bin that is emptiest so far; return each one's bin, or None where one overflows."""
     bins = [(0, number) for number in range(n_bins)]
     owners = []
     for size in sizes:

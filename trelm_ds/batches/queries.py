@@ -1,4 +1,4 @@
-"""What is asked about chosen mentions: query documents behind the sequences, or spans for the decoder product."""
+"""What is asked about chosen mentions: query documents beside the sequences, or spans for the decoder product."""
 
 from __future__ import annotations
 
@@ -7,55 +7,37 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trelm_ds.batches.batch import Facts
+from trelm_ds.batches.collator import SideDocuments
+from trelm_ds.batches.spans import Spans
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.knowledge import Names, Triples
+from trelm_ds.model import AssessingBatch
 from trelm_ds.ragged import gather, spread
 
 
-class Asked(NamedTuple):
+class FactRequests(NamedTuple):
     """F facts to ask for, in the order of their mentions.
 
     Attributes:
-        mention: int64 [F], index of the mention among those that were looked at.
+        mention: int64 [F], index of the mention among the spans that were looked at.
         place: int64 [F], what tells it from others about its mention: the key of its draws.
-        first, last: int64 [F], its rows of T, first and last + 1.
         triples: [F], seen from the mention.
     """
 
     mention: np.ndarray
     place: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
     triples: Triples
 
-    def of(self, rows: np.ndarray) -> Asked:
-        """The facts `rows`, int [n] or bool [F]."""
-        return Asked(self.mention[rows], self.place[rows], self.first[rows], self.last[rows], self.triples.of(rows))
+    def of(self, rows: np.ndarray) -> FactRequests:
+        """Pick the facts `rows`, int [n] or bool [F]."""
+        return FactRequests(mention=self.mention[rows], place=self.place[rows], triples=self.triples.of(rows))
 
 
-class Queries(NamedTuple):
-    """F documents of N tokens in all.
-
-    Attributes:
-        tokens: int64 [N].
-        lengths: int64 [F].
-        mention: int64 [F], where the mention begins in `tokens`.
-        answer: int64 [F], where the masks begin in `tokens`.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    mention: np.ndarray
-    answer: np.ndarray
-
-
-class Questions:
+class QueryWriter:
     """Turns triples into what the decoder needs.
 
     Args:
         names: of entities and relations.
-        info: of the tokenizer.
         inverse_marker: int [n], tokens that stand before the relation where the head is asked for.
     """
 
@@ -64,54 +46,77 @@ class Questions:
         self._relations = np.asarray(names.relation_offsets), np.asarray(names.relation_tokens)
         self._info, self._marker = info, np.asarray(inverse_marker)
 
-    def lengths(self, asked: Asked) -> np.ndarray:
-        """int64 [F]: tokens of each fact's query."""
-        parts = zip((self._entities, self._relations), (asked.triples.other, asked.triples.relation), strict=True)
+    def lengths(self, facts: FactRequests, spans: Spans) -> np.ndarray:
+        """Count the tokens of each fact's query: int64 [F]."""
+        parts = zip((self._entities, self._relations), (facts.triples.other, facts.triples.relation), strict=True)
         names = sum(offsets[rows + 1] - offsets[rows] for (offsets, _), rows in parts)
-        return 2 + asked.last - asked.first + asked.triples.inverse * len(self._marker) + names
+        return 2 + _mention_lengths(facts, spans) + facts.triples.inverse * len(self._marker) + names
 
-    def write(self, asked: Asked, tokens: np.ndarray) -> Queries:
-        """Writes `[CLS] mention, relation, a mask for each token of the answer [SEP]`.
+    def write(self, facts: FactRequests, spans: Spans, tokens: np.ndarray) -> SideDocuments:
+        """Write `[CLS] mention, relation, a mask for each token of the answer [SEP]` for every fact.
 
         Args:
-            asked: the facts.
+            facts: to ask for.
+            spans: the mentions that they index.
             tokens: int64 [T], packed, as they were read: a query shows its mention whatever the sequence hides.
         """
-        lengths = self.lengths(asked)
+        lengths = self.lengths(facts, spans)
         begin = np.cumsum(lengths) - lengths
-        mention, marker = asked.last - asked.first, asked.triples.inverse * len(self._marker)
-        relation_tokens, relation = gather(*self._relations, asked.triples.relation)
+        mention, marker = _mention_lengths(facts, spans), facts.triples.inverse * len(self._marker)
+        relation_tokens, relation = gather(*self._relations, facts.triples.relation)
         after_mention = begin + 1 + mention
         made = np.full(int(lengths.sum()), self._info.mask, dtype=np.int64)
         made[begin], made[begin + lengths - 1] = self._info.cls, self._info.sep
-        made[spread(begin + 1, mention)] = tokens[spread(asked.first, mention)]
-        made[spread(after_mention, marker)] = np.tile(self._marker, int(asked.triples.inverse.sum()))
+        made[spread(begin + 1, mention)] = tokens[spread(spans.first[facts.mention], mention)]
+        made[spread(after_mention, marker)] = np.tile(self._marker, int(facts.triples.inverse.sum()))
         made[spread(after_mention + marker, relation)] = relation_tokens
-        return Queries(made, lengths, begin + 1, after_mention + marker + relation)
+        return SideDocuments(tokens=made, lengths=lengths)
 
-    def by_query(self, asked: Asked, queries: Queries, base: int, routed: np.ndarray) -> Facts:
-        """The facts of the decoder query; `base`: row of T where queries begin; `routed`: bool [F], as in `Facts`."""
-        masks = np.cumsum(queries.lengths) - 1 - queries.answer
+    def by_query(self, facts: FactRequests, queries: SideDocuments, base: int, routed: np.ndarray) -> AssessingBatch:
+        """Make what the decoder query completes.
+
+        Args:
+            facts: that were asked for.
+            queries: written for them.
+            base: row of T where the queries begin.
+            routed: bool [F], as in `AssessingBatch`.
+        """
+        ends = base + np.cumsum(queries.lengths) - 1  # of the masks: [SEP] comes behind
+        masks = self._answer_lengths(facts)
         none = np.zeros(0, dtype=np.int64)
-        return self._facts(asked, spread(base + queries.answer, masks), none.reshape(0, 2), none, routed)
+        return self._batch(facts, spread(ends - masks, masks), none.reshape(0, 2), none, routed)
 
-    def by_span(self, asked: Asked, relations: np.ndarray, routed: np.ndarray) -> Facts:
-        """The facts of the decoder product; `relations`: int64 [F], rows of the vector table; `routed`: as above."""
-        spans = np.column_stack([asked.first, asked.last])
-        return self._facts(asked, np.zeros(0, dtype=np.int64), spans, relations, routed)
+    def by_span(self, facts: FactRequests, spans: Spans, relations: np.ndarray, routed: np.ndarray) -> AssessingBatch:
+        """Make what the decoder product completes; `relations`: int64 [F], rows of the vector table."""
+        which = facts.mention
+        bounds = np.column_stack([spans.first[which], spans.last[which]])
+        return self._batch(facts, np.zeros(0, dtype=np.int64), bounds, relations, routed)
 
-    def _facts(
-        self, asked: Asked, positions: np.ndarray, spans: np.ndarray, relations: np.ndarray, routed: np.ndarray
-    ) -> Facts:
-        labels, length = gather(*self._entities, asked.triples.other)
-        arrays = (
-            labels.astype(np.int64),
-            np.repeat(np.arange(len(length)), length),
-            spread(np.zeros_like(length), length),
-            positions,
-            spans,
-            relations,
-            asked.triples.inverse,
-            routed,
-        )
-        return Facts(*map(torch.from_numpy, arrays))
+    def _answer_lengths(self, facts: FactRequests) -> np.ndarray:
+        offsets, rows = self._entities[0], facts.triples.other
+        return offsets[rows + 1] - offsets[rows]
+
+    def _batch(
+        self,
+        facts: FactRequests,
+        positions: np.ndarray,
+        spans: np.ndarray,
+        relations: np.ndarray,
+        routed: np.ndarray,
+    ) -> AssessingBatch:
+        labels, length = gather(*self._entities, facts.triples.other)
+        arrays = {
+            "labels": labels.astype(np.int64),
+            "fact": np.repeat(np.arange(len(length)), length),
+            "place": spread(np.zeros_like(length), length),
+            "positions": positions,
+            "spans": spans,
+            "relations": relations,
+            "inverse": facts.triples.inverse,
+            "routed": routed,
+        }
+        return AssessingBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _mention_lengths(facts: FactRequests, spans: Spans) -> np.ndarray:
+    return (spans.last - spans.first)[facts.mention]

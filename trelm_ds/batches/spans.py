@@ -1,4 +1,4 @@
-"""Chosen mentions and long-tail words of packed sequences, and what makes them items (Eq. 4, 6, 7)."""
+"""Chosen mentions and long-tail words of packed sequences, and the knowledge items made of them (Eq. 4, 6, 7)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trelm_ds.batches.batch import Items
+from trelm_ds.batches.collator import Sequences
 from trelm_ds.corpus import words_of
 from trelm_ds.knowledge.tables import memory_window
+from trelm_ds.model import KnowledgeItems
 from trelm_ds.ragged import spread
-
-
-class Sequences(NamedTuple):
-    """B packed sequences of T tokens, as they were read and masked.
-
-    Attributes:
-        tokens: int64 [T], as read.
-        masked: int64 [T], as shown to the model.
-        predicted: int64 [P], rows of T to predict, ascending.
-        lengths: int64 [B].
-        epochs, sample_ids: int64 [B], keys of all draws: of the samples whose places these take.
-        mentions, blocks, places: of what was read, as `ShardReader.mentions` gives them.
-    """
-
-    tokens: np.ndarray
-    masked: np.ndarray
-    predicted: np.ndarray
-    lengths: np.ndarray
-    epochs: np.ndarray
-    sample_ids: np.ndarray
-    mentions: np.ndarray
-    blocks: np.ndarray
-    places: np.ndarray
 
 
 class Spans(NamedTuple):
@@ -63,17 +41,26 @@ class Spans(NamedTuple):
     def plain(
         cls, owner: np.ndarray, number: np.ndarray, first: np.ndarray, last: np.ndarray, memory: np.ndarray
     ) -> Spans:
-        """Spans that stay as they are."""
+        """Make spans that stay as they are."""
         none = np.full(len(owner), -1)
-        sign = np.zeros(len(owner), dtype=np.float32)
-        return cls(owner, number, first, last, memory, np.zeros(len(owner), dtype=bool), none, none, sign)
+        return cls(
+            owner=owner,
+            number=number,
+            first=first,
+            last=last,
+            memory=memory,
+            applied=np.zeros(len(owner), dtype=bool),
+            entity=none,
+            relation=none,
+            sign=np.zeros(len(owner), dtype=np.float32),
+        )
 
     def of(self, rows: np.ndarray) -> Spans:
-        """The spans `rows`, int [m] or bool [n]."""
+        """Pick the spans `rows`, int [m] or bool [n]."""
         return Spans(*(array[rows] for array in self))
 
     def beside(self, other: Spans) -> Spans:
-        """These spans, then the others."""
+        """Append the other spans to these."""
         return Spans(*map(np.concatenate, zip(self, other, strict=True)))
 
 
@@ -95,55 +82,54 @@ class WordFinder:
         self._leading = np.zeros(1 << bits, dtype=bool)
         self._leading[hashes >> self._shift] = True
 
-    def __call__(self, read: Sequences, mentions: Spans) -> Spans:
-        """The words that share no token with one of the mentions, which are in order and do not overlap."""
+    def __call__(self, sequences: Sequences, mentions: Spans) -> Spans:
+        """Find the words that share no token with a mention; mentions are in order and do not overlap."""
         none = np.zeros(0, dtype=np.int64)
         if not len(self._hashes):
             return Spans.plain(none, none, none, none, none)
-        ordinary = self._ordinary[read.tokens]
-        begins = self._starts[read.tokens]
+        ordinary = self._ordinary[sequences.tokens]
+        begins = self._starts[sequences.tokens]
         begins[1:] |= ~ordinary[:-1]  # as in preparation, or hashes would differ
-        words = words_of(read.tokens, begins, ordinary)
+        words = words_of(sequences.tokens, begins, ordinary)
         found = np.flatnonzero(self._leading[words.hashes >> self._shift])
         hashes = words.hashes[found]
         row = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         first = words.first[found]
         last = first + words.length[found]
         following = np.searchsorted(mentions.last, first, side="right")  # the first mention that ends behind it
-        free = np.append(mentions.first, len(read.tokens))[following] >= last
+        free = np.append(mentions.first, len(sequences.tokens))[following] >= last
         wanted = np.flatnonzero(free & (self._hashes[row] == hashes))
         first, last = first[wanted], last[wanted]
-        starts = np.cumsum(read.lengths) - read.lengths
+        starts = sequences.starts
         owner = np.searchsorted(starts, first, side="right") - 1
         return Spans.plain(owner, first - starts[owner], first, last, self._base + row[wanted])
 
 
-def items_of(read: Sequences, spans: Spans, window: int) -> Items:
-    """Items in the order of their first tokens; `memory`, `entity` and `relation` are those of the spans.
+def items_of(sequences: Sequences, spans: Spans, window: int) -> KnowledgeItems:
+    """Make items in the order of their first tokens; `memory`, `entity` and `relation` are those of the spans.
 
     Args:
-        read: the sequences.
+        sequences: that the spans lie in.
         spans: [I], in order, without overlaps.
         window: k of Eq. 4.
     """
-    ends = np.cumsum(read.lengths)
-    cls = (ends - read.lengths)[spans.owner]
+    ends = np.cumsum(sequences.lengths)
+    cls = sequences.starts[spans.owner]
     begin, end = memory_window(spans.first, spans.last - 1, cls + 1, ends[spans.owner] - 1, window)
     new = np.zeros(len(spans.first), dtype=bool)
     pair = spans.owner * (spans.memory.max(initial=0) + 2) + spans.memory
     new[np.unique(pair, return_index=True)[1]] = True
     applied = np.flatnonzero(spans.applied)
     length = (spans.last - spans.first)[applied]
-    arrays = (
-        spans.memory,
-        np.column_stack([begin, end]),
-        cls,
-        new & (spans.memory >= 0),
-        spans.applied,
-        spans.entity,
-        spans.relation,
-        spans.sign,
-        spread(spans.first[applied], length),
-        np.repeat(applied, length),
-    )
-    return Items(*map(torch.from_numpy, arrays))
+    arrays = {
+        "memory": spans.memory,
+        "window": np.column_stack([begin, end]),
+        "cls": cls,
+        "new_context": new & (spans.memory >= 0),
+        "entity": spans.entity,
+        "relation": spans.relation,
+        "sign": spans.sign,
+        "token_rows": spread(spans.first[applied], length),
+        "token_items": np.repeat(applied, length),
+    }
+    return KnowledgeItems(**{name: torch.from_numpy(array) for name, array in arrays.items()})

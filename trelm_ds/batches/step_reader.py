@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from trelm_ds.batches.loader import StepBatches, StepLoader
+from trelm_ds.batches.loader import Step, StepLoader
 from trelm_ds.batches.quarantine import note_quarantine
 from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Damage, Substitution
 
 
-class ReadStep(NamedTuple):
-    """A step's part of this rank, and what is counted of it over all ranks.
+class StepReader:
+    """Reads this rank's part of every step and writes down what is damaged.
 
-    Attributes:
-        own: micro-batches of this rank.
-        masked: tokens of the global batch to predict.
-        asked: tokens of its facts to complete.
+    Args:
+        loader: of this rank.
+        substitution: whose budget for damaged samples holds for all ranks together.
+        ranks: that agree on each step.
+        objectives: names of all in `Step.targets`: a rank may lack one where others have it.
     """
 
-    own: StepBatches
-    masked: float
-    asked: float
-
-
-class StepReader:
-    """Reads this rank's part of every step and writes down what is damaged."""
-
-    def __init__(self, loader: StepLoader, substitution: Substitution, run: Path, ranks: Ranks) -> None:
+    def __init__(
+        self, loader: StepLoader, substitution: Substitution, run: Path, ranks: Ranks, objectives: Sequence[str]
+    ) -> None:
         self.loader, self.substitution, self.run, self.ranks = loader, substitution, run, ranks
+        self.objectives = objectives
         self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
 
-    def read(self, step: int) -> ReadStep:
-        """The next step; collective.
+    def read(self, number: int) -> Step:
+        """Return the next step, with its targets counted over all ranks; collective.
 
         Args:
-            step: its number, for the list of damages.
+            number: of the step, for the list of damages.
 
         Raises:
             UserError: too much of the dataset is damaged, as some rank has found.
         """
         problem: UserError | None = None
-        read = StepBatches.empty()
+        step = Step.empty()
         try:
-            read = next(self.loader)
+            step = next(self.loader)
         except UserError as error:
             problem = error
-        new = [damage for damage in read.damages if damage.block not in self.damages]
-        masked = sum(len(batch.labels) for batch in read.micro_batches)
-        asked = sum(len(batch.facts.labels) for batch in read.micro_batches if batch.facts is not None)
-        masked_everywhere, asked_everywhere, new_everywhere, problems = self.ranks.sum(
-            masked, asked, len(new), int(problem is not None)
-        )
+        new = [damage for damage in step.damages if damage.block not in self.damages]
+        own = [step.targets.get(name, 0) for name in self.objectives]
+        problems, new_everywhere, *targets = self.ranks.sum(int(problem is not None), len(new), *own)
         if problems:
             self.ranks.all_agree(lambda: _raise(problem))
         if new_everywhere:
-            self._note(step, new)
-        return ReadStep(read, masked_everywhere, asked_everywhere)
+            self._note(number, new)
+        return step._replace(targets=dict(zip(self.objectives, targets, strict=True)))
 
     def _note(self, step: int, new: list[Damage]) -> None:
-        """Writes damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
+        """Write damaged blocks down; collective. Each rank and worker has met other ones, so the budget is checked."""
         self.damages |= {damage.block: damage for damages in self.ranks.gather(new) for damage in damages}
         damages = list(self.damages.values())
         if self.ranks.rank == 0:

@@ -1,7 +1,7 @@
-"""Checkpoints: written beside training, committed by manifest and rename, loaded on any number of ranks, exported."""
+"""Checkpoints: saved while training goes on, committed atomically, restored on any number of ranks, exported."""
 
 from trelm_ds.checkpoints.export import export, open_model
-from trelm_ds.checkpoints.listing import catalogue, prune_run, to_table
+from trelm_ds.checkpoints.listing import list_checkpoints, prune_run, to_table
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
 from trelm_ds.checkpoints.restore import load
 from trelm_ds.checkpoints.resume import choose_checkpoint, identity
@@ -11,10 +11,10 @@ __all__ = [
     "Captured",
     "CheckpointInfo",
     "Saver",
-    "catalogue",
     "choose_checkpoint",
     "export",
     "identity",
+    "list_checkpoints",
     "load",
     "open_model",
     "prune_run",

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain Hugging Face folder."""
+"""Export checkpoints as plain Hugging Face folders, and open models from either."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
-from trelm_ds.model import DECODER, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
+from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
 from trelm_ds.run_folder import MANIFEST
 
 
-class Opened(NamedTuple):
-    """A model with what belongs to it.
+class OpenedModel(NamedTuple):
+    """A model and where it came from.
 
     Attributes:
-        model: with the weights of a checkpoint or of a Hugging Face folder.
-        tokenizer: folder.
-        source: the checkpoint, or the folder.
+        model: holds the weights of a checkpoint or of a Hugging Face folder.
+        tokenizer: the tokenizer's folder.
+        source: the checkpoint, or the Hugging Face folder.
     """
 
     model: MaskedLanguageModel
@@ -29,28 +29,32 @@ class Opened(NamedTuple):
     source: Path
 
 
-def open_model(source: Path) -> Opened:
-    """The model of a run's last checkpoint, of a given one, or of a Hugging Face folder.
+def open_model(source: Path) -> OpenedModel:
+    """Load the model of a run's last sound checkpoint, of a given checkpoint, or of a Hugging Face folder.
 
     Raises:
-        UserError: none of the three.
+        UserError: `source` is none of the three, or damaged.
     """
     if (source / "config.json").is_file():
-        return Opened(load_pretrained(source), source, source)
+        return OpenedModel(load_pretrained(source), source, source)
     folder, config, weights = _read(source)
     model = MaskedLanguageModel(config)
     model.load_state_dict(weights)
-    return Opened(model, folder / "tokenizer", folder)
+    return OpenedModel(model, folder / "tokenizer", folder)
 
 
 def export(source: Path, out: Path) -> Path:
-    """Writes `config.json`, `model.safetensors` (fp32) and the tokenizer of a run's last checkpoint, or of a given one.
+    """Write a checkpoint as `config.json`, `model.safetensors` (fp32) and tokenizer files.
+
+    Args:
+        source: a checkpoint, or a run folder, which stands for its last sound checkpoint.
+        out: the folder to write.
 
     Returns:
         the checkpoint that was exported.
 
     Raises:
-        UserError: no sound checkpoint there, or `out` holds something else.
+        UserError: there is no sound checkpoint, or `out` holds something else or cannot be written.
     """
     folder, config, weights = _read(source)
     try:
@@ -61,7 +65,10 @@ def export(source: Path, out: Path) -> Path:
 
 
 def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
-    """The checkpoint, its encoder's sizes, and its fp32 weights without those that no exported model has."""
+    """Find and verify a checkpoint; return it with its encoder's configuration and the fp32 weights to export.
+
+    The product decoder's weights are left out: it serves pre-training only.
+    """
     if (source / MANIFEST).is_file():
         folder, info = source, checkpoint.read_verified(source)
     else:
@@ -69,12 +76,12 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
         if found is None:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
-    every = full_weights(folder, info.zero_stage)
-    weights = {name: tensor for name, tensor in every.items() if not name.startswith(DECODER)}
+    weights = full_weights(folder, info.zero_stage)
+    weights = {name: tensor for name, tensor in weights.items() if name.startswith(EXPORTED)}
     return folder, EncoderConfig.from_hf(info.identity["model"]), weights
 
 
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
-    """The weights of a verified checkpoint, in fp32, gathered from all ranks' files."""
+    """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
     saved = open_saved_state(folder, zero_stage)
     return {name: saved.weight(name) for name in saved.shapes}

@@ -1,4 +1,4 @@
-"""A run's checkpoints for people: listed, checked, pruned."""
+"""`trelm checkpoints`: list, verify and prune the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.checkpoints.saver import prune
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.run_folder import LOCK, MANIFEST, POINTER, checkpoints_folder, committed, step_of
+from trelm_ds.run_folder import LOCK, MANIFEST, checkpoints_folder, committed, latest_checkpoint, step_of
 
 
-class Entry(NamedTuple):
-    """One checkpoint.
+class ListedCheckpoint(NamedTuple):
+    """A checkpoint as listed for users.
 
     Attributes:
         path: its folder.
         step: optimizer steps done.
-        bytes: of all its files.
+        bytes: size of all its files.
         committed_at: seconds since 1970.
-        ranks, zero_stage: that wrote it.
+        ranks, zero_stage: number of ranks and ZeRO stage that wrote it; 0 where the manifest is damaged.
         problem: what is wrong with it; None where nothing is known to be.
     """
 
@@ -35,27 +35,27 @@ class Entry(NamedTuple):
     problem: str | None
 
 
-def catalogue(run: Path, verify: bool) -> list[Entry]:
-    """The committed checkpoints of a run, the one that a start would continue first, then newest first.
+def list_checkpoints(run: Path, verify: bool) -> list[ListedCheckpoint]:
+    """List the committed checkpoints of a run: the one that a start would continue from first, then newest first.
 
     Args:
         run: the run folder.
-        verify: whether every file's size and hash are checked.
+        verify: check the size and hash of every file.
 
     Raises:
-        UserError: no run folder.
+        UserError: not a run folder.
     """
     if not checkpoints_folder(run).is_dir():
         raise UserError(f"{run}: no run folder, it has no {checkpoints_folder(run).name}")
-    return [entry for path in committed(run) if (entry := _entry(path, verify))]
+    return [checkpoint for path in committed(run) if (checkpoint := _describe(path, verify))]
 
 
-def _entry(path: Path, verify: bool) -> Entry | None:
-    """None where the run that is going on removes it just now."""
+def _describe(path: Path, verify: bool) -> ListedCheckpoint | None:
+    """Describe one checkpoint; None where a run in progress removes it meanwhile."""
     ranks, stage, problem = 0, 0, None
     try:
-        about = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        ranks, stage = int(about["world_size"]), int(about["zero_stage"])
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        ranks, stage = int(manifest["world_size"]), int(manifest["zero_stage"])
     except (OSError, ValueError, TypeError, KeyError):
         problem = f"{path / MANIFEST}: damaged"
     if verify:
@@ -68,38 +68,35 @@ def _entry(path: Path, verify: bool) -> Entry | None:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     except OSError:
         return None
-    return Entry(path, step_of(path), size, committed_at, ranks, stage, problem)
+    return ListedCheckpoint(path, step_of(path), size, committed_at, ranks, stage, problem)
 
 
-def to_table(entries: list[Entry], run: Path, verified: bool) -> str:
-    """A line for each, with what a start would take marked, and what is known to be wrong."""
-    try:
-        pointed = json.loads((checkpoints_folder(run) / POINTER).read_text(encoding="utf-8"))["checkpoint"]
-    except (OSError, ValueError, TypeError, KeyError):
-        pointed = None
+def to_table(checkpoints: list[ListedCheckpoint], run: Path, verified: bool) -> str:
+    """Format one line per checkpoint, marking with * the one that a start would continue from."""
+    latest = latest_checkpoint(run)
     lines = [f"  {'step':>10}  {'MB':>10}  committed            ranks  ZeRO  state"]
-    for entry in entries:
-        when = datetime.datetime.fromtimestamp(entry.committed_at).isoformat(" ", "seconds")
-        state = entry.problem or ("sound" if verified else "not checked; --verify does")
-        mark = "*" if entry.path.name == pointed else " "
-        about = f"{entry.ranks:>5}  {entry.zero_stage:>4}"
-        lines.append(f"{mark} {entry.step:>10,}  {entry.bytes / 1e6:>10,.1f}  {when}  {about}  {state}")
+    for one in checkpoints:
+        when = datetime.datetime.fromtimestamp(one.committed_at).isoformat(" ", "seconds")
+        state = one.problem or ("sound" if verified else "not checked; --verify does")
+        mark = "*" if one.path == latest else " "
+        layout = f"{one.ranks:>5}  {one.zero_stage:>4}"
+        lines.append(f"{mark} {one.step:>10,}  {one.bytes / 1e6:>10,.1f}  {when}  {layout}  {state}")
     lines.append("* the next start continues from here, or from the next one below that is sound")
     return "\n".join(lines)
 
 
 def prune_run(run: Path, keep: int) -> list[Path]:
-    """Removes all but the newest sound checkpoints; returns those removed, damaged ones among them.
+    """Remove damaged checkpoints and all but the newest sound ones; return the paths removed.
 
     Raises:
-        UserError: fewer than 2 would stay, none is sound, or the run is going on.
+        UserError: `keep` is less than 2, no checkpoint is sound, or the run is in progress.
     """
     if keep < 2:
         raise UserError(f"--prune: at least 2 must stay, so that a damaged one never costs the run, got {keep}")
-    catalogue(run, verify=False)
+    list_checkpoints(run, verify=False)  # checks that this is a run folder, before locking it makes a file there
     with lock(run / LOCK, f"{run}"):
-        found = catalogue(run, verify=True)
-        damaged = {entry.path for entry in found if entry.problem}
+        found = list_checkpoints(run, verify=True)
+        damaged = {one.path for one in found if one.problem}
         if found and len(damaged) == len(found):
             raise UserError(f"--prune: {found[0].problem}, and no other is sound; nothing was removed")
         return prune(run, keep, None, damaged)

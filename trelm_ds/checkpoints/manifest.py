@@ -1,10 +1,13 @@
-"""Checkpoints as they lie on disk: what they say of themselves, whether they are sound (DESIGN 6)."""
+"""Checkpoint manifests: what is in a checkpoint, and whether its files are still as written.
+
+Without a manifest a folder is no checkpoint. The manifest holds size and hash of every file, and a hash of itself, so
+damage and mix-ups are found before anything is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +15,13 @@ from typing import Any
 
 import torch
 
-from trelm_ds import __version__
+from trelm_ds import __version__, log
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of
 from trelm_ds.run_folder import MANIFEST, checkpoints_folder, committed
 
 SCHEMA = 3
-_SUM = "sha256"  # in the manifest, of all else in it
+_OWN_HASH = "sha256"  # the manifest's key for the hash of everything else in it
 
 
 @dataclass
@@ -27,15 +30,15 @@ class CheckpointInfo:
 
     Attributes:
         step: optimizer steps done.
-        world_size: ranks that wrote it.
-        zero_stage: of DeepSpeed.
-        identity: what a continuation must have in common with it: the encoder's Hugging Face configuration ("model"),
-            the dataset's fingerprint, seeds, global batch size ...
-        order: where reading goes on: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
+        world_size: number of ranks that wrote it.
+        zero_stage: ZeRO stage it was written under.
+        identity: what a run that continues from it must share: the encoder's Hugging Face configuration ("model"), the
+            dataset's fingerprint, seeds, global batch size and more; see `resume.identity`.
+        order: where reading continues: seed, window_blocks, epoch, position in it, tail, the dataset's fingerprint.
         files: path within the checkpoint -> [bytes, sha256].
-        versions: of the libraries that wrote it.
-        guard: losses and skipped steps, as `Guard.state` gives them.
-        mlflow: key of the run in MLflow, for where the run folder has lost its spool.
+        versions: version of each library that wrote it.
+        guard: recent losses and skipped steps, as `Guard.manifest` returns them.
+        mlflow: key of the run in MLflow, used where the run folder has lost its spool.
     """
 
     step: int
@@ -50,20 +53,20 @@ class CheckpointInfo:
     schema: int = SCHEMA
 
     def to_json(self) -> str:
-        """The manifest's text, with a hash of itself."""
-        content = json.loads(json.dumps(asdict(self)))
-        return json.dumps(content | {_SUM: _sum_of(content)}, indent=1) + "\n"
+        """Serialize the manifest, with a hash of itself."""
+        content = json.loads(json.dumps(asdict(self)))  # tuples become lists, as a reader sees them
+        return json.dumps(content | {_OWN_HASH: _hash_of(content)}, indent=1) + "\n"
 
 
-def _sum_of(content: dict[str, Any]) -> str:
+def _hash_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def read_verified(checkpoint: Path) -> CheckpointInfo:
-    """Reads a checkpoint's manifest and checks every file's size and hash against it.
+    """Read a checkpoint's manifest and check the size and hash of every file against it.
 
     Raises:
-        UserError: not a checkpoint, or a file is missing or changed; names it.
+        UserError: not a checkpoint, or a file is missing, changed or not listed; names the file.
     """
     path = checkpoint / MANIFEST
     if not path.is_file():
@@ -71,7 +74,7 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a checkpoint manifest of schema {SCHEMA}; this program cannot read it")
-    if content.pop(_SUM, None) != _sum_of(content):
+    if content.pop(_OWN_HASH, None) != _hash_of(content):
         raise UserError(f"{path}: changed since it was written")
     try:
         info = CheckpointInfo(**content)
@@ -82,7 +85,7 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
     for file in checkpoint.rglob("*"):
         if file.is_file() and file != path and str(file.relative_to(checkpoint)) not in listed:
             raise UserError(f"{file}: not in the checkpoint's manifest; nothing vouches for it")
-    with ThreadPoolExecutor(8) as threads:  # hashing leaves the interpreter to others
+    with ThreadPoolExecutor(8) as threads:  # hashing releases the GIL
         for problem in threads.map(lambda item: _problem(checkpoint / item[0], *item[1]), listed.items()):
             if problem is not None:
                 raise UserError(problem)
@@ -90,6 +93,7 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
 
 
 def _problem(file: Path, size: int, digest: str) -> str | None:
+    """Return what is wrong with a listed file; None where it is as written."""
     try:
         if not file.is_file():
             return f"{file}: missing from the checkpoint"
@@ -101,7 +105,7 @@ def _problem(file: Path, size: int, digest: str) -> str | None:
 
 
 def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
-    """The newest checkpoint whose files are all as written; warns for each that had to be passed over.
+    """Find the newest sound checkpoint of a run, warning of each damaged one passed over; None where there are none.
 
     Raises:
         UserError: there are checkpoints, but none is sound.
@@ -111,14 +115,14 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
         try:
             return checkpoint, read_verified(checkpoint)
         except UserError as error:
-            warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
+            log.warning(f"checkpoint passed over: {error}")
     if candidates:
         raise UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")
     return None
 
 
 def versions() -> dict[str, str]:
-    """Of this program and the libraries that train."""
+    """Return the versions of this program and of the libraries that checkpoints depend on."""
     import deepspeed
     import transformers
 

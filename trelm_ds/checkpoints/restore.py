@@ -1,20 +1,20 @@
-"""Loading a checkpoint on any number of ranks and under any ZeRO stage, whatever it was saved by.
+"""Restore a checkpoint on any number of ranks and under any ZeRO stage, whatever it was saved under.
 
-Nothing is converted on disk. The files of all ranks that saved are mapped into memory, and each rank copies from them
-what is its own now, element by element by the parameter's name. So the checkpoint stays as it is, there is no copy
-that could be half written, and what was in the optimizer is in it again to the bit. DeepSpeed's own loading, which
-wants the same ranks, stage and even `round_robin_gradients` without checking them, is not used.
+Nothing is converted on disk. Each rank maps the files of all ranks that saved into memory and copies the elements that
+it owns now, parameter by parameter. So the checkpoint stays untouched, there is no converted copy that could be half
+written, and weights and optimizer state come back bit for bit. DeepSpeed's own loading is not used: it requires the
+same number of ranks, the same stage and even the same `round_robin_gradients`, and checks none of them.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trelm_ds import log
 from trelm_ds.checkpoints.manifest import CheckpointInfo
 from trelm_ds.checkpoints.saved_state import WEIGHT, SavedState, open_saved_state
 from trelm_ds.distributed import Ranks, import_deepspeed
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks: Ranks) -> None:
-    """Restores weights, optimizer, schedule and counters from a verified checkpoint; collective.
+    """Restore weights, optimizer state, learning-rate schedule and step counters; collective.
 
     Args:
-        engine: new, of this run.
-        checkpoint: of any number of ranks and any ZeRO stage.
+        engine: freshly built; modified in place.
+        checkpoint: verified against its manifest, since DeepSpeed's files are pickles.
         info: its manifest.
-        ranks: of this run.
 
     Raises:
-        UserError: the files cannot be read on some rank, or are of another model.
+        UserError: some rank cannot read the files, or they belong to another model.
     """
+    # Either all ranks can read the files or none goes on: the loading below is collective.
     saved = ranks.all_agree(lambda: _open(engine, checkpoint, info.zero_stage))
     _load_weights(engine, saved, ranks)
     _load_optimizer(engine, saved)
@@ -44,9 +44,9 @@ def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks:
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.common[counter])
     zero_stage = engine.zero_optimization_stage()
-    if ranks.rank == 0 and (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
+    if (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
         before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
-        print(f"{checkpoint}: saved by {before}, continued by {now}", file=sys.stderr, flush=True)
+        log.info_rank0(f"{checkpoint}: saved by {before}, continued by {now}")
 
 
 def _layout(world_size: int, zero_stage: int) -> str:
@@ -54,6 +54,7 @@ def _layout(world_size: int, zero_stage: int) -> str:
 
 
 def _open(engine: DeepSpeedEngine, checkpoint: Path, zero_stage: int) -> SavedState:
+    """Open the saved state and check that names and shapes of all parameters are the model's."""
     saved = open_saved_state(checkpoint, zero_stage, names_in_order(engine))
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -69,25 +70,28 @@ def _open(engine: DeepSpeedEngine, checkpoint: Path, zero_stage: int) -> SavedSt
 
 
 def _load_weights(engine: DeepSpeedEngine, saved: SavedState, ranks: Ranks) -> None:
-    """The model's own weights, frozen ones too, in the precision it computes with."""
+    """Fill the model's own weights, frozen ones included, in the precision it computes in."""
     deepspeed = import_deepspeed()
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):  # under ZeRO 3; does nothing otherwise
+        # Under ZeRO 3 this gathers the parameter, and on exit scatters what rank 0 has written; else it does nothing,
+        # and every rank writes its own copy.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if ranks.rank == 0 or not hasattr(parameter, "ds_id"):
                 parameter.data.copy_(saved.weight(name))
 
 
 def _load_optimizer(engine: DeepSpeedEngine, saved: SavedState) -> None:
-    """This rank's part of the fp32 weights and of the optimizer's state."""
+    """Fill this rank's part of the fp32 master weights and of the optimizer state."""
     optimizer = base_optimizer(engine)
-    for group, of_group in zip(optimizer.param_groups, saved.groups, strict=True):
-        group.update(of_group)  # the schedule's learning rate among them
+    for group, saved_group in zip(optimizer.param_groups, saved.groups, strict=True):
+        group.update(saved_group)  # including the current learning rate
+    # Under ZeRO 1 to 3 one flat master tensor holds slices of many parameters, and the optimizer's state is per master.
     by_master = itertools.groupby(slots_of(engine), key=lambda slot: id(slot.master))
     for slots in [list(slots) for _, slots in by_master]:
         for slot in slots:
             saved.copy(slot.name, WEIGHT, slot.start, slot.of(slot.master))
         updated = [slot for slot in slots if slot.name in saved.steps]
-        if not updated:  # every step so far was skipped: the optimizer starts as at the start
+        if not updated:  # no step has been applied yet, so there is no state
             continue
         master, step = slots[0].master, max(saved.steps[slot.name] for slot in updated)
         state: dict[str, Any] = {"step": torch.tensor(step, dtype=torch.float32)}

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues, and what it must have in common with it."""
+"""Choose the checkpoint that a run continues from, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any
 from trelm_ds.checkpoints.manifest import CheckpointInfo, last_good, read_verified
 from trelm_ds.config import Config, flatten
 from trelm_ds.errors import UserError
+from trelm_ds.keyed_random import Stream
 from trelm_ds.model import EncoderConfig
 from trelm_ds.run_folder import checkpoints_folder, committed
 
+# Sections of which a continuation may change some settings: those that it may not are named one by one.
+_OTHERWISE = ("model", "loader", "trainer", "guards", "tracking")
+# These may change: a file's vectors are in the checkpoint, and for importance it matters which scores are used
+# ("importance" in `dataset`), not how they were asked for.
+_FREE = ("injection.file", "selection.importance")
+_DRAWS = "routing.draws"  # by which random stream routed facts are drawn; the first versions shared one
+
 
 def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Collects what a continuation must have in common with the run it continues.
+    """Collect what a continuation must share with the run it continues, by dotted name.
 
     Args:
-        config: checked settings.
-        sizes: of the encoder.
+        sizes: the encoder's configuration.
         dataset: `StepDataset.identity`.
     """
-    loader, trainer, knowledge = (
-        config.loader,
-        config.trainer,
-        ("selection.", "injection.", "memory.", "cka.", "routing."),
-    )
+    loader, trainer = config.loader, config.trainer
     common: dict[str, Any] = {
         "model": sizes.to_hf(),
         **dataset,
@@ -35,25 +38,35 @@ def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> d
         "trainer.global_batch_size": trainer.global_batch_size,
         "trainer.precision": trainer.precision,
     }
+    if config.routes:
+        common[_DRAWS] = Stream.ROUTED_SEQUENCE.value
     for name, value in flatten(config).items():
-        # A file's vectors are in the checkpoint; of importance it matters which scores are used, not why.
-        free = name.endswith(".placement") or name in ("injection.file", "selection.importance")
-        free = free or (name.startswith("routing.") and not config.routes and name != "routing.enabled")
-        if name.startswith(("masking.", "optimizer.", *knowledge)) and not free:
+        section = name.split(".")[0]
+        if section in _OTHERWISE or name in _FREE or name.endswith(".placement"):
+            continue
+        if name == "routing.enabled" or not _idle(config, section):
             common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return common
 
 
+def _idle(config: Config, section: str) -> bool:
+    """Whether a section has no effect in this run, so that its settings may be anything."""
+    if section == "routing":
+        return not config.routes
+    return getattr(getattr(config, section), "weight", None) == 0
+
+
 def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple[Path, CheckpointInfo] | None:
-    """What `trainer.resume` means for this run folder.
+    """Choose the checkpoint to start from, as `trainer.resume` says; None for a start from scratch.
 
     Args:
-        resume: "auto", "never" or a checkpoint folder, which counts as long as the run has none of its own.
+        resume: "auto", "never" or a checkpoint folder; the folder is used only until the run has checkpoints itself.
         run: the run folder.
-        identity: what the continuation must have in common with the checkpoint.
+        identity: what the checkpoint must share with this run.
 
     Raises:
-        UserError: "never" where a checkpoint exists, a path without a sound checkpoint, or one of another run.
+        UserError: "never" although a checkpoint exists, no sound checkpoint at the given path, or a checkpoint of
+            another run.
     """
     if resume == "never":
         if committed(run):
@@ -70,11 +83,17 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
 
 
 def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
+    """Raise a UserError that names the first setting in which run and checkpoint differ."""
     for name, value in identity.items():
         if (before := info.identity.get(name)) != value:
             if name == "importance" and before is None:
                 raise UserError(
                     f"{path}: the run began without scores of importance; go on with --selection.importance none"
+                )
+            if name == _DRAWS:
+                raise UserError(
+                    f"{path}: written by an earlier version, which drew routed facts otherwise; finish the run with "
+                    "that version, or start another --out"
                 )
             change = f"{name} ({_short(before)}, now {_short(value)})"
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")

@@ -1,6 +1,6 @@
-"""What a checkpoint holds of weights and optimizer, by parameter, whatever ranks and ZeRO stage wrote it.
+"""Read weights and optimizer state from DeepSpeed's files, by parameter, for every ZeRO stage and number of ranks.
 
-DeepSpeed's files are pickles: a checkpoint is opened here only after its files have matched its manifest.
+DeepSpeed's files are pickles, so a checkpoint may be opened here only after its files have matched its manifest.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 
 _ZERO3_MODEL = "zero_pp_rank_{}_mp_rank_00_model_states.pt"
-WEIGHT = "weight"  # in fp32, beside the optimizer's own names
+WEIGHT = "weight"  # key of the fp32 weight, beside the optimizer's own keys (exp_avg, ...)
 
 
 class Fragment(NamedTuple):
-    """A part of one parameter as one rank has saved it.
+    """The part of one parameter that one rank saved.
 
     Attributes:
-        start: its first element, of the flattened parameter.
-        tensors: [n] each: `WEIGHT`, and what the optimizer keeps for each element, as far as there is any yet.
+        start: index of its first element in the flattened parameter.
+        tensors: [n] each: `WEIGHT`, and the optimizer's per-element state where it has any yet.
     """
 
     start: int
@@ -35,14 +35,14 @@ class Fragment(NamedTuple):
 
 @dataclass
 class SavedState:
-    """Weights, optimizer and schedule. The files are mapped into memory: only what is copied is read.
+    """Weights, optimizer state and schedule of a checkpoint, with the files mapped into memory, not read.
 
     Attributes:
-        shapes: of every parameter, by name.
-        fragments: of every parameter, ascending; without state of the optimizer where the parameter is frozen.
-        steps: the optimizer's step of each parameter that it has updated.
-        groups: the optimizer's parameter groups, without parameters.
-        common: the rest of what DeepSpeed keeps of a run: counters, learning rate schedule.
+        shapes: shape of every parameter, by name.
+        fragments: fragments of every parameter, in ascending order; a frozen parameter's hold only the weight.
+        steps: the optimizer's step count for each parameter that it has updated.
+        groups: the optimizer's parameter groups, without their parameters.
+        common: everything else that DeepSpeed saves and a run needs: step counters and learning-rate schedule.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -52,30 +52,30 @@ class SavedState:
     common: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, size: int, weight: Tensor, state: dict[str, Any]) -> None:
-        """Adds the next fragment of a parameter.
+        """Append the next fragment of a parameter.
 
         Args:
-            name: of the parameter.
-            size: its elements from the fragment's first one on, at least: what follows in the tensors is padding.
-            weight: of any shape; likewise the tensors in `state`.
-            state: of the optimizer, empty before its first step.
+            name: name of the parameter.
+            size: number of elements; tensors may be longer, and the rest is padding.
+            weight: any shape; likewise the tensors in `state`.
+            state: the optimizer's state, empty before its first step.
         """
-        before = self.fragments.setdefault(name, [])
-        start = before[-1].start + before[-1].tensors[WEIGHT].numel() if before else 0
-        # Interned as in a program's own text, so that what is saved next has the same bytes: pickle tells equal strings
-        # apart by their identity.
-        kept = {sys.intern(key): value for key, value in state.items() if key != "step"}
-        tensors = {key: value.reshape(-1)[:size] for key, value in ({WEIGHT: weight} | kept).items()}
-        before.append(Fragment(start, tensors))
+        fragments = self.fragments.setdefault(name, [])
+        start = fragments[-1].start + fragments[-1].tensors[WEIGHT].numel() if fragments else 0
+        # Keys are interned like string literals, so that the next checkpoint has the same bytes as an undisturbed
+        # run's: pickle memoizes strings by identity, so equal strings that are different objects are written twice.
+        per_element = {sys.intern(key): value for key, value in state.items() if key != "step"}
+        tensors = {key: value.reshape(-1)[:size] for key, value in ({WEIGHT: weight} | per_element).items()}
+        fragments.append(Fragment(start, tensors))
         if "step" in state:
             self.steps[name] = float(state["step"])
 
     def state_dtypes(self, name: str) -> dict[str, torch.dtype]:
-        """What the optimizer keeps for each element of a parameter."""
+        """Return the keys and dtypes of the optimizer's per-element state of a parameter."""
         return {key: tensor.dtype for key, tensor in self.fragments[name][0].tensors.items() if key != WEIGHT}
 
     def copy(self, name: str, key: str, start: int, out: Tensor) -> None:
-        """Copies the elements of a parameter from `start` on into `out` [n]."""
+        """Copy elements `start` to `start + n` of a flattened parameter, or of its state `key`, into `out` [n]."""
         for fragment in self.fragments[name]:
             tensor = fragment.tensors[key]
             first, last = max(start, fragment.start), min(start + len(out), fragment.start + len(tensor))
@@ -83,7 +83,7 @@ class SavedState:
                 out[first - start : last - start].copy_(tensor[first - fragment.start : last - fragment.start])
 
     def weight(self, name: str) -> Tensor:
-        """A parameter in fp32 and in its own shape, on the CPU."""
+        """Assemble a whole parameter in fp32, in its own shape, on the CPU."""
         shape = self.shapes[name]
         whole = torch.empty(shape)
         self.copy(name, WEIGHT, 0, whole.view(-1))
@@ -91,19 +91,19 @@ class SavedState:
 
 
 def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = ()) -> SavedState:
-    """Opens the files of all ranks.
+    """Open the files that all ranks saved.
 
     Args:
-        checkpoint: verified.
-        zero_stage: under which it was written.
-        names: the parameters in the optimizer's order. ZeRO 0 saves its state without their names; where they are not
-            given, weights are read alone.
+        checkpoint: verified against its manifest.
+        zero_stage: the stage it was written under.
+        names: the trained parameters in the optimizer's order. Needed for the optimizer state of ZeRO 0, which is saved
+            without names; if left out, only weights are read there.
 
     Raises:
-        UserError: a file cannot be read here.
+        UserError: a file cannot be read on this rank.
     """
-    import_deepspeed()  # whose classes are in its files
-    read = {0: _whole, 1: _partitioned, 2: _partitioned, 3: _partitioned_by_parameter}[zero_stage]
+    import_deepspeed()  # the pickles refer to its classes
+    read = {0: _read_zero0, 1: _read_zero12, 2: _read_zero12, 3: _read_zero3}[zero_stage]
     try:
         return read(checkpoint, names)
     except OSError as error:
@@ -127,22 +127,22 @@ def _groups(optimizer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _add_module(saved: SavedState, module: dict[str, Tensor]) -> None:
-    """Shapes of all parameters, and weights of those without a master copy: the frozen ones, all of fp32 ZeRO 0."""
+    """Add the shapes of all parameters, and the weights of those without a master copy.
+
+    Frozen parameters have none, and under ZeRO 0 in fp32 no parameter has.
+    """
     for name, tensor in module.items():
         saved.shapes[name] = tuple(tensor.shape)
         if name not in saved.fragments:
             saved.add(name, tensor.numel(), tensor, {})
 
 
-def _whole(checkpoint: Path, names: Sequence[str]) -> SavedState:
-    """ZeRO 0: all ranks hold the same, and rank 0 saves it."""
+def _read_zero0(checkpoint: Path, names: Sequence[str]) -> SavedState:
+    """ZeRO 0: all ranks hold the same state, and rank 0 has saved it."""
     model_states = _load(checkpoint / "mp_rank_00_model_states.pt")
-    saved, optimizer, module = (
-        SavedState(common=_common(model_states)),
-        model_states["optimizer"],
-        model_states["module"],
-    )
-    inner = optimizer.get("optimizer_state_dict", optimizer)  # bf16 wraps it, and keeps weights in fp32 beside it
+    saved = SavedState(common=_common(model_states))
+    optimizer, module = model_states["optimizer"], model_states["module"]
+    inner = optimizer.get("optimizer_state_dict", optimizer)  # bf16 wraps it, with fp32 master weights beside it
     masters = [master for group in optimizer.get("fp32_groups", ()) for master in group]
     saved.groups = _groups(inner)
     for index, name in enumerate(names):
@@ -152,14 +152,15 @@ def _whole(checkpoint: Path, names: Sequence[str]) -> SavedState:
     return saved
 
 
-def _partitioned(checkpoint: Path, _: Sequence[str]) -> SavedState:
-    """ZeRO 1 and 2: each group is one flat tensor, cut into as many pieces as there are ranks."""
+def _read_zero12(checkpoint: Path, _: Sequence[str]) -> SavedState:
+    """ZeRO 1 and 2: each group's parameters form one flat tensor, cut into one piece per rank."""
     model_states = _load(checkpoint / "mp_rank_00_model_states.pt")
     saved = SavedState(common=_common(model_states))
     for rank, optimizer in enumerate(_optimizers(checkpoint, model_states["dp_world_size"])):
         inner = optimizer["base_optimizer_state"]
         saved.groups = _groups(inner)
-        # Not by "param_slice_mappings", which are wrong where DeepSpeed reorders a group (round_robin_gradients).
+        # "param_slice_mappings" would say this directly, but is wrong where DeepSpeed reorders a group's parameters
+        # (round_robin_gradients). So derive the pieces from the shapes.
         layout = zip(
             optimizer["single_partition_of_fp32_groups"],
             optimizer["group_paddings"],
@@ -168,19 +169,20 @@ def _partitioned(checkpoint: Path, _: Sequence[str]) -> SavedState:
             strict=True,
         )
         for index, (flat, padding, shapes, paddings) in enumerate(layout):
-            length, offset = len(flat) + padding, -rank * (len(flat) + padding)  # of the group, seen from this piece
+            # The offset of each parameter in the group, counted from the start of this rank's piece.
+            length, offset = len(flat) + padding, -rank * (len(flat) + padding)
             for (name, shape), gap in zip(shapes.items(), paddings, strict=True):
                 first, last = max(0, offset), min(offset + shape.numel(), length)
                 if first < last:
-                    state = _narrowed(inner["state"].get(index, {}), first, last - first)
+                    state = _narrow(inner["state"].get(index, {}), first, last - first)
                     saved.add(name, last - first, flat[first:last], state)
                 offset += shape.numel() + gap
     _add_module(saved, model_states["module"])
     return saved
 
 
-def _partitioned_by_parameter(checkpoint: Path, _: Sequence[str]) -> SavedState:
-    """ZeRO 3: each parameter is cut into as many pieces as there are ranks, the last ones padded or padding alone."""
+def _read_zero3(checkpoint: Path, _: Sequence[str]) -> SavedState:
+    """ZeRO 3: each parameter is cut into one piece per rank; the last pieces may be partly or wholly padding."""
     first = _load(checkpoint / _ZERO3_MODEL.format(0))
     world_size, groups, frozen = first["dp_world_size"], first["param_shapes"], first["frozen_param_shapes"]
     saved = SavedState(common=_common(first))
@@ -194,7 +196,7 @@ def _partitioned_by_parameter(checkpoint: Path, _: Sequence[str]) -> SavedState:
             offset = 0
             for name in shapes:
                 length = -(-sizes[name] // world_size)
-                state = _narrowed(inner["state"].get(index, {}), offset, length)
+                state = _narrow(inner["state"].get(index, {}), offset, length)
                 saved.add(name, max(0, sizes[name] - rank * length), flat.narrow(0, offset, length), state)
                 offset += length
         pieces = _load(checkpoint / _ZERO3_MODEL.format(rank))["frozen_param_fragments"]
@@ -204,6 +206,7 @@ def _partitioned_by_parameter(checkpoint: Path, _: Sequence[str]) -> SavedState:
 
 
 def _optimizers(checkpoint: Path, world_size: int) -> Iterable[dict[str, Any]]:
+    """Yield the optimizer state that each rank saved, in order of ranks."""
     for rank in range(world_size):
         name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         path = checkpoint / name
@@ -212,5 +215,6 @@ def _optimizers(checkpoint: Path, world_size: int) -> Iterable[dict[str, Any]]:
         yield optimizer
 
 
-def _narrowed(state: dict[str, Any], start: int, length: int) -> dict[str, Any]:
+def _narrow(state: dict[str, Any], start: int, length: int) -> dict[str, Any]:
+    """Restrict the optimizer's per-element state to a range of elements."""
     return {key: value if key == "step" else value.narrow(0, start, length) for key, value in state.items()}

@@ -1,8 +1,13 @@
-"""Writes checkpoints beside training and commits them (DESIGN 6).
+"""Write checkpoints while training goes on, and commit them atomically.
 
-All ranks write into a hidden folder and flush it; rank 0 describes it by a manifest, renames it, and only then names it
-by our own pointer `latest.json`. A kill at any point leaves the last committed checkpoint as it was, and a save that
-fails costs a warning, nothing else.
+A save passes through these states on disk; a kill at any point leaves the previous checkpoint as it was:
+
+1. `.step-N.partial/`: every rank writes and fsyncs its files there, on a thread, while the next step computes.
+2. `.step-N.partial/manifest.json`: once all ranks have succeeded, rank 0 records the size and hash of every file.
+3. `step-N/`: the rename commits the checkpoint. Readers accept only folders of this name that hold a manifest.
+4. `latest.json` names it, and old checkpoints are removed.
+
+A save that fails costs a warning and its partial folder; training goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
@@ -20,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from trelm_ds import faults
+from trelm_ds import faults, log
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
 from trelm_ds.config import TrainerConfig
 from trelm_ds.engine import clear_padding
@@ -32,46 +36,45 @@ if TYPE_CHECKING:
 
     from trelm_ds.distributed import Ranks
 
-Sums = dict[str, list[Any]]  # path within the checkpoint -> [bytes, sha256]
-_ROOM = 1.05  # of what a checkpoint takes, that must be free
+FileDigests = dict[str, list[Any]]  # path within the checkpoint -> [bytes, sha256]
+_FREE_SPACE_FACTOR = 1.05  # times the checkpoint's size that must be free before a save begins
 
 
 class Captured(NamedTuple):
-    """A part's state as it is now.
+    """The state of one part of the run at the time of a save.
 
     Attributes:
         size: bytes that this rank will write.
-        write: writes them into a checkpoint's folder and returns the files' paths. It is called on another thread,
-            while the next step's forward and backward passes run.
+        write: writes them into the checkpoint's folder and returns the paths of the files. Called on the writer
+            thread, while the next step's forward and backward passes run.
     """
 
     size: int
     write: Callable[[Path], Iterable[Path]]
 
 
-class Saved(Protocol):
-    """A part of a run that has files of its own in a checkpoint."""
+class Saveable(Protocol):
+    """A part of the run with files of its own in each checkpoint."""
 
-    def capture(self) -> Captured: ...
+    def capture(self) -> Captured | None:
+        """Describe the state to save, without copying it: it stays as it is until `Saver.settle`."""
+        ...
 
 
 class Saver:
-    """Saves one run. Every method is collective, but `abandon`.
+    """Saves the checkpoints of one run; every method except `abandon` is collective.
 
-    A save holds no copy of the weights: a thread writes them while the next step computes gradients, and `settle` must
-    be called before anything that is in a checkpoint changes.
+    A save does not copy the weights: a thread writes them while the next step computes its gradients. So call `settle`
+    before changing anything that belongs to a checkpoint, above all before the optimizer step.
 
     Args:
-        engine: DeepSpeed's.
-        run: the run folder.
-        tokenizer: folder that is copied into each checkpoint, so that it can be exported by itself.
-        settings: how many checkpoints stay, and whether to write beside training.
-        ranks: of the run.
-        parts: what else is in a checkpoint.
+        tokenizer: folder copied into each checkpoint, so that a checkpoint can be exported by itself.
+        settings: how many checkpoints to keep, and whether to write them asynchronously.
+        parts: further state to save beside the engine's.
 
     Attributes:
-        pause_s: for how long training has waited for saves since it was last set to 0.
-        failed: the last save's reason, where it failed.
+        pause_s: seconds that training has waited for saves; the caller resets it.
+        failed: why the last save failed; None where it succeeded.
     """
 
     def __init__(
@@ -81,127 +84,153 @@ class Saver:
         tokenizer: Path,
         settings: TrainerConfig,
         ranks: Ranks,
-        parts: Sequence[Saved] = (),
+        parts: Sequence[Saveable] = (),
     ) -> None:
         self._engine, self._folder, self._tokenizer = engine, checkpoints_folder(run), tokenizer
         self._run, self._settings, self._ranks, self._parts = run, settings, ranks, parts
-        self._writing: _Writing | None = None
+        self._pending: _PendingSave | None = None
         self.pause_s = 0.0
         self.failed: str | None = None
 
     def begin(self, info: CheckpointInfo) -> None:
-        """Starts a save; between two steps.
+        """Start a save; call between two steps.
 
         Args:
-            info: of it, without files and versions.
+            info: the manifest, without `files` and `versions`.
         """
         self.settle()
-        begun = time.monotonic()
-        work = self._folder / f".{_name(info.step)}.partial"
-        files = _states(self._engine, work)
-        parts = [part.capture() for part in self._parts]
-        size = sum(map(_size, files.values())) + sum(part.size for part in parts)
-        if problem := self._first_problem(lambda: self._prepare(work, size)):
-            self._give_up(work, info.step, problem)
+        started = time.monotonic()
+        partial = self._folder / f".{_folder_name(info.step)}.partial"
+        files = _engine_state(self._engine, partial)
+        parts = [captured for part in self._parts if (captured := part.capture()) is not None]
+        size = sum(map(_tensor_bytes, files.values())) + sum(part.size for part in parts)
+        if problem := self._first_problem(lambda: self._prepare(partial, size)):
+            self._discard(partial, info.step, problem)
         else:
             faults.reach("save-started")
-            self._writing = _Writing(work, info, files, parts, self._ranks.device)
-        self.pause_s += time.monotonic() - begun
+            self._pending = _PendingSave(partial, info, files, parts, self._ranks.device)
+        self.pause_s += time.monotonic() - started
         if not self._settings.async_checkpoints:
             self.settle()
 
     def settle(self) -> None:
-        """Ends the save that is under way: waits for the writers, commits."""
-        writing, self._writing = self._writing, None
-        if writing is None:
+        """Finish the pending save, if any: wait for the writers of all ranks and commit."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        begun = time.monotonic()
-        sums, problem = writing.wait()
-        everyones, problems = zip(*self._ranks.gather((sums, problem)), strict=True)
+        started = time.monotonic()
+        digests, problem = pending.wait()
+        digests_by_rank, problems = zip(*self._ranks.gather((digests, problem)), strict=True)
         problem = next(filter(None, problems), None)
-        if problem is None:
-            merged: Sums = {name: about for one in everyones for name, about in one.items()}
-            problem = self._first_problem(lambda: self._commit(writing.folder, writing.info, merged))
+        if problem is None:  # the same on all ranks, so all of them take the same branch
+            merged: FileDigests = {name: digest for digests in digests_by_rank for name, digest in digests.items()}
+            problem = self._first_problem(lambda: self._commit(pending.folder, pending.info, merged))
         if problem is None:
             self.failed = None
         else:
-            self._give_up(writing.folder, writing.info.step, problem)
-        self.pause_s += time.monotonic() - begun
+            self._discard(pending.folder, pending.info.step, problem)
+        self.pause_s += time.monotonic() - started
 
     def abandon(self) -> None:
-        """Lets the writer end and leaves what it wrote uncommitted: this rank, or another, has failed."""
-        if self._writing is not None:
-            self._writing.wait()
+        """Wait for this rank's writer and leave its files uncommitted, because this rank or another has failed."""
+        if self._pending is not None:
+            self._pending.wait()
 
-    def _prepare(self, work: Path, size: int) -> None:
-        """Rank 0 makes the folder; `size`: bytes this rank will write."""
+    def _prepare(self, partial: Path, size: int) -> None:
+        """Make the partial folder on rank 0, after checking for free disk space; collective.
+
+        Args:
+            partial: the folder to make.
+            size: bytes that this rank will write.
+
+        Raises:
+            OSError: the disk is too full, or the folder cannot be written.
+        """
         total = sum(self._ranks.gather(size))
         if self._ranks.rank:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        removed = [path for path in named_folders(self._run) if not (path / MANIFEST).is_file()]
-        for left in (*self._folder.glob(".step-*.partial"), *removed):  # of a save or a removal that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        # Leftovers of killed saves, and of killed removals: `_remove` deletes the manifest first.
+        half_removed = [path for path in named_folders(self._run) if not (path / MANIFEST).is_file()]
+        for leftover in (*self._folder.glob(".step-*.partial"), *half_removed):
+            shutil.rmtree(leftover, ignore_errors=True)
         free = shutil.disk_usage(self._folder).free
-        if free < _ROOM * total:
+        if free < _FREE_SPACE_FACTOR * total:
             raise OSError(f"it takes {total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
-        shutil.copytree(self._tokenizer, work / "tokenizer")
+        shutil.copytree(self._tokenizer, partial / "tokenizer")
 
-    def _commit(self, work: Path, info: CheckpointInfo, sums: Sums) -> None:
+    def _commit(self, partial: Path, info: CheckpointInfo, digests: FileDigests) -> None:
+        """Turn the partial folder, complete on all ranks, into a committed checkpoint; only rank 0 acts.
+
+        Args:
+            partial: holds the fsynced files of every rank.
+            info: the manifest; `files` and `versions` are filled here.
+            digests: of the files that the ranks wrote.
+        """
         if self._ranks.rank:
             return
-        rest = [path for path in work.rglob("*") if path.is_file() and str(path.relative_to(work)) not in sums]
-        info.files = dict(sorted((sums | _sums(work, rest)).items()))
+        # The ranks hashed and fsynced their own files while writing them. The rest, the tokenizer, is done here, so
+        # that everything the manifest lists is on disk before the manifest is.
+        rest = [path for path in partial.rglob("*") if path.is_file() and str(path.relative_to(partial)) not in digests]
+        info.files = dict(sorted((digests | _fsync_and_hash(partial, rest)).items()))
         info.versions = versions()
         faults.reach("commit-before-manifest")
-        write_atomically(work / MANIFEST, info.to_json())
-        final = self._folder / _name(info.step)
-        if final.exists():  # damaged, or of a continuation from an earlier step: this one replaces it
+        # The manifest, atomic and fsynced, comes before the rename: a folder with a checkpoint's name that has one is
+        # complete. A kill before the rename leaves a hidden folder, which the next save deletes.
+        write_atomically(partial / MANIFEST, info.to_json())
+        final = self._folder / _folder_name(info.step)
+        if final.exists():  # a damaged one, or one from before the run went back to an earlier step
             _remove(final)
         faults.reach("commit-before-rename")
-        work.rename(final)
+        # The commit itself. Without the fsync a power cut could undo the rename after `latest.json` has been written.
+        partial.rename(final)
         fsync_folder(self._folder)
         faults.reach("commit-before-pointer")
+        # Only now may `latest.json` name it. A kill before this line costs no more than time: the next start continues
+        # from the checkpoint that the pointer still names and repeats the steps since, with the same result.
         write_atomically(self._folder / POINTER, json.dumps({"checkpoint": final.name, "step": info.step}) + "\n")
         faults.reach("commit-before-prune")
+        # Old checkpoints go last, when the new one can stand in for them.
         try:
-            # Newer ones were passed over as damaged; kept, they would count instead of sound ones.
+            # Checkpoints of later steps were passed over as damaged when the run started from an earlier one. If they
+            # stayed, `prune` would count them among the newest and remove sound ones instead.
             for path in committed(self._run):
                 if step_of(path) > info.step:
                     _remove(path)
             prune(self._run, self._settings.keep_checkpoints, self._settings.keep_every)
-        except OSError as error:  # the new one is committed all the same
-            warnings.warn(f"{self._folder}: old checkpoints not removed: {_reason(error)}", stacklevel=2)
+        except OSError as error:  # the new checkpoint is committed all the same
+            log.warning_once(f"{self._folder}: old checkpoints not removed: {_one_line(error)}")
 
     def _first_problem(self, call: Callable[[], None]) -> str | None:
-        """Calls it on every rank; what went wrong on the first rank where something did, the same on all."""
+        """Run `call` on every rank and return, on all of them, what failed on the first rank where it failed."""
         problem = None
         try:
             call()
         except (OSError, shutil.Error) as error:
-            problem = _reason(error)
+            problem = _one_line(error)
         return next(filter(None, self._ranks.gather(problem)), None)
 
-    def _give_up(self, work: Path, step: int, problem: str) -> None:
+    def _discard(self, partial: Path, step: int, problem: str) -> None:
+        """Record that a save has failed and delete its partial folder."""
         self.failed = f"{self._folder}: checkpoint at step {step} not committed: {problem}"
         if self._ranks.rank == 0:
-            shutil.rmtree(work, ignore_errors=True)
-            warnings.warn(f"{self.failed}; training goes on, earlier checkpoints are untouched", stacklevel=2)
-        self._ranks.barrier()  # the folder is gone before anybody begins the next
+            shutil.rmtree(partial, ignore_errors=True)
+            log.warning(f"{self.failed}; training goes on, earlier checkpoints are untouched")
+        self._ranks.barrier()  # no rank may begin the next save while rank 0 still deletes
 
 
-class _Writing:
-    """A save's files of this rank, on their way to disk."""
+class _PendingSave:
+    """This rank's files of one save, being written by a thread."""
 
     def __init__(
         self, folder: Path, info: CheckpointInfo, files: dict[Path, Any], parts: list[Captured], device: torch.device
     ) -> None:
         self.folder, self.info = folder, info
         self._files, self._parts, self._device = files, parts, device
-        self._sums: Sums = {}
+        self._digests: FileDigests = {}
         self._problem: str | None = None
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the writer reads on a stream of its own
+            torch.cuda.synchronize(device)  # the thread copies on a stream of its own, unordered with the step's
         self._thread = Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -209,35 +238,35 @@ class _Writing:
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
-            self.folder.mkdir(parents=True, exist_ok=True)  # which another node may not see yet
+            self.folder.mkdir(parents=True, exist_ok=True)  # another node may not see rank 0's folder yet
             for path, state in self._files.items():
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state)):
                     raise ValueError(
                         f"{path.name}: weights or moments are not finite; another run needs a lower optimizer.lr"
                     )
                 with path.open("wb") as stream:
-                    hashed = _Hashed(stream)
-                    torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush, no more
+                    hashing = _HashingStream(stream)
+                    torch.save(state, hashing)  # type: ignore[arg-type]  # it calls write and flush only
                     stream.flush()
                     os.fsync(stream.fileno())
-                self._sums[path.name] = [hashed.size, hashed.hexdigest()]
+                self._digests[path.name] = [hashing.size, hashing.hexdigest()]
             faults.reach("save-between-files")
             for part in self._parts:
-                self._sums |= _sums(self.folder, part.write(self.folder))
-            fsync_folder(self.folder)
+                self._digests |= _fsync_and_hash(self.folder, part.write(self.folder))
+            fsync_folder(self.folder)  # the files' names, after their contents
             faults.reach("save-written")
-        except Exception as error:  # whatever it is, training goes on
-            self._problem = _reason(error)
-        self._files, self._parts = {}, []
+        except Exception as error:  # whatever failed, training goes on
+            self._problem = _one_line(error)
+        self._files, self._parts = {}, []  # free the captured state
 
-    def wait(self) -> tuple[Sums, str | None]:
-        """Sums of the files that were written, and what went wrong."""
+    def wait(self) -> tuple[FileDigests, str | None]:
+        """Wait for the thread; return the digests of the files it wrote, and what went wrong."""
         self._thread.join()
-        return self._sums, self._problem
+        return self._digests, self._problem
 
 
-class _Hashed:
-    """A stream that knows size and sha256 of what it was given, so that nothing is read again."""
+class _HashingStream:
+    """A stream that hashes and counts the bytes written through it, so that files need not be read again."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._hash, self.size = stream, hashlib.sha256(), 0
@@ -255,14 +284,17 @@ class _Hashed:
         return self._hash.hexdigest()
 
 
-def _states(engine: DeepSpeedEngine, work: Path) -> dict[Path, Any]:
-    """What DeepSpeed would write on this rank, by file; collective."""
+def _engine_state(engine: DeepSpeedEngine, folder: Path) -> dict[Path, Any]:
+    """Collect what DeepSpeed would write on this rank, by file; collective.
+
+    The tensors are the live ones, not copies.
+    """
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
     files: dict[Path, Any] = {}
 
     class Capturing(TorchCheckpointEngine):
-        """Notes what is to be saved. Nothing is written here, so nothing can fail between DeepSpeed's barriers."""
+        """Keeps what it is told to save. It writes nothing, so no rank can fail between DeepSpeed's barriers."""
 
         def save(self, state_dict: Any, path: str) -> None:
             files[Path(path)] = state_dict
@@ -270,25 +302,25 @@ def _states(engine: DeepSpeedEngine, work: Path) -> dict[Path, Any]:
         def makedirs(self, path: str, exist_ok: bool = False) -> None:
             pass
 
-    own, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
+    checkpoint_engine, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
     engine.checkpoint_engine = Capturing()
-    engine._copy_recovery_script = lambda folder: None  # of DeepSpeed's; `trelm export` does it
+    engine._copy_recovery_script = lambda folder: None  # DeepSpeed's zero_to_fp32.py; we have `trelm export`
     try:
         clear_padding(engine)
-        engine.save_checkpoint(str(work.parent), tag=work.name, save_latest=False)
+        engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     finally:
-        engine.checkpoint_engine, engine._copy_recovery_script = own, copy_script
+        engine.checkpoint_engine, engine._copy_recovery_script = checkpoint_engine, copy_script
     return files
 
 
 def prune(run: Path, keep: int, keep_every: int | None, damaged: Collection[Path] = ()) -> list[Path]:
-    """Removes old checkpoints; returns which.
+    """Remove old checkpoints and return their paths.
 
     Args:
         run: the run folder.
-        keep: how many of the newest stay.
-        keep_every: those at multiples of this step stay as well.
-        damaged: known to be; they go, and do not count.
+        keep: how many of the newest to keep.
+        keep_every: also keep those at multiples of this step.
+        damaged: checkpoints to remove in any case, which do not count towards `keep`.
     """
     sound = [path for path in committed(run) if path not in damaged]
     old = [path for path in sound[keep:] if not keep_every or step_of(path) % keep_every]
@@ -298,33 +330,34 @@ def prune(run: Path, keep: int, keep_every: int | None, damaged: Collection[Path
     return old
 
 
-def _name(step: int) -> str:
+def _folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
 def _remove(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).unlink(missing_ok=True)  # from here on it does not exist, whatever happens to the rest
+    """Delete a checkpoint, its manifest first: a removal killed half-way leaves nothing that looks committed."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
     fsync_folder(checkpoint)
     faults.reach("prune-mid")
     shutil.rmtree(checkpoint)
 
 
-def _sums(folder: Path, files: Iterable[Path]) -> Sums:
-    """Of files that are on disk from here on."""
-    found: Sums = {}
+def _fsync_and_hash(folder: Path, files: Iterable[Path]) -> FileDigests:
+    """Fsync files below `folder` and the folders they are in; return their sizes and hashes."""
+    digests: FileDigests = {}
     folders = {folder}
     for path in files:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        found[str(path.relative_to(folder))] = [path.stat().st_size, sha256_of(path)]
+        digests[str(path.relative_to(folder))] = [path.stat().st_size, sha256_of(path)]
         folders.update(parent for parent in path.parents if folder in parent.parents)
-    for one in folders:
-        fsync_folder(one)
-    return found
+    for each in folders:
+        fsync_folder(each)
+    return digests
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested containers."""
+    """Yield all tensors in nested containers."""
     if isinstance(state, torch.Tensor):
         yield state
     elif isinstance(state, dict | list | tuple):
@@ -332,11 +365,11 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _size(state: Any) -> int:
-    """Bytes of all tensors in it, each storage once."""
+def _tensor_bytes(state: Any) -> int:
+    """Sum the bytes of all tensors in nested containers, counting each storage once."""
     storages = (tensor.untyped_storage() for tensor in _tensors(state))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _reason(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

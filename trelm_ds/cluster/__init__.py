@@ -1,1 +1,1 @@
-"""What runs under Slurm needs: a launcher that says how it ended, node health, submission, status."""
+"""Running under Slurm: submission, status, node health, and a launcher that keeps the ranks' exit codes."""

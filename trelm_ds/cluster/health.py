@@ -1,8 +1,8 @@
-"""Whether nodes can train: GPUs, disk, clock, and how fast they sum over NCCL.
+"""Health check of nodes before training: GPUs, disk, clock, and all-reduce bandwidth.
 
-Every node runs `main` once. It looks at the node itself, writes an answer into a folder that all nodes see, and starts
-a process for each GPU, which meet the others as in training. The batch script reads the answers: NODE.bad holds a
-reason, NODE.here says that the node itself is sound, NODE.ok that it has also summed with the others.
+Each node runs `main` once. It checks the node itself, writes an answer into a folder that all nodes see, and starts one
+process per GPU, which connect to the others as in training. The batch script reads the answers: NODE.bad holds a
+reason, NODE.here means that the node itself is sound, NODE.ok that its all-reduce with the others worked too.
 """
 
 from __future__ import annotations
@@ -25,33 +25,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.cluster import launcher
 
 _TIMEOUT = datetime.timedelta(seconds=120)
-_GPU_BYTES, _CPU_BYTES = 1 << 28, 1 << 24  # of an all-reduce
+_GPU_BYTES, _CPU_BYTES = 1 << 28, 1 << 24  # size of an all-reduce
 _REPEATS = 5
-_FREE_SHARE = 0.9  # of a GPU's memory: less means that a dead job's process still has it
+_FREE_SHARE = 0.9  # least free share of a GPU's memory: less means that a process of an old job still holds some
 
 
 class BadNodeError(Exception):
-    """This node should not train; the message says why."""
+    """Raised for a node that should not train, with the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks this node, then with torchrun's arguments after `--` its processes beside those of all others.
+    """Check this node, then start its processes with torchrun's arguments (after `--`) and check them with all others.
 
     Returns:
-        0, 1 where the node is bad, else the launcher's exit code.
+        0 if the node is sound, 1 if it is bad, else the launcher's exit code.
     """
+    log.setup()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own, of_torchrun = arguments, []
+    own, torchrun_arguments = arguments, []
     if "--" in arguments:
         border = arguments.index("--")
-        own, of_torchrun = arguments[:border], arguments[border + 1 :]
+        own, torchrun_arguments = arguments[:border], arguments[border + 1 :]
     parser = argparse.ArgumentParser(prog="health", allow_abbrev=False)
-    parser.add_argument("--answers", type=Path, required=True, help="folder that all nodes see")
-    parser.add_argument("--gpus", type=int, required=True, help="that this node must have; 0 for a CPU node")
-    parser.add_argument("--out", type=Path, required=True, help="run folder: its disk needs room")
+    parser.add_argument("--answers", type=Path, required=True, help="folder for the answers, visible to all nodes")
+    parser.add_argument("--gpus", type=int, required=True, help="GPUs this node must have; 0 for a CPU node")
+    parser.add_argument("--out", type=Path, required=True, help="run folder, checked for free space")
     options = parser.parse_args(own)
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     try:
@@ -61,18 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_node(options.gpus, (options.out, Path(tempfile.gettempdir())))
     except BadNodeError as error:
         _answer(options.answers / f"{node}.bad", str(error))
-        print(f"health: {node}: {error}", file=sys.stderr, flush=True)
+        log.info(f"health: {node}: {error}")
         return 1
     _answer(options.answers / f"{node}.here", "")
-    return launcher.main([*of_torchrun, "-m", "trelm_ds.cluster.health", *own])
+    return launcher.main([*torchrun_arguments, "-m", "trelm_ds.cluster.health", *own])
 
 
 def check_node(gpus: int, folders: Sequence[Path]) -> None:
-    """What one process sees of the node.
+    """Check the node's GPUs and disks.
 
     Args:
-        gpus: that it must have.
-        folders: that it must be able to write into.
+        gpus: number of GPUs that must be visible; 0 skips the check.
+        folders: folders that must be writable and have TRELM_MIN_DISK_GB free.
 
     Raises:
         BadNodeError: another number of GPUs, or a folder that is missing, read-only or full.
@@ -94,10 +96,10 @@ def check_node(gpus: int, folders: Sequence[Path]) -> None:
 
 
 def check_process(node: str, answers: Path) -> None:
-    """One process of torchrun's: its GPU, then clocks and sums with all others; collective.
+    """Check this process's GPU, then clock and all-reduce bandwidth with all others. Collective.
 
     Raises:
-        BadNodeError: the GPU computes wrongly or is in use, the node's clock is off, or it sums too slowly.
+        BadNodeError: the GPU computes wrongly or is in use, the node's clock is off, or its all-reduce is too slow.
     """
     local_rank, on_gpu = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -109,8 +111,9 @@ def check_process(node: str, answers: Path) -> None:
     nodes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(nodes, node, group=control)
     skew = _clock_skews(nodes, control)[node]
-    groups = {name: [rank for rank, of in enumerate(nodes) if of == name] for name in sorted(set(nodes))}
-    within = {name: dist.new_group(ranks) for name, ranks in groups.items()}  # each rank makes all of them
+    groups = {name: [rank for rank, other in enumerate(nodes) if other == name] for name in sorted(set(nodes))}
+    # new_group is collective: every rank creates the groups of all nodes.
+    within = {name: dist.new_group(ranks) for name, ranks in groups.items()}
     found = {"clock_skew_s": round(skew, 3)}
     found["bus_gbps_within"] = round(bus_bandwidth(device, within[node]), 2)
     found["bus_gbps_all"] = round(bus_bandwidth(device, None), 2)
@@ -124,7 +127,7 @@ def check_process(node: str, answers: Path) -> None:
         problem = f"GPUs sum at {found['bus_gbps_within']} GB/s, TRELM_MIN_BUS_GBPS is {least:g}"
     if local_rank == 0 and problem is None:
         _answer(answers / f"{node}.ok", json.dumps(found))
-        print(f"health: {node}: {json.dumps(found)}", file=sys.stderr, flush=True)
+        log.info(f"health: {node}: {json.dumps(found)}")
     dist.barrier(group=control)
     dist.destroy_process_group()
     if problem is not None:
@@ -132,20 +135,23 @@ def check_process(node: str, answers: Path) -> None:
 
 
 def check_gpu(device: torch.device) -> None:
-    """Raises BadNodeError unless the GPU is free and multiplies the same twice, and as the CPU does."""
+    """Raise BadNodeError unless the GPU is free and its matrix products equal the CPU's, every time."""
     free, total = torch.cuda.mem_get_info(device)
     if free < _FREE_SHARE * total:
         raise BadNodeError(f"{device} is in use: {free / 1e9:.0f} of {total / 1e9:.0f} GB are free")
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-8, 8, (1024, 1024), generator=generator).to(torch.bfloat16) for _ in range(2))
-    expected = a.float() @ b.float()  # whole numbers, exact in any order
+    expected = a.float() @ b.float()  # whole numbers: exact in any order of summation
     for _ in range(3):
         if not torch.equal((a.to(device).float() @ b.to(device).float()).cpu(), expected):
             raise BadNodeError(f"{device} multiplies wrongly")
 
 
 def _clock_skews(nodes: list[str], control: dist.ProcessGroup) -> dict[str, float]:
-    """Seconds by which each node's clock is ahead of the median, after a barrier that all leave within milliseconds."""
+    """Return how many seconds each node's clock is ahead of the median.
+
+    Clocks are read after a barrier, which all ranks leave within milliseconds.
+    """
     dist.barrier(group=control)
     times: list[Any] = [None] * len(nodes)
     dist.all_gather_object(times, time.time(), group=control)
@@ -154,10 +160,10 @@ def _clock_skews(nodes: list[str], control: dist.ProcessGroup) -> dict[str, floa
 
 
 def bus_bandwidth(device: torch.device, group: dist.ProcessGroup | None) -> float:
-    """Bus bandwidth of a sum over a group in GB/s: 2 (n - 1) / n times bytes over time, as NCCL's tests have it.
+    """Measure the bus bandwidth of an all-reduce in GB/s: 2 (n - 1) / n * bytes / time, as in NCCL's tests.
 
     Args:
-        device: whose memory is summed.
+        device: device of the tensors.
         group: None for all processes.
     """
     n = dist.get_world_size(group)
@@ -170,11 +176,11 @@ def bus_bandwidth(device: torch.device, group: dist.ProcessGroup | None) -> floa
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * (n - 1) / n * values.nbytes / min(seconds[1:]) / 1e9  # the first one sets up connections
+    return 2 * (n - 1) / n * values.nbytes / min(seconds[1:]) / 1e9  # the first round sets up connections
 
 
 def _answer(path: Path, text: str) -> None:
-    """The first answer of a node's processes stands."""
+    """Write an answer unless another process of the node already has."""
     with contextlib.suppress(FileExistsError), path.open("x") as file:
         file.write(text)
 

@@ -1,4 +1,4 @@
-"""Which Slurm jobs a run has had: those that `trelm submit` noted, and those whose scripts noted themselves."""
+"""The Slurm jobs of a run, as recorded by `trelm submit` and by the job scripts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.run_folder import HISTORY, SUBMISSIONS, read_objects
+from trelm_ds.files import read_json_lines
+from trelm_ds.run_folder import HISTORY, SUBMISSIONS
 
-JOB_NOTE = "job.json"  # in a submission's folder
+JOB_NOTE = "job.json"  # in the folder of a submission
 
 
 @dataclass
@@ -17,11 +18,11 @@ class Job:
     """One Slurm job of a run.
 
     Attributes:
-        number: Slurm's.
-        submitted: the folder that `trelm submit` made for it, if it did.
-        events: what its script noted, in order: event (start, requeue, end, stalled), step, restart, time, nodes, log,
-            text, code (the exit code of an end).
-        log: its log file, where known.
+        number: Slurm's job number.
+        submitted: folder of its submission; None if it was not submitted by `trelm submit`.
+        events: events recorded by its script, in order: event (start, requeue, end, stalled), step, restart, time,
+            nodes, log, text, code (the exit code of an end).
+        log: log file; None if unknown.
     """
 
     number: str
@@ -31,7 +32,7 @@ class Job:
 
 
 def jobs_of(run: Path) -> list[Job]:
-    """The jobs of a run, the newest last."""
+    """List the jobs of a run, newest last."""
     jobs: dict[str, Job] = {}
     since: dict[str, str] = {}
     for folder in submissions(run):
@@ -39,24 +40,28 @@ def jobs_of(run: Path) -> list[Job]:
         if number := note.get("job"):
             jobs[str(number)] = Job(str(number), folder, log=note.get("log"))
             since[str(number)] = str(note.get("time", ""))
-    for event in read_objects(run / HISTORY):
+    try:
+        events = read_json_lines(run / HISTORY)
+    except OSError:  # what Slurm knows is still worth showing
+        events = []
+    for event in events:
         if not (isinstance(number := event.get("job"), str) and isinstance(event.get("event"), str)):
             continue
         job = jobs.setdefault(number, Job(number))
         job.events.append(event)
         job.log = event.get("log") or job.log
         since[number] = max(since.get(number, ""), str(event.get("time", "")))
-    return sorted(jobs.values(), key=lambda job: since[job.number])  # stable; times of one second keep their order
+    return sorted(jobs.values(), key=lambda job: since[job.number])  # stable: jobs of the same second keep their order
 
 
 def submissions(run: Path) -> list[Path]:
-    """Folders of all submissions, the newest last."""
+    """List the folders of all submissions, newest last."""
     found = [path for path in (run / SUBMISSIONS).glob("*") if path.name.isdigit()]
     return sorted(found, key=lambda path: int(path.name))
 
 
 def read_note(submission: Path) -> dict[str, Any]:
-    """`job.json` of a submission: job, time, log, or error; empty where sbatch has not answered."""
+    """Read a submission's `job.json`: job, time, log, or error; empty if sbatch has not answered."""
     try:
         note = json.loads((submission / JOB_NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The sbatch file of a submission: a job script with what was asked for written into it."""
+"""The sbatch file of a submission: a job script with the requested options and variables written into it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from trelm_ds.errors import UserError
 
-# SBATCH_* variables with a value, and the option that each stands for where the names differ. sbatch reads them itself;
-# they are written down so that the file asks for the same when somebody submits it by hand.
+# SBATCH_* variables that take a value, and their options. sbatch reads them itself; writing them into the file
+# makes it request the same when somebody submits it by hand.
 _VARIABLES = {"TIMELIMIT": "time", "MEM_PER_NODE": "mem"} | {
     name: name.lower().replace("_", "-")
     for name in (
@@ -20,12 +20,12 @@ _VARIABLES = {"TIMELIMIT": "time", "MEM_PER_NODE": "mem"} | {
 
 
 def join_options(words: Sequence[str]) -> list[str]:
-    """sbatch options with their values joined to them: `-p gpu` as `-pgpu`, `--time 1:00` as `--time=1:00`.
+    """Join sbatch options with their values: `-p gpu` becomes `-pgpu`, `--time 1:00` becomes `--time=1:00`.
 
-    A word that stood alone would be taken for the script by sbatch.
+    sbatch would take a word on its own for the script.
 
     Raises:
-        UserError: a value without an option, or a control character.
+        UserError: a value without an option, a job array, or a control character.
     """
     options: list[str] = []
     for word in words:
@@ -42,34 +42,34 @@ def join_options(words: Sequence[str]) -> list[str]:
         elif re.fullmatch(r"--[\w-]+", before):
             options[-1] += f"={word}"
         else:
-            raise UserError(f"'{word}' after --: belongs to no option; what stands there is for sbatch, as --time=1:00")
+            raise UserError(f"'{word}' after --: not an option; give sbatch options there, such as --time=1:00")
     return options
 
 
-def from_environment(environment: Mapping[str, str]) -> list[str]:
-    """The options that SBATCH_* variables stand for."""
+def options_from_environment(environment: Mapping[str, str]) -> list[str]:
+    """Translate SBATCH_* variables into sbatch options."""
     values = {option: environment.get(f"SBATCH_{name}") for name, option in _VARIABLES.items()}
     return [f"--{option}={value}" for option, value in values.items() if value]
 
 
 def job_file(script: str, options: Sequence[str], variables: Mapping[str, str], about: Sequence[str]) -> str:
-    """The script with `#SBATCH` lines added below its own, which they override, and variables set below those.
+    """Insert `#SBATCH` lines and exported variables into a script, below its own `#SBATCH` lines, which they override.
 
     Args:
         script: text of a batch script.
-        options: each one word, its value joined to it.
-        variables: to export.
-        about: lines of comment.
+        options: sbatch options, one word each.
+        variables: variables to export.
+        about: comment lines to put above the options.
 
     Raises:
-        UserError: no batch script.
+        UserError: the text is not a batch script.
     """
     lines = script.splitlines()
     if not lines or not lines[0].startswith("#!"):
         raise UserError("no batch script: its first line must name the shell, such as #!/bin/bash")
     head = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
     asked = [number for number in range(head) if lines[number].startswith("#SBATCH")]
-    at = asked[-1] + 1 if asked else 1  # sbatch reads no #SBATCH line below the first command
+    at = asked[-1] + 1 if asked else 1  # sbatch ignores #SBATCH lines below the first command
     added = ["", *(f"# {line}" for line in about)]
     added += [f"#SBATCH {_quoted(option)}" for option in options]
     added += [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
@@ -77,5 +77,5 @@ def job_file(script: str, options: Sequence[str], variables: Mapping[str, str], 
 
 
 def _quoted(option: str) -> str:
-    """As sbatch reads it: it knows quotes, and takes a free # for a comment."""
+    """Quote an option for an #SBATCH line: sbatch understands quotes, and reads an unquoted # as a comment."""
     return shlex.quote(option) if re.search(r"[\s'\"\\#]", option) else option

@@ -1,4 +1,4 @@
-"""What a site needs said once: slurm/site.env, read as the job scripts read it, and checked before anything waits."""
+"""The site file slurm/site.env, read as the job scripts read it and checked before a job is submitted."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from trelm_ds.redact import without_password
 
 SITE = "TRELM_SITE"
 SITE_FILE = "slurm/site.env"
-_FIRST = ("TRELM_", "SBATCH_")  # for these the environment wins over the file
-_OF_BASH = ("_", "SHLVL", "PWD", "OLDPWD")
+_ENVIRONMENT_WINS = ("TRELM_", "SBATCH_")  # for these prefixes the environment wins over the file
+_SET_BY_BASH = ("_", "SHLVL", "PWD", "OLDPWD")
 _WHOLE_NUMBERS = ("TRELM_CHECK_GPUS", "TRELM_MAX_RESTARTS", "TRELM_MAX_STALLS")
 _NUMBERS = ("TRELM_MIN_DISK_GB", "TRELM_MIN_BUS_GBPS", "TRELM_MAX_CLOCK_SKEW_S")
 _SWITCHES = ("TRELM_HEALTH", "TRELM_REQUEUE")
 
 
 def site_file(root: Path, environment: Mapping[str, str]) -> Path | None:
-    """The file that holds the site's values: TRELM_SITE, else slurm/site.env of the repository, if there is one.
+    """Find the site file: TRELM_SITE, else the repository's slurm/site.env; None if there is neither.
 
     Raises:
-        UserError: TRELM_SITE names no file.
+        UserError: TRELM_SITE does not name a file.
     """
     if named := environment.get(SITE):
         path = Path(os.path.abspath(named))
@@ -37,17 +37,18 @@ def site_file(root: Path, environment: Mapping[str, str]) -> Path | None:
 
 
 def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment completed by the site file, which bash reads; checked; paths to Python or container absolute.
+    """Complete an environment with the site file's values and check them.
 
-    The file may look at variables that only a job has (`SLURM_GPUS_ON_NODE`), so what it says of a job is read once
-    more there, not taken from here.
+    Paths to the virtual environment and the container become absolute. The file is evaluated by bash. It may
+    use variables that exist only inside a job (`SLURM_GPUS_ON_NODE`), so the job reads it again instead of taking all
+    values from here.
 
     Args:
-        root: of the repository, where relative paths in the file start.
+        root: repository, where relative paths in the file start.
         environment: its TRELM_* and SBATCH_* win over the file's.
 
     Raises:
-        UserError: the file fails, a value cannot be, or there is no Python where the job would look for it.
+        UserError: the file fails, a value is invalid, or there is no Python where the job would look for it.
     """
     complete = dict(environment)
     if (path := site_file(root, environment)) is not None:
@@ -61,13 +62,17 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(f"{path}: cannot be read: {said[-1]}")
         read = dict(item.split("=", 1) for item in done.stdout.split("\0") if "=" in item)
-        ours = {name: value for name, value in environment.items() if name.startswith(_FIRST) or name in _OF_BASH}
-        complete = {name: value for name, value in read.items() if name not in _OF_BASH} | ours
+        ours = {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(_ENVIRONMENT_WINS) or name in _SET_BY_BASH
+        }
+        complete = {name: value for name, value in read.items() if name not in _SET_BY_BASH} | ours
     _check_values(complete)
     if container := complete.get("TRELM_CONTAINER"):
         path = root / container
         return complete | ({"TRELM_CONTAINER": os.path.abspath(path)} if path.exists() else {})
-    # Jobs run with the environment that submits them unless the site says another.
+    # By default jobs use the virtual environment that submits them.
     venv = root / (complete.get("TRELM_VENV") or sys.prefix)
     if not os.access(venv / "bin" / "python", os.X_OK):
         raise UserError(f"TRELM_VENV: no virtual environment at {venv}, bin/python is missing; create it or correct it")
@@ -75,7 +80,7 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_values(environment: Mapping[str, str]) -> None:
-    """As slurm/lib.sh does, but before the job has waited for its nodes."""
+    """Make the checks of slurm/lib.sh here too, so that a mistake shows before the job waits in the queue."""
     expected = dict.fromkeys(_WHOLE_NUMBERS, ("[0-9]+", "a whole number"))
     expected |= dict.fromkeys(_NUMBERS, (r"[0-9]+(\.[0-9]+)?", "a number"))
     expected |= dict.fromkeys(_SWITCHES, ("[01]", "0 or 1"))

@@ -1,4 +1,4 @@
-"""Slurm's own commands, as far as submission and status ask them."""
+"""Wrappers of the Slurm commands that submission and status use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from trelm_ds.errors import UserError
 
-_TIMEOUT_S = 60  # a controller that is busy or away must not hold `trelm status` for ever
+_TIMEOUT_S = 60  # a busy or absent controller must not block `trelm status`
 _OVER = {
     *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
     *("PREEMPTED", "REVOKED"),
@@ -17,15 +17,15 @@ _OVER = {
 
 
 def installed() -> bool:
-    """Whether jobs can be submitted from this machine."""
+    """Tell whether Slurm's commands are on this machine."""
     return shutil.which("sbatch") is not None
 
 
 def job_fields(job: str) -> dict[str, str] | None:
-    """What `scontrol show job` says of a job: JobState, Reason, NodeList, StdOut ...
+    """Return the fields of `scontrol show job`: JobState, Reason, NodeList, StdOut ...
 
     Returns:
-        Empty where Slurm does not know the job (any more); None where Slurm cannot be asked.
+        The fields; empty if Slurm does not know the job (any more), None if Slurm cannot be reached.
     """
     try:
         done = _run(["scontrol", "show", "job", "-o", job])
@@ -37,12 +37,12 @@ def job_fields(job: str) -> dict[str, str] | None:
 
 
 def is_over(state: str) -> bool:
-    """Whether a job in this state never runs again by itself."""
+    """Tell whether a job in this state has ended for good."""
     return state in _OVER
 
 
-def jobs_under_way(jobs: Sequence[str]) -> dict[str, str]:
-    """Those of the jobs that wait or run, with their state.
+def active_jobs(jobs: Sequence[str]) -> dict[str, str]:
+    """Return those of the jobs that wait or run, with their states.
 
     Raises:
         UserError: Slurm does not answer.
@@ -64,15 +64,15 @@ def jobs_under_way(jobs: Sequence[str]) -> dict[str, str]:
 def sbatch(
     arguments: Sequence[str], environment: Mapping[str, str], text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs sbatch.
+    """Run sbatch.
 
     Args:
         arguments: options and, unless `text` is given, the batch file.
-        environment: for sbatch and, by Slurm's defaults, for the job.
-        text: a batch file's content, handed over without a file.
+        environment: environment of sbatch and, by Slurm's default, of the job.
+        text: content of a batch file, passed on stdin.
 
     Raises:
-        UserError: sbatch refused; its own words in one line.
+        UserError: sbatch refused; the message is sbatch's own, in one line.
     """
     try:
         done = subprocess.run(["sbatch", *arguments], input=text, env=environment, capture_output=True, text=True)
@@ -84,7 +84,7 @@ def sbatch(
 
 
 def one_line(errors: str) -> str:
-    """What a Slurm command wrote to stderr, without its name and the hint at its help."""
+    """Join a Slurm command's stderr into one line, without the command's name and the hint to its help."""
     lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in errors.splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith("Try "))
 

@@ -1,4 +1,4 @@
-"""What a submission keeps: the code that runs, where it comes from, and settings that need nothing outside."""
+"""The contents of a submission's snapshot: the code, its git state, and settings with absolute paths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trelm_ds.redact import without_password
 from trelm_ds.settings import find_ds_config
 
 CODE = ("trelm_ds", "kernels", "ds_configs", "slurm", "pyproject.toml")
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log", "site.env")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache", ".*.sw?", "*.log", "site.env")
 _SQLITE = "sqlite:///"
 
 
 def code_root() -> Path:
-    """The tree that the running package belongs to.
+    """Return the repository that the running package belongs to.
 
     Raises:
         UserError: the package is installed without the rest of the repository.
@@ -37,28 +37,28 @@ def code_root() -> Path:
 
 
 def copy_code(root: Path, target: Path) -> None:
-    """Copies what runs, tracked by git or not, without caches.
+    """Copy the code, tracked by git or not, without caches.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: a file cannot be read or written.
     """
     target.mkdir()
     for name in CODE:
         if (root / name).is_dir():
-            shutil.copytree(root / name, target / name, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
+            shutil.copytree(root / name, target / name, ignore=_IGNORED, ignore_dangling_symlinks=True)
         else:
             shutil.copy2(root / name, target / name)
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit that is checked out; None where the tree is no git checkout."""
+    """Return the hash of the checked-out commit; None if the tree is not a git checkout."""
     if _git(root, "ls-files", "--error-unmatch", "trelm_ds/__init__.py") is None:
         return None
     return (_git(root, "rev-parse", "HEAD") or "").strip() or None
 
 
 def describe_git(root: Path) -> str | None:
-    """Commit, whether the code differs from it, and how; None where the tree is no git checkout."""
+    """Describe the commit and how the code differs from it; None if the tree is not a git checkout."""
     if (commit := git_commit(root)) is None:
         return None
     status = _git(root, "status", "--short", "--", *CODE) or ""
@@ -75,14 +75,16 @@ def _git(root: Path, *arguments: str) -> str | None:
         return None
 
 
-def settle_paths(config: Config, root: Path) -> tuple[Config, Path | None]:
-    """The settings with absolute paths, since a job's working folder is its snapshot; what they name is there.
+def make_paths_absolute(config: Config, root: Path) -> tuple[Config, Path | None]:
+    """Make the paths in the settings absolute and check that they exist.
+
+    A job runs in its snapshot, where relative paths would lead elsewhere.
 
     Returns:
-        the settings, and the DeepSpeed file where it is not one of the repository's, which the snapshot has anyway.
+        The settings, and the DeepSpeed file if it is the user's own; the repository's are in the snapshot anyway.
 
     Raises:
-        UserError: a file or folder is missing, or a setting holds a password, which no snapshot may.
+        UserError: a file or folder is missing, or a setting holds a password, which must not enter a snapshot.
     """
     model, injection, loader, trainer = config.model, config.injection, config.loader, config.trainer
     if (uri := config.tracking.uri) and without_password(uri) != uri:
@@ -92,7 +94,7 @@ def settle_paths(config: Config, root: Path) -> tuple[Config, Path | None]:
         )
     if model.init_from is not None and not Path(model.init_from, "config.json").is_file():
         raise UserError(f"model.init_from: {model.init_from} is no model folder: it has no config.json")
-    if injection.source == "file" and injection.file is not None and not Path(injection.file).is_file():
+    if injection.file is not None and not Path(injection.file).is_file():
         raise UserError(f"injection.file: {injection.file} does not exist")
     if trainer.resume not in ("auto", "never") and not Path(trainer.resume).is_dir():
         raise UserError(f"trainer.resume: {trainer.resume} does not exist")
@@ -113,12 +115,12 @@ def settle_paths(config: Config, root: Path) -> tuple[Config, Path | None]:
 
 
 def absolute_store(uri: str) -> str:
-    """An MLflow address with its path, if it is one, made absolute."""
+    """Make the path in an MLflow URI absolute; URIs of servers stay as they are."""
     if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
         return _SQLITE + _absolute(uri.removeprefix(_SQLITE))
     return uri if urlsplit(uri).scheme or uri == "databricks" else _absolute(uri)
 
 
 def _absolute(path: str) -> str:
-    """Without following links, which may lead elsewhere on another node; `~` stays, it is expanded on use."""
+    """Make a path absolute without following links, which may differ between nodes; `~` is expanded on use."""
     return path if path.startswith("~") else os.path.abspath(path)

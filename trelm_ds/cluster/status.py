@@ -1,4 +1,4 @@
-"""`trelm status`: how a run is doing, from its folder and, where there is one, from Slurm. Reads only."""
+"""`trelm status`: the state of a run, read from its folder and, if there is one, from Slurm. Writes nothing."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from trelm_ds.run_folder import (
     unsent_entries,
 )
 
-_RECENT = 20  # log points that the speed is a mean of
-_QUIET_S = 600.0  # without a log point, where the file system has no locks: not running
-_STOPPED = (75, 130, 138, 143)  # exit codes of docs/checkpoints.md: somebody or something asked the run to stop
+_RECENT = 20  # log points to average the speed over
+_QUIET_S = 600.0  # no log point for this long means not running, on file systems without locks
+_STOPPED = (75, 130, 138, 143)  # exit codes of a requested stop, see docs/checkpoints.md
 _LIVE = ("pending", "running", "requeued")
 
 
 @dataclass
 class Status:
-    """How a run is doing; None is what is not known or does not apply.
+    """State of a run; None means unknown or not applicable.
 
     Attributes:
-        run: its folder.
-        state: not started, pending, running, requeued (waits to start again), done, failed, stalled (restarts without
-            progress), stopped (by whoever asked it to).
-        reason: why, in Slurm's words or the job script's.
-        job, nodes, restarts, log: of its newest Slurm job; nodes in Slurm's notation.
+        run: run folder.
+        state: not started, pending, running, requeued (waiting to start again), done, failed, stalled (restarted
+            without progress), stopped (on request).
+        reason: reason for the state, in Slurm's words or the job script's.
+        job, nodes, restarts, log: newest Slurm job; nodes in Slurm's notation.
         step, max_steps: optimizer steps.
-        loss, tokens_per_s, skipped_steps: of the last log point.
-        logged_s: since that, in seconds.
-        remaining_s: training that is left at the speed of the last points.
-        ends_at: seconds since 1970, of a run that is training.
-        checkpoint_step, checkpoint_s: of the newest commit, and seconds since it.
-        event, event_s: what the job script noted last, and seconds since that.
-        unsent: entries that MLflow does not have.
+        loss, tokens_per_s, skipped_steps: values at the last log point.
+        logged_s: seconds since the last log point.
+        remaining_s: seconds of training left at the speed of the last log points.
+        ends_at: expected end in seconds since 1970, for a run that is training.
+        checkpoint_step, checkpoint_s: step of the newest checkpoint, and seconds since it was committed.
+        event, event_s: last event recorded by the job script, and seconds since then.
+        unsent: entries not yet sent to MLflow.
     """
 
     run: Path
@@ -79,18 +79,18 @@ class Status:
 
     @property
     def live(self) -> bool:
-        """Whether it goes on by itself."""
+        """Whether the run is running or will start by itself."""
         return self.state in _LIVE
 
 
 def is_run(run: Path) -> bool:
-    """Whether a folder is one of `trelm pretrain` or `trelm submit`."""
+    """Tell whether a folder was made by `trelm pretrain` or `trelm submit`."""
     names = (CONFIG, METRICS, HISTORY, SUBMISSIONS)
     return any((run / name).exists() for name in names) or checkpoints_folder(run).is_dir()
 
 
 def status_of(run: Path) -> Status:
-    """Looks at a run folder, and asks Slurm for its newest job. Never fails for what is damaged or missing there."""
+    """Determine a run's state from its folder and from Slurm. Damaged or missing files never make it fail."""
     now = time.time()
     status = Status(run, "not started", unsent=unsent_entries(run))
     max_steps, batch_size = _settings(run)
@@ -99,11 +99,11 @@ def status_of(run: Path) -> Status:
         status.checkpoint_step = step_of(newest)
         status.checkpoint_s = _age(checkpoints_folder(run) / POINTER, now)
     points = read_metrics(run)
-    _take_points(status, points, batch_size)
+    _fill_metrics(status, points, batch_size)
     if points:
         status.logged_s = _age(run / METRICS, now)
     status.step = max(status.step, status.checkpoint_step or 0)
-    _judge(status, run)
+    _fill_state(status, run)
     if not status.live:
         status.remaining_s = None
     elif status.state == "running" and status.remaining_s is not None:
@@ -112,7 +112,7 @@ def status_of(run: Path) -> Status:
 
 
 def _settings(run: Path) -> tuple[int | None, int | None]:
-    """trainer.max_steps and trainer.global_batch_size as last resolved: by the run, or for one that is to start."""
+    """Read trainer.max_steps and trainer.global_batch_size from the newest config of the run or its last submission."""
     found = [path for path in (run / CONFIG, *(folder / CONFIG for folder in submissions(run)[-1:])) if path.is_file()]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
@@ -121,8 +121,8 @@ def _settings(run: Path) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _take_points(status: Status, points: Sequence[dict[str, float]], batch_size: int | None) -> None:
-    """The last log point, and from the last ones how long the rest takes, waiting for checkpoints included."""
+def _fill_metrics(status: Status, points: Sequence[dict[str, float]], batch_size: int | None) -> None:
+    """Fill in the last log point, and estimate the remaining time, including waits for checkpoints."""
     if not points:
         return
     last = points[-1]
@@ -141,25 +141,25 @@ def _take_points(status: Status, points: Sequence[dict[str, float]], batch_size:
         status.remaining_s = max(0, status.max_steps - status.step) * seconds / steps
 
 
-def _judge(status: Status, run: Path) -> None:
-    """State and reason, with what is known of the newest job."""
+def _fill_state(status: Status, run: Path) -> None:
+    """Fill in state, reason and the newest job."""
     finished = status.max_steps is not None and (status.checkpoint_step or 0) >= status.max_steps
     jobs = jobs_of(run)
     fields = None
     if jobs:
         job = jobs[-1]
         fields = slurm.job_fields(job.number)
-        _take_job(status, job, fields or {})
+        _fill_job(status, job, fields or {})
         if fields and not slurm.is_over(fields.get("JobState", "")):
-            _judge_live(status, job, fields)
+            _fill_live_state(status, job, fields)
             return
     locked = is_locked(run / LOCK)
-    if locked is None:  # no locks on this file system: by the last log point
+    if locked is None:  # no locks on this file system: go by the age of the last log point
         locked = not finished and status.logged_s is not None and status.logged_s < _QUIET_S
     if locked:
         status.state, status.reason = "running", None if not jobs else "not by a Slurm job that is known here"
     elif jobs:
-        _judge_ended(status, jobs[-1], fields, finished)
+        _fill_ended_state(status, jobs[-1], fields, finished)
     elif finished:
         status.state = "done"
     elif status.step:
@@ -170,7 +170,8 @@ def _judge(status: Status, run: Path) -> None:
         status.reason = next((read_note(folder).get("error") for folder in reversed(submissions(run))), None)
 
 
-def _take_job(status: Status, job: Job, fields: dict[str, str]) -> None:
+def _fill_job(status: Status, job: Job, fields: dict[str, str]) -> None:
+    """Fill in what Slurm's fields and the script's events say about a job."""
     last = job.events[-1] if job.events else {}
     status.job = job.number
     status.log = fields.get("StdOut") or job.log
@@ -184,8 +185,8 @@ def _take_job(status: Status, job: Job, fields: dict[str, str]) -> None:
             status.event_s = max(0.0, time.time() - datetime.fromisoformat(str(last["time"])).timestamp())
 
 
-def _judge_live(status: Status, job: Job, fields: dict[str, str]) -> None:
-    """A job that Slurm has waiting or running."""
+def _fill_live_state(status: Status, job: Job, fields: dict[str, str]) -> None:
+    """Fill in the state of a job that is waiting or running in Slurm."""
     name = fields["JobState"]
     last = job.events[-1]["event"] if job.events else None
     if name in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"):
@@ -196,20 +197,20 @@ def _judge_live(status: Status, job: Job, fields: dict[str, str]) -> None:
             status.reason = f"{status.reason}, expected to start {fields['StartTime'].replace('T', ' ')}"
         status.nodes = None
     elif name == "COMPLETING" and last in ("end", "stalled"):
-        _judge_ended(status, job, fields, False)
+        _fill_ended_state(status, job, fields, False)
     else:
         status.state = "running"
         status.reason = None if name == "RUNNING" else name.lower()
 
 
-def _judge_ended(status: Status, job: Job, fields: dict[str, str] | None, finished: bool) -> None:
-    """A job that Slurm has no longer, or that cannot be asked for.
+def _fill_ended_state(status: Status, job: Job, fields: dict[str, str] | None, finished: bool) -> None:
+    """Fill in the state of a job that has ended, or that Slurm cannot be asked about.
 
     Args:
-        status: to complete.
-        job: the newest of the run.
-        fields: Slurm's, empty where it does not know the job, None where it cannot be asked.
-        finished: whether the last commit is that of the last step.
+        status: status to fill in.
+        job: newest job of the run.
+        fields: Slurm's fields; empty if it does not know the job, None if it cannot be reached.
+        finished: whether the last step is committed.
     """
     last = job.events[-1] if job.events else {}
     event, text = last.get("event"), str(last.get("text") or "")
@@ -234,6 +235,7 @@ def _judge_ended(status: Status, job: Job, fields: dict[str, str] | None, finish
 
 
 def _age(path: Path, now: float) -> float | None:
+    """Return the seconds since a file was modified; None if it does not exist."""
     try:
         return max(0.0, now - path.stat().st_mtime)
     except OSError:
@@ -241,7 +243,7 @@ def _age(path: Path, now: float) -> float | None:
 
 
 def to_plain(status: Status) -> dict[str, Any]:
-    """For machines: every attribute; times in seconds, `ends_at` in local time with its offset."""
+    """Convert to JSON values: times in seconds, `ends_at` in local time with UTC offset, NaN and infinity as None."""
     plain: dict[str, Any] = dict(vars(status))
     plain["run"] = str(status.run)
     if status.ends_at is not None:

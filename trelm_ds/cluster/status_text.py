@@ -1,4 +1,4 @@
-"""The status of runs as text: lines for one, a table for several, JSON for machines."""
+"""Rendering of run states: lines for one run, a table for several, JSON for machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trelm_ds.cluster.status import Status, to_plain
 
 
 def to_lines(status: Status) -> str:
-    """One run, a line for each thing that is known."""
+    """Render one run, one line per known value."""
     state = (
         status.state + (f", job {status.job}" if status.job else "") + (f" on {status.nodes}" if status.nodes else "")
     )
@@ -38,7 +38,7 @@ def to_lines(status: Status) -> str:
 
 
 def to_table(statuses: Sequence[Status]) -> str:
-    """Several runs, a line for each."""
+    """Render several runs as a table, one line per run."""
     header = ("run", "state", "job", "step", "%", "loss", "tokens/s", "left", "restarts", "checkpoint", "age")
     rows = [header, *(_row(status) for status in statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -51,12 +51,12 @@ def to_table(statuses: Sequence[Status]) -> str:
 
 
 def to_json(statuses: Sequence[Status]) -> str:
-    """A list with an object for each run."""
+    """Render runs as a JSON list with one object per run."""
     return json.dumps([to_plain(status) for status in statuses], indent=1)
 
 
 def duration(seconds: float | None) -> str:
-    """Two units: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
+    """Format a duration with at most two units: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

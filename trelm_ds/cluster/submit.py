@@ -1,4 +1,4 @@
-"""`trelm submit`: a pre-training job whose code and settings cannot change while it waits, runs and is requeued."""
+"""`trelm submit`: submits a pre-training job from a snapshot, so that its code and settings cannot change later."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import os
 import shlex
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from trelm_ds import log
 from trelm_ds.cluster import slurm
 from trelm_ds.cluster.history import JOB_NOTE, jobs_of
-from trelm_ds.cluster.job_file import from_environment, job_file, join_options
+from trelm_ds.cluster.job_file import job_file, join_options, options_from_environment
 from trelm_ds.cluster.site import SITE, read_site, site_file
-from trelm_ds.cluster.snapshot import absolute_store, code_root, copy_code, describe_git, git_commit, settle_paths
+from trelm_ds.cluster.snapshot import (
+    absolute_store,
+    code_root,
+    copy_code,
+    describe_git,
+    git_commit,
+    make_paths_absolute,
+)
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, lock, write_atomically
@@ -33,18 +40,18 @@ _SITE_COPY, _DS_COPY = "site.env", "ds_config.json"  # in a snapshot
 
 @dataclass
 class Request:
-    """What was asked for, checked.
+    """A checked request to submit a job.
 
     Attributes:
-        config: settings of the run, paths in them absolute.
-        ds_config: the DeepSpeed file, where it is not one of the repository's.
+        config: settings of the run, with absolute paths.
+        ds_config: the user's own DeepSpeed file; None if the repository's is used.
         data: dataset, absolute folder or URL.
         run: run folder, absolute.
-        root: of the repository.
-        script: the job script's text.
-        options: for sbatch, each one word.
-        environment: of this process, completed by the site's values.
-        site: the site file.
+        root: repository.
+        script: text of the job script.
+        options: sbatch options, one word each.
+        environment: environment of this process, completed with the site's values.
+        site: the site file; None if there is none.
     """
 
     config: Config
@@ -60,7 +67,14 @@ class Request:
 
 @dataclass
 class Submitted:
-    """A job that Slurm has taken: its number, log file, snapshot, and the MLflow store without password."""
+    """A job that Slurm has accepted.
+
+    Attributes:
+        job: Slurm's job number.
+        log: log file.
+        folder: snapshot.
+        store: MLflow store, without password.
+    """
 
     job: str
     log: str
@@ -69,14 +83,12 @@ class Submitted:
 
 
 def check(config: Config, data: str, run: Path, nodes: int | None, script: str, sbatch: Sequence[str]) -> Request:
-    """Finds what the job would fail of, before anything is written or submitted.
+    """Check everything that would make the job fail, before anything is written or submitted.
 
     Args:
-        config: settings of the run.
         data: dataset of `trelm prepare`: a folder or an fsspec URL.
-        run: run folder.
-        nodes: number of nodes; None leaves it to script and options.
-        script: job script, looked for here and in the repository.
+        nodes: number of nodes; None keeps the script's or the options'.
+        script: job script; a relative path may start at the working directory or at the repository.
         sbatch: further options for sbatch.
 
     Raises:
@@ -87,19 +99,19 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     if nodes is not None and nodes < 1:
         raise UserError(f"-N: the number of nodes must be positive, got {nodes}")
     options = [*([f"--nodes={nodes}"] if nodes else []), *options]
-    config, ds_config = settle_paths(config, root)
+    config, ds_config = make_paths_absolute(config, root)
     run = Path(os.path.abspath(run))
-    # job scripts split lists of files at blanks
+    # Job scripts split lists of files at blanks.
     if any(character.isspace() for character in str(run)):
-        raise UserError(f"--out: {run} holds blanks; choose a folder without")
+        raise UserError(f"--out: {run} contains blanks; choose a folder without")
     if not str(run).isprintable():
-        raise UserError(f"--out: {str(run)!r} holds characters that no file of settings can; choose another folder")
+        raise UserError(f"--out: {str(run)!r} contains characters that no settings file can; choose another folder")
     if run.exists() and not run.is_dir():
-        raise UserError(f"--out: {run} is no folder")
+        raise UserError(f"--out: {run} is not a folder")
     environment = read_site(root, os.environ)
     for name in ("TRELM_CONFIG", "TRELM_ARGS"):
         if environment.get(name):
-            warnings.warn(f"{name}: is ignored, `trelm submit` takes settings as its options", stacklevel=2)
+            log.warning(f"{name}: is ignored, `trelm submit` takes settings as its options")
     if (uri := environment.get(_URI)) and without_password(uri) == uri:
         environment[_URI] = absolute_store(uri)
     return Request(
@@ -126,11 +138,11 @@ def _read_script(root: Path, script: str) -> str:
                 raise UserError(f"--script: cannot read {path}: {error}") from None
             except UserError as error:
                 raise UserError(f"--script: {path} is {error}") from None
-    raise UserError(f"--script: {script} does not exist; the shipped ones are slurm/pretrain_{{base,large}}.sh")
+    raise UserError(f"--script: {script} does not exist; the shipped ones are slurm/pretrain_SIZE.sh")
 
 
 def _find_data(data: str) -> str:
-    """The dataset's absolute place, after a look at its manifest."""
+    """Check that the dataset exists and return its absolute path or its URL."""
     if "://" not in data:
         from trelm_ds.shards import Manifest
 
@@ -140,7 +152,7 @@ def _find_data(data: str) -> str:
         return os.path.abspath(data)
     import fsspec
 
-    try:  # of a dataset behind a URL only whether it is there: its job fetches it
+    try:  # only check that a remote dataset exists: the job fetches it
         fs, place = fsspec.core.url_to_fs(data.rstrip("/"))
         found = fs.exists(f"{place}/manifest.json")
     except Exception as error:  # backends raise what their libraries raise
@@ -152,9 +164,9 @@ def _find_data(data: str) -> str:
 
 
 def _variables(request: Request, folder: Path) -> dict[str, str]:
-    """What a job script reads, for a snapshot in `folder`."""
+    """Return the variables that the job script reads, for a snapshot in `folder`."""
     given = request.environment
-    # The other values of the site are read from the copy of its file, in the job: they may depend on what is there.
+    # The job reads the site's other values from the copied site file, because they may depend on the job's environment.
     variables = {name: value for name, value in os.environ.items() if name.startswith("TRELM_")}
     variables |= {name: given[name] for name in ("TRELM_VENV", "TRELM_CONTAINER") if name in given}
     variables |= {
@@ -165,7 +177,7 @@ def _variables(request: Request, folder: Path) -> dict[str, str]:
         "TRELM_ARGS": "",
     }
     if commit := git_commit(request.root):
-        variables["TRELM_GIT_COMMIT"] = commit  # for MLflow: the snapshot is no checkout
+        variables["TRELM_GIT_COMMIT"] = commit  # for MLflow, because the snapshot is not a git checkout
     if request.site is not None:
         variables[SITE] = str(folder / _SITE_COPY)
     if (uri := given.get(_URI)) and without_password(uri) == uri:
@@ -173,34 +185,34 @@ def _variables(request: Request, folder: Path) -> dict[str, str]:
     return variables
 
 
-def _describe_job(request: Request, number: int) -> str:
-    """The sbatch file: complete, and it leads to nothing but snapshot, Python, dataset and run folder."""
+def _build_job_file(request: Request, number: int) -> str:
+    """Build the complete sbatch file, which depends only on the snapshot, Python, the dataset and the run folder."""
     folder, given = _folder(request.run, number), request.environment
     variables = _variables(request, folder)
     about = [
-        f"Written by `trelm submit`; `sbatch {folder / 'job.sh'}` submits the same once more.",
-        "Options below override those above; the values are those of the submission.",
+        f"Written by `trelm submit`; `sbatch {folder / 'job.sh'}` submits the same job again.",
+        "Options below override those above; the values are those at submission.",
     ]
     output = "--output=" + str(request.run / "slurm").replace("%", "%%") + "/%j.log"
-    return job_file(request.script, [output, *from_environment(given), *request.options], variables, about)
+    return job_file(request.script, [output, *options_from_environment(given), *request.options], variables, about)
 
 
 def dry_run(request: Request) -> str:
-    """The sbatch file that `submit` would write; writes nothing.
+    """Return the sbatch file that `submit` would write, without writing anything.
 
     Raises:
-        UserError: the run has a job already.
+        UserError: the run already has a job.
     """
     if slurm.installed():
-        _refuse_second(request.run)
-    return _describe_job(request, _next_number(request.run))
+        _refuse_second_job(request.run)
+    return _build_job_file(request, _next_number(request.run))
 
 
-def try_out(request: Request, text: str) -> str | None:
-    """What `sbatch --test-only` says of a batch file; None where there is no Slurm.
+def sbatch_test_only(request: Request, text: str) -> str | None:
+    """Return the answer of `sbatch --test-only` to a batch file; None if Slurm is not installed.
 
     Raises:
-        UserError: the job cannot run.
+        UserError: Slurm refuses the job.
     """
     if not slurm.installed():
         return None
@@ -208,31 +220,32 @@ def try_out(request: Request, text: str) -> str | None:
 
 
 def submit(request: Request) -> Submitted:
-    """Writes the snapshot `RUN/submissions/NNN` and hands its job to Slurm.
+    """Write the snapshot `RUN/submissions/NNN` and submit its job.
 
     Raises:
-        UserError: Slurm is not here or refuses, the run has a job already, or the run folder cannot be written.
+        UserError: Slurm is not installed or refuses, the run already has a job, or the run folder cannot be written.
     """
     if not slurm.installed():
         raise UserError("sbatch: not found; submit where Slurm is installed, or look with --dry-run")
     try:
         (request.run / SUBMISSIONS).mkdir(parents=True, exist_ok=True)
-        (request.run / "slurm").mkdir(exist_ok=True)  # of the log: Slurm makes no folders
+        (request.run / "slurm").mkdir(exist_ok=True)  # for the log: Slurm creates no folders
         with lock(request.run / SUBMISSIONS / ".lock", f"--out: {request.run / SUBMISSIONS}"):
-            _refuse_second(request.run)
-            return _hand_over(request, _write_snapshot(request))
+            _refuse_second_job(request.run)
+            return _submit_snapshot(request, _write_snapshot(request))
     except (OSError, shutil.Error) as error:
         raise UserError(f"--out: cannot write into {request.run}: {error}") from None
 
 
 def _for_sbatch(request: Request) -> dict[str, str]:
-    """The environment that sbatch reads its SBATCH_* from; the job gets it too, by Slurm's default."""
+    """Return the environment for sbatch, which reads SBATCH_* from it; by default Slurm passes it on to the job."""
     options = {name: value for name, value in request.environment.items() if name.startswith("SBATCH_")}
     return os.environ | options
 
 
-def _refuse_second(run: Path) -> None:
-    under_way = slurm.jobs_under_way([job.number for job in jobs_of(run)])
+def _refuse_second_job(run: Path) -> None:
+    """Raise UserError if a job of this run is waiting or running."""
+    under_way = slurm.active_jobs([job.number for job in jobs_of(run)])
     for job, state in under_way.items():
         raise UserError(f"--out: job {job} of {run} is {state.lower()}; wait, `scancel {job}`, or give another --out")
 
@@ -242,13 +255,13 @@ def _folder(run: Path, number: int) -> Path:
 
 
 def _next_number(run: Path) -> int:
-    """One more than any there, also of what was never finished."""
+    """Return a number that no submission has used, counting unfinished ones."""
     names = [path.name.lstrip(".").split("-")[0] for path in (run / SUBMISSIONS).glob("*")]
     return 1 + max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _write_snapshot(request: Request) -> Path:
-    """The next submission's folder, complete but for `job.json`; appears whole."""
+    """Write the next submission's folder, all but `job.json`; it appears in one rename."""
     number = _next_number(request.run)
     folder = _folder(request.run, number)
     config, trainer = request.config, request.config.trainer
@@ -260,7 +273,7 @@ def _write_snapshot(request: Request) -> Path:
             shutil.copyfile(request.ds_config, work / _DS_COPY)
             config = dataclasses.replace(config, trainer=dataclasses.replace(trainer, ds_config=str(folder / _DS_COPY)))
         if request.site is not None:
-            # It may set more than is written into the job file; what it sets otherwise must not win over that.
+            # The site file may also set variables of the job file; append those, so that its values do not win.
             lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(request, folder).items()]
             text = request.site.read_text(encoding="utf-8")
             write_atomically(work / _SITE_COPY, "\n".join([text, "# As it was submitted:", *lines, ""]))
@@ -268,7 +281,7 @@ def _write_snapshot(request: Request) -> Path:
         if git := describe_git(request.root):
             write_atomically(work / "git.txt", git)
         write_atomically(work / CONFIG, to_yaml(public(config)))
-        write_atomically(work / "job.sh", _describe_job(request, number))
+        write_atomically(work / "job.sh", _build_job_file(request, number))
         work.rename(folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -277,33 +290,34 @@ def _write_snapshot(request: Request) -> Path:
     return folder
 
 
-def _hand_over(request: Request, folder: Path) -> Submitted:
-    """Submits a snapshot's job and notes what Slurm said.
+def _submit_snapshot(request: Request, folder: Path) -> Submitted:
+    """Submit a snapshot's job and record Slurm's answer in `job.json`.
 
-    A snapshot that was refused stays, with its number and the reason: an answer may be lost on its way although the job
-    was taken.
+    A refused snapshot is kept, with its number and the reason: Slurm may have accepted the job although its answer was
+    lost.
     """
     note: dict[str, Any] = {"job": None, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    # The options once more: on the command line they also win over SBATCH_* variables.
+    # Repeat the options on the command line, where they win over SBATCH_* variables too.
     arguments = ["--parsable", *request.options, str(folder / "job.sh")]
     try:
         done = slurm.sbatch(arguments, _for_sbatch(request))
-        job = done.stdout.strip().split(";")[0]  # "job;cluster" where there are several
+        job = done.stdout.strip().split(";")[0]  # "job;cluster" on a multi-cluster Slurm
         if not job.isdigit():
             raise UserError(f"sbatch: gave no job number: {slurm.one_line(done.stdout + done.stderr)}")
     except UserError as error:
         write_atomically(folder / JOB_NOTE, json.dumps(note | {"error": str(error)}, indent=1) + "\n")
         raise
-    log = (slurm.job_fields(job) or {}).get("StdOut") or str(request.run / "slurm" / f"{job}.log")
-    note |= {"job": job, "log": log, "sbatch": arguments}
+    job_log = (slurm.job_fields(job) or {}).get("StdOut") or str(request.run / "slurm" / f"{job}.log")
+    note |= {"job": job, "log": job_log, "sbatch": arguments}
     try:
         write_atomically(folder / JOB_NOTE, json.dumps(note, indent=1) + "\n")
-    except OSError as error:  # it is submitted all the same
-        warnings.warn(f"{folder / JOB_NOTE}: cannot be written: {error.strerror}", stacklevel=2)
-    return Submitted(job, log, folder, _store(request))
+    except OSError as error:  # the job is submitted all the same
+        log.warning(f"{folder / JOB_NOTE}: cannot be written: {error.strerror}")
+    return Submitted(job, job_log, folder, _store(request))
 
 
 def _store(request: Request) -> str:
+    """Return the MLflow store of the run without its password."""
     if not request.config.tracking.enabled:
         return "off (tracking.enabled is false)"
     return without_password(tracking_uri(request.config, request.run, request.environment))

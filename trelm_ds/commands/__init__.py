@@ -1,1 +1,1 @@
-"""The sub-commands of `trelm`, thin: arguments, a call, what is printed. Each imports what it needs when it runs."""
+"""The sub-commands of `trelm`: arguments, one call, printed result. Each imports what it needs only when it runs."""

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import NoReturn
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
 
@@ -18,8 +18,8 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
 
     parser = commands.add_parser(
         "prepare",
-        help="turn text and Wikidata5M into a dataset",
-        description="Turns a MediaWiki dump or linked JSONL (told apart by content) into webdataset shards.",
+        help="make a dataset from text and Wikidata5M",
+        description="Convert a MediaWiki dump or linked JSONL (detected by content) to webdataset shards.",
     )
     source = parser.add_argument_group("input and output")
     source.add_argument(
@@ -30,33 +30,33 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
     )
     source.add_argument("--page-props", type=Path, help="the dump's *-page_props.sql.gz: QIDs of its pages")
     source.add_argument(
-        "--tokenizer", required=True, help="tokenizer folder, or 'train' for a WordPiece one on this corpus"
+        "--tokenizer", required=True, help="tokenizer folder, or 'train' to train WordPiece on this corpus"
     )
-    source.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    source.add_argument("--out", type=Path, required=True, help="dataset folder to create")
     content = parser.add_argument_group("content")
     content.add_argument("--max-length", type=int, help="longest sequence in tokens")
     content.add_argument(
         "--unit",
         choices=("document", "sentence"),
-        help="what becomes one sequence; a document is cut between sentences where it is too long",
+        help="what one sequence holds; documents that are too long are split between sentences",
     )
-    content.add_argument("--vocab-size", type=int, help="for --tokenizer train")
-    content.add_argument("--min-words", type=int, help="leave out a dump's articles with fewer words")
+    content.add_argument("--vocab-size", type=int, help="vocabulary size for --tokenizer train")
+    content.add_argument("--min-words", type=int, help="skip articles of a dump with fewer words")
     content.add_argument(
-        "--link-entities", action="store_true", help="find further mentions beside the text's own links (TAGME-style)"
+        "--link-entities", action="store_true", help="find more mentions than the text's own links (TAGME-style)"
     )
-    content.add_argument("--link-threshold", type=float, help="drop found mentions with a lower score; 0 to 1")
-    content.add_argument("--max-malformed", type=float, help="share of a file's lines that may be malformed")
-    content.add_argument("--license", help="of the text, for the data card")
-    content.add_argument("--shard-mb", type=int, help="size of a tar shard")
-    work = parser.add_argument_group("work (does not change the result)")
-    work.add_argument("--workers", type=int, help="processes")
-    work.add_argument("--part", type=_part, metavar="I/N", help="only read the I-th of N parts of the text")
-    work.add_argument("--merge", action="store_true", help="make the dataset of the parts that were read before")
+    content.add_argument("--link-threshold", type=float, help="drop found mentions that score below this; 0 to 1")
+    content.add_argument("--max-malformed", type=float, help="largest share of malformed lines allowed in a file")
+    content.add_argument("--license", help="license of the text, for the data card")
+    content.add_argument("--shard-mb", type=int, help="size of a tar shard in MB")
+    work = parser.add_argument_group("parallelism (does not change the result)")
+    work.add_argument("--workers", type=int, help="number of processes")
+    work.add_argument("--part", type=_part, metavar="I/N", help="read only part I of N of the text")
+    work.add_argument("--merge", action="store_true", help="make the dataset from parts read before")
     work.add_argument(
-        "--missing-parts", type=int, metavar="N", help="only print which of N parts are missing, such as 2,5"
+        "--missing-parts", type=int, metavar="N", help="print which of N parts are missing, such as 2,5, and exit"
     )
-    work.add_argument("--chunk-mb", type=float, help="text that one task reads, in stored MB")
+    work.add_argument("--chunk-mb", type=float, help="text per task, in MB as stored")
     defaults = {item.name: item.default for item in dataclasses.fields(PrepareOptions)} | {"workers": _cores()}
     for action in parser._actions:
         if action.dest in defaults and defaults[action.dest] not in (None, False, dataclasses.MISSING):
@@ -66,7 +66,7 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
 
 
 class _Stopped(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that worker processes end."""
+    """Raised on SIGTERM, so that the stack unwinds as after Ctrl-C and worker processes end."""
 
 
 def _stop(*_: object) -> NoReturn:
@@ -96,7 +96,7 @@ def _prepare(namespace: argparse.Namespace) -> int:
     try:
         manifest, made = prepare(options)
     except (KeyboardInterrupt, _Stopped) as stop:
-        print("stopped; finished work is kept, the same command goes on", file=sys.stderr, flush=True)
+        log.info("stopped; finished work is kept, the same command goes on")
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
     if manifest is None:
         if made:
@@ -117,14 +117,14 @@ def _prepare(namespace: argparse.Namespace) -> int:
 def add_verify(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "verify",
-        help="check every byte of a dataset against its manifest",
-        description="Reads every file of a dataset and names what is damaged. Exit code 0: sound, 1: damage was found.",
+        help="check every file of a dataset against its manifest",
+        description="Read every file of a dataset and report damage. Exit code 0: sound, 1: damaged.",
     )
-    parser.add_argument("dataset", help="folder of `trelm prepare` (not a URL)")
+    parser.add_argument("dataset", help="dataset folder of `trelm prepare` (not a URL)")
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="drop damaged blocks and missing shards: another dataset, so stop the runs that read it first",
+        help="drop damaged blocks and missing shards; this makes a different dataset, so first stop runs that read it",
     )
     parser.set_defaults(action=_verify)
 
@@ -140,14 +140,14 @@ def _verify(namespace: argparse.Namespace) -> int:
         for line in done:
             print(line)
         for line in beyond:
-            print(f"trelm: error: {line}", file=sys.stderr)
+            log.error(line)
         if beyond:
             return 1
     manifest, found = verify(folder)
     for line in found:
-        print(f"trelm: error: {line}", file=sys.stderr)
+        log.error(line)
     if found:
-        print(f"{len(found)} problem(s); `trelm verify --repair {folder}` drops damaged sequences", file=sys.stderr)
+        log.info(f"{len(found)} problem(s); `trelm verify --repair {folder}` drops damaged sequences")
     if not found:
         print(f"{folder}: sound; {len(manifest.shards)} shard(s), {manifest.n_sequences:,} sequences")
     return 1 if found else 0

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 
 
 def submit_command(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from trelm_ds.cluster.submit import DEFAULT_SCRIPT, check, dry_run, submit, try_out
+    from trelm_ds.cluster.submit import DEFAULT_SCRIPT, check, dry_run, sbatch_test_only, submit
     from trelm_ds.settings import add_settings, parse
 
     parser = ArgumentParser(
         prog="trelm submit",
         usage="trelm submit --config FILE ... --data DATASET --out RUN [-N NODES] [--script FILE] [--dry-run] "
         "[--SETTING VALUE ...] [-- SBATCH OPTIONS]",
-        description="Checks settings, dataset and site, keeps code and settings in RUN/submissions/NNN, and submits a "
-        "job that trains with them. What follows -- is for sbatch: -- --partition=gpu --time=12:00:00",
+        description="Check settings, dataset and site, save code and settings in RUN/submissions/NNN, and submit a job "
+        "that trains with them. Options after -- go to sbatch: -- --partition=gpu --time=12:00:00",
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
     )
     parser.add_argument("--data", type=str, default=None, help="dataset of `trelm prepare`: folder or fsspec URL")
-    parser.add_argument("--out", type=str, default=None, help="run folder; a run found there is continued")
+    parser.add_argument("--out", type=str, default=None, help="run folder; an existing run is resumed")
     parser.add_argument("-N", "--nodes", type=int, default=None, help="number of nodes (default: the script's)")
     parser.add_argument("--script", type=str, default=DEFAULT_SCRIPT, help="job script")
     parser.add_argument(
-        "--dry-run", action="store_true", help="write nothing, print the sbatch file and Slurm's answer"
+        "--dry-run", action="store_true", help="write nothing; print the sbatch file and Slurm's answer"
     )
     add_settings(parser)
     at = arguments.index("--") if "--" in arguments else len(arguments)
@@ -41,8 +41,8 @@ def submit_command(arguments: list[str]) -> int:
     request = check(config, given.data, Path(given.out), given.nodes, given.script, arguments[at + 1 :])
     if given.dry_run:
         print(text := dry_run(request), end="", flush=True)
-        if (answer := try_out(request, text)) is not None:
-            print(answer, file=sys.stderr)
+        if (answer := sbatch_test_only(request, text)) is not None:
+            log.info(answer)
         return 0
     submitted = submit(request)
     print(f"job       {submitted.job}")
@@ -57,9 +57,9 @@ def submit_command(arguments: list[str]) -> int:
 def add_status(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "status",
-        help="say how runs are doing",
-        description="Says of runs whether they wait, run or have ended and why, how far they are, how fast, and when "
-        "they will be done; several runs make a table. Exit code 0 also where a run has failed, 2 where there is none.",
+        help="show how runs are doing",
+        description="Show the state of runs, their progress, speed and expected end; several runs make a table. Exit "
+        "code 0 even if a run has failed, 2 if a folder is not a run.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an object for each run")

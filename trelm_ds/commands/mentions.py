@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from trelm_ds.commands.result_file import check_result_file
+from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
 
 
@@ -14,28 +15,28 @@ def add_importance(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "importance",
         help="score how much each sentence depends on its mentions",
-        description="Stores the cosine of Eq. 1 for every mention in DATASET/importance. Stop it at any time: the same "
-        "command continues. Several parts may run at once.",
+        description="Store the cosine of Eq. 1 for every mention in DATASET/importance. It may be stopped at any time; "
+        "the same command continues. Parts may run in parallel.",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET")
     parser.add_argument(
-        "--model", type=Path, required=True, help="Hugging Face folder of the backbone; an MLM head is not needed"
+        "--model", type=Path, required=True, help="Hugging Face folder of the backbone, with or without MLM head"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     parser.add_argument(
-        "--batch-tokens", type=int, help="tokens of a forward pass at most (default: 2048 on a CPU, 65536 on a GPU)"
+        "--batch-tokens", type=int, help="most tokens in a forward pass (default: 2048 on a CPU, 65536 on a GPU)"
     )
     parser.add_argument(
         "--scope",
         choices=("long_tail", "all"),
         default="long_tail",
-        help="mentions of long-tail entities with a triple, or all: the strategies high_frequency and all need those "
-        "(default: %(default)s)",
+        help="score mentions of long-tail entities with a triple, or all mentions, which the strategies high_frequency "
+        "and all need (default: %(default)s)",
     )
     parser.add_argument(
-        "--entity-threshold", type=int, help="mentions below which an entity is long-tail (default: the corpus mean)"
+        "--entity-threshold", type=int, help="an entity with fewer mentions is long-tail (default: the corpus mean)"
     )
-    parser.add_argument("--part", default="1/1", metavar="i/n", help="score every n-th shard, from the i-th on")
+    parser.add_argument("--part", default="1/1", metavar="i/n", help="score every n-th shard, starting with the i-th")
     parser.set_defaults(action=_importance)
 
 
@@ -56,25 +57,31 @@ def _importance(namespace: argparse.Namespace) -> int:
 
 
 def add_strategies(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("strategies", help="which mentions each strategy of Figure 3 would keep")
+    parser = commands.add_parser("strategies", help="count the mentions that each strategy of Figure 3 keeps")
     parser.add_argument("dataset", type=Path, metavar="DATASET")
     parser.add_argument(
-        "--entity-threshold", type=int, help="mentions below which an entity is long-tail (default: the corpus mean)"
+        "--entity-threshold", type=int, help="an entity with fewer mentions is long-tail (default: the corpus mean)"
     )
     parser.add_argument(
-        "--quantile", type=float, default=0.5, help="share of the candidates that is important (default: %(default)s)"
+        "--quantile", type=float, default=0.5, help="share of candidates that count as important (default: %(default)s)"
     )
-    parser.add_argument("--max-per-sequence", type=int, default=8, help="mentions at most (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a bar chart is drawn beside it")
+    parser.add_argument(
+        "--max-per-sequence", type=int, default=8, help="most mentions per sequence (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a bar chart is saved next to it")
     parser.set_defaults(action=_strategies)
 
 
 def _strategies(namespace: argparse.Namespace) -> int:
+    from trelm_ds.config import Config, SelectionConfig
+    from trelm_ds.config_rules import problems
     from trelm_ds.importance import compare_strategies, format_strategies, plot_strategies
-    from trelm_ds.knowledge import Selection
 
     check_result_file(namespace.out, "strategies.json")
-    selection = Selection("all", namespace.entity_threshold, namespace.quantile, namespace.max_per_sequence)
+    names = ("entity_threshold", "quantile", "max_per_sequence")
+    selection = SelectionConfig(**{name: getattr(namespace, name) for name in names})
+    for setting, problem in problems(Config(selection=selection)):
+        raise UserError(f"--{setting.removeprefix('selection.').replace('_', '-')}: {problem}")
     result = compare_strategies(namespace.dataset, selection)
     print(format_strategies(result))
     if namespace.out:

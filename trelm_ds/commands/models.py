@@ -14,12 +14,12 @@ from trelm_ds.files import write_atomically
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="score a model")
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    lama = tasks.add_parser("lama", help="LAMA cloze probes: P@1 per relation and macro, beside the majority baseline")
+    lama = tasks.add_parser("lama", help="LAMA cloze probes: P@1 per relation and macro, with the majority baseline")
     lama.add_argument("--model", type=Path, required=True, help="Hugging Face folder of a masked language model")
     lama.add_argument("--data", type=Path, required=True, help="folder with relations.jsonl and TREx/P*.jsonl[.gz]")
-    lama.add_argument("--out", type=Path, help="JSON file for the result; a bar chart is drawn beside it")
+    lama.add_argument("--out", type=Path, help="JSON file for the result; a bar chart is saved next to it")
     lama.add_argument(
-        "--vocab", type=Path, help="candidate words, one a line (default: DATA/common_vocab*.txt, else all)"
+        "--vocab", type=Path, help="candidate words, one per line (default: DATA/common_vocab*.txt, else all)"
     )
     lama.add_argument("--batch-size", type=int, default=64, help="prompts per forward pass (default: %(default)s)")
     lama.set_defaults(action=_evaluate_lama)
@@ -44,19 +44,19 @@ def _evaluate_lama(namespace: argparse.Namespace) -> int:
 def add_neurons(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "neurons",
-        help="which feed-forward neurons a fact comes from",
-        description="Attributes the answer to a cloze question to neurons (Eq. 11).",
+        help="list the feed-forward neurons a fact comes from",
+        description="Attribute the answer of a cloze question to neurons (Eq. 11).",
     )
     parser.add_argument(
         "source", type=Path, metavar="RUN|CHECKPOINT|MODEL", help="run, checkpoint or Hugging Face folder"
     )
-    parser.add_argument("--prompt", required=True, help="sentence with [MASK] in the place of the answer")
-    parser.add_argument("--answer", required=True, help="what belongs there")
-    parser.add_argument("--top", type=int, default=20, help="neurons listed (default: %(default)s)")
+    parser.add_argument("--prompt", required=True, help="sentence with [MASK] in place of the answer")
+    parser.add_argument("--answer", required=True, help="the answer")
+    parser.add_argument("--top", type=int, default=20, help="number of neurons to list (default: %(default)s)")
     parser.add_argument(
-        "--quadrature", choices=("gauss3", "right20"), default="gauss3", help="nodes (default: %(default)s)"
+        "--quadrature", choices=("gauss3", "right20"), default="gauss3", help="quadrature rule (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a heat map is drawn beside it")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers; a heat map is saved next to it")
     parser.set_defaults(action=_neurons)
 
 

@@ -1,4 +1,4 @@
-"""The --out of commands that write a JSON file and draw beside it."""
+"""The --out option of commands that write a JSON file and a plot next to it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from trelm_ds.errors import UserError
 
 
 def check_result_file(out: Path | None, example: str) -> None:
-    """--out of commands that write a JSON file and draw beside it."""
+    """Check that a JSON file and a plot can be written to --out.
+
+    Args:
+        out: the option's value; None skips the check.
+        example: file name to suggest in the message.
+
+    Raises:
+        UserError: the path is unsuitable or its folder cannot be written.
+    """
     if out is None:
         return
     if out.suffix in ("", ".png") or not out.resolve().parent.is_dir():
         raise UserError(f"--out: give a file such as {example} in an existing folder, not {out}")
-    try:  # before the work, not after it
+    try:  # fail before the work, not after it
         with tempfile.TemporaryFile(dir=out.resolve().parent):
             pass
     except OSError as error:

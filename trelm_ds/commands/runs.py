@@ -1,4 +1,4 @@
-"""`trelm pretrain` and what looks after its runs: checkpoints, sync, export."""
+"""`trelm pretrain` and the commands that work on its runs: checkpoints, sync, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from trelm_ds.errors import UserError
 
 
 def pretrain_command(arguments: list[str]) -> int:
-    # Until training begins there is nothing to save, and an exception in the middle of an import surfaces anywhere.
+    # Until training begins there is nothing to save, so let Ctrl-C end the process at once: a KeyboardInterrupt in the
+    # middle of an import may surface anywhere.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from jsonargparse import ArgumentParser
 
@@ -19,13 +20,15 @@ def pretrain_command(arguments: list[str]) -> int:
 
     parser = ArgumentParser(
         prog="trelm pretrain",
-        description="Trains on a prepared dataset; torchrun starts several ranks. A run found in --out is continued.",
+        description="Train on a prepared dataset; use torchrun for several ranks. An existing run in --out is resumed.",
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
     )
     parser.add_argument("--data", type=str, default=None, help="dataset of `trelm prepare`: folder or fsspec URL")
-    parser.add_argument("--out", type=str, default=None, help="run folder: checkpoints, metrics, resolved settings")
+    parser.add_argument(
+        "--out", type=str, default=None, help="run folder for checkpoints, metrics and resolved settings"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and exit")
     add_settings(parser)
     config, namespace = parse(parser, arguments)
@@ -39,7 +42,7 @@ def pretrain_command(arguments: list[str]) -> int:
 
     try:
         return pretrain(config, namespace.data, Path(namespace.out))
-    except FailedElsewhereError:  # which has been said
+    except FailedElsewhereError:  # already reported
         return 1
 
 
@@ -47,23 +50,26 @@ def add_checkpoints(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "checkpoints",
         help="list, check or prune a run's checkpoints",
-        description="Lists the committed checkpoints of a run. Exit code 1 when --verify finds a damaged one.",
+        description="List the committed checkpoints of a run. Exit code 1 if --verify finds a damaged one.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `trelm pretrain`")
-    parser.add_argument("--verify", action="store_true", help="check size and hash of every file")
+    parser.add_argument("--verify", action="store_true", help="check the size and hash of every file")
     parser.add_argument(
-        "--prune", type=int, metavar="KEEP", help="keep the newest KEEP (2 at least) sound ones, remove the others"
+        "--prune",
+        type=int,
+        metavar="KEEP",
+        help="keep the newest KEEP (at least 2) sound checkpoints, remove the others",
     )
     parser.set_defaults(action=_checkpoints)
 
 
 def _checkpoints(namespace: argparse.Namespace) -> int:
-    from trelm_ds.checkpoints import catalogue, prune_run, to_table
+    from trelm_ds.checkpoints import list_checkpoints, prune_run, to_table
 
     if namespace.prune is not None:
         for path in prune_run(namespace.run, namespace.prune):
             print(f"{path}: removed")
-    found = catalogue(namespace.run, namespace.verify)
+    found = list_checkpoints(namespace.run, namespace.verify)
     print(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet")
     return int(any(entry.problem for entry in found))
 
@@ -71,12 +77,12 @@ def _checkpoints(namespace: argparse.Namespace) -> int:
 def add_sync(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "sync",
-        help="send a run's waiting log points to MLflow",
-        description="Sends what MLflow could not take while the run was training. A run that continues does it by "
-        "itself. Nothing is sent twice, so it may be repeated.",
+        help="send a run's unsent log points to MLflow",
+        description="Send what MLflow did not receive while the run was training. A resumed run does this by itself. "
+        "Nothing is sent twice, so the command may be repeated.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--uri", help="tracking URI (default: the one that the run uses)")
+    parser.add_argument("--uri", help="tracking URI (default: the run's own)")
     parser.set_defaults(action=_sync)
 
 
@@ -89,11 +95,13 @@ def _sync(namespace: argparse.Namespace) -> int:
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
+    parser = commands.add_parser("export", help="export a checkpoint as a Hugging Face folder")
     parser.add_argument(
-        "source", type=Path, metavar="RUN|CHECKPOINT", help="run folder (its last checkpoint) or a checkpoint"
+        "source", type=Path, metavar="RUN|CHECKPOINT", help="run folder (its last checkpoint) or checkpoint"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for AutoModelForMaskedLM.from_pretrained")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write, for AutoModelForMaskedLM.from_pretrained"
+    )
     parser.set_defaults(action=_export)
 
 

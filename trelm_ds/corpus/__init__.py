@@ -1,5 +1,6 @@
-"""Offline preparation: dumps and linked text become token sequences with entity mentions."""
+"""Offline preparation: turns dumps and linked text into token sequences with entity mentions."""
 
+from trelm_ds.corpus.options import PrepareOptions
 from trelm_ds.corpus.pipeline import (
     ENTITIES_FOLDER,
     GRAPH_FOLDER,
@@ -8,7 +9,7 @@ from trelm_ds.corpus.pipeline import (
     TOKENIZER_FOLDER,
     WORDS_FOLDER,
 )
-from trelm_ds.corpus.prepare import PrepareOptions, missing_parts, prepare
+from trelm_ds.corpus.prepare import missing_parts, prepare
 from trelm_ds.corpus.tokenizer import (
     TokenizerInfo,
     check_vocabulary,

@@ -1,7 +1,7 @@
-"""Finished pieces of preparation on disk, recognised by what they were made from, not by their names.
+"""Finished intermediate results of preparation on disk, identified by their inputs, not by their names.
 
-An artifact is a folder with data files and `done.json`: the key (a hash of all that went in) and the sha256 of every
-file. It appears by a rename, so it is there whole or not at all; one that does not match is made again.
+An artifact is a folder with data files and `done.json`, which holds the key (a hash of all inputs) and the sha256 of
+every file. It is moved into place by a rename, so it is either complete or absent; if it does not match, it is rebuilt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIBRARIES = ("mwparserfromhell", "sentencex", "tokenizers", "transformers", "nu
 
 @cache
 def code_version() -> str:
-    """Hash of the code that prepares: what another version has finished is not taken for this one's."""
+    """Hash the code and library versions that preparation depends on, so that a change invalidates all artifacts."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     rooms = (path for room in _ROOMS for path in (package / room).rglob("*.py"))
@@ -39,13 +39,19 @@ def code_version() -> str:
 
 
 def key_of(*parts: Any) -> str:
-    """Hash of everything that decides an artifact's content, this code included."""
+    """Hash everything that determines an artifact's content, including this code."""
     return hashlib.sha256(canonical_json([code_version(), *parts]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished piece: its folder, what its maker noted, and a digest for the keys of what is made from it."""
+    """A finished intermediate result.
+
+    Attributes:
+        folder: its folder.
+        notes: JSON values recorded by its maker.
+        digest: hash of key and content, for the keys of artifacts made from it.
+    """
 
     folder: Path
     notes: dict[str, Any]
@@ -53,7 +59,7 @@ class Artifact:
 
 
 def find(folder: Path, key: str) -> Artifact | None:
-    """The artifact in `folder` if it is whole and was made from what `key` stands for."""
+    """Return the artifact in `folder` if its files are intact and it has this key, else None."""
     try:
         done = json.loads((folder / DONE).read_bytes())
         if done["key"] != key or any(sha256_of(folder / name) != sha for name, sha in done["files"].items()):
@@ -65,8 +71,8 @@ def find(folder: Path, key: str) -> Artifact | None:
 
 @contextlib.contextmanager
 def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields a folder to write into and a dict for notes (JSON); puts both in place when the block ends well."""
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")  # parts on other machines have the same pids
+    """Yield a folder to write to and a dict for notes (JSON values); move both into place if the block succeeds."""
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")  # pids are not unique across machines
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     notes: dict[str, Any] = {}
@@ -77,7 +83,7 @@ def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         _flush(work)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            work.rename(folder)  # another process may have been quicker with the same content
+            work.rename(folder)  # fails if another process was faster; its content is the same
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -96,7 +102,11 @@ def _digest(done: dict[str, Any]) -> str:
 
 
 def obtain(folder: Path, key: str) -> Artifact:
-    """The artifact that `make` has just put in place."""
+    """Return the artifact that `make` has just put in place.
+
+    Raises:
+        OSError: it is missing or damaged.
+    """
     found = find(folder, key)
     if found is None:
         raise OSError(f"{folder} was damaged or removed while it was being made")

@@ -1,4 +1,4 @@
-"""The data card of a prepared dataset: README.md with its sources, licence, funnel and two plots."""
+"""Data card of a prepared dataset: README.md with its sources, licence, funnel and two plots."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
 
 
 def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> None:
-    """Writes README.md, frequency.png and lengths.png; equal datasets give equal cards.
+    """Write README.md, frequency.png and lengths.png; equal datasets get equal cards.
 
     Args:
-        folder: of the dataset, with its lengths.npy.
-        manifest: all but its files.
+        folder: the dataset's folder, which already holds lengths.npy.
+        manifest: the manifest, whose `files` may still be empty.
         entity_counts: int [E], mentions of each entity.
     """
     lengths = np.load(folder / "lengths.npy")

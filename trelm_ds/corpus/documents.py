@@ -1,4 +1,4 @@
-"""What every source of text yields: documents with entity mentions."""
+"""Documents with entity mentions, the common form of all sources of text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mention(NamedTuple):
-    """A span of characters [start, end) that names an entity: a QID number, or a page title not yet resolved."""
+    """A span of characters [start, end) that names an entity, given by QID number or by a page title to be resolved."""
 
     start: int
     end: int

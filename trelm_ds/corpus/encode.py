@@ -1,4 +1,4 @@
-"""Second stage, chunk by chunk: documents become token sequences, and entities and words are counted."""
+"""Stage 2, per chunk: turn documents into token sequences, and count entities and words."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from trelm_ds.corpus.tokenizer import TokenizerInfo, load_core
 from trelm_ds.corpus.words import WordCounter, WordTable, words_of
 from trelm_ds.shards import Block, Sequence
 
-_GROUP = 4096  # sequences counted at a time
+_GROUP = 4096  # sequences whose words are counted at a time
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """One chunk's documents, what turns them into sequences, and where the artifact goes.
+    """Inputs and settings for encoding one chunk.
 
     Attributes:
         documents: folder of the chunk's extracted documents.
-        titles: folder of the title table; None where mentions come with QIDs.
+        titles: folder of the title table; None if mentions already have QIDs.
         tokenizer: folder with tokenizer.json.
-        info: of the tokenizer.
+        info: the tokenizer's vocabulary size and special tokens.
         starts: .npy file, bool [V]: whether a token begins a word.
-        max_length, unit: as in `sequences_of`.
-        linker: folder of the linker's dictionary; None keeps to the mentions that are there.
+        max_length, unit: see `sequences_of`.
+        linker: folder of the linker's dictionary; None adds no mentions.
         minimum_rho: the linker's pruning threshold.
-        folder: of the artifact.
-        key: of the artifact.
+        folder, key: the artifact to make.
     """
 
     documents: Path
@@ -53,7 +52,11 @@ class EncodeTask:
 
 
 def encode(task: EncodeTask) -> Artifact:
-    """Finds the chunk's artifact or makes it: arrays of a `Block`, `entities.npy` int64 [E, 2], `words/`; counts."""
+    """Find or make a chunk's artifact.
+
+    It holds the arrays of a `Block`, `entities.npy` int64 [E, 2] (QID number, mentions), the word table `words/`, and
+    counts in its notes.
+    """
     if found := find(task.folder, task.key):
         return found
     with make(task.folder, task.key) as (work, notes):
@@ -76,14 +79,14 @@ def encode(task: EncodeTask) -> Artifact:
 
 
 def resolved_documents(folder: Path, titles: Path | None, counts: Counter[str]) -> Iterator[Document]:
-    """Yields a chunk's documents with QID numbers as targets; mentions without an entity are left out and counted."""
-    table = {} if titles is None else TitleTable.load(titles).of(list(read_titles(folder)))
+    """Yield a chunk's documents with QID numbers as targets; mentions without an entity are dropped and counted."""
+    table = {} if titles is None else TitleTable.load(titles).lookup(list(read_titles(folder)))
     for text, mentions in read_documents(folder):
         kept = []
         for mention in mentions:
             if isinstance(mention.target, str):
-                qid, how = table[mention.target]
-                count_link(qid, how, counts)
+                qid, flags = table[mention.target]
+                count_link(qid, flags, counts)
                 if qid >= 0:
                     kept.append(Mention(mention.start, mention.end, qid))
             else:
@@ -92,6 +95,7 @@ def resolved_documents(folder: Path, titles: Path | None, counts: Counter[str]) 
 
 
 def _with_links(documents: Iterator[Document], linker: Linker, counts: Counter[str]) -> Iterator[Document]:
+    """Yield the documents with the mentions that the linker finds."""
     for document in documents:
         added = linker.link(document)
         counts["mentions added by the linker"] += len(added)
@@ -99,24 +103,25 @@ def _with_links(documents: Iterator[Document], linker: Linker, counts: Counter[s
 
 
 def read_block(folder: Path) -> Block:
-    """The sequences of an artifact."""
+    """Memory-map the sequences of an artifact made by `encode`."""
     return Block(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Block._fields))
 
 
 def _grouped(sequences: Iterator[Sequence], task: EncodeTask) -> tuple[list[Block], WordTable]:
+    """Collect sequences into blocks of `_GROUP`, and count their words."""
     starts = np.load(task.starts)
     ordinary = np.ones(len(starts), dtype=bool)
     ordinary[list(task.info.special_ids)] = False
-    blocks = [Block.of([], task.info.vocab_size)]
+    blocks = [Block.from_sequences([], task.info.vocab_size)]
     words = WordCounter()
     pending: list[Sequence] = []
 
     def close() -> None:
-        block = Block.of(pending, task.info.vocab_size)
+        block = Block.from_sequences(pending, task.info.vocab_size)
         tokens = block.tokens.astype(np.int64)
         begins = starts[tokens]
-        begins[1:] |= ~ordinary[tokens[:-1]]
-        words.add(WordTable.of(tokens, words_of(tokens, begins, ordinary[tokens])))
+        begins[1:] |= ~ordinary[tokens[:-1]]  # a word also begins after every special token
+        words.add(WordTable.from_words(tokens, words_of(tokens, begins, ordinary[tokens])))
         blocks.append(block)
         pending.clear()
 

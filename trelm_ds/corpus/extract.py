@@ -1,4 +1,4 @@
-"""First stage, chunk by chunk: a dump's pages or JSONL's lines become documents on disk, parsed once and checked."""
+"""Stage 1, per chunk: parse and check the pages of a dump or the lines of JSONL, and store them as documents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.errors import UserError
 
 _DOCUMENTS, _PAGES, _TITLES = "documents.jsonl", "pages.tsv", "titles.tsv"
-_SHOWN = 10  # malformed records of a chunk whose places are kept
-_HOPELESS = 100  # malformed records of one chunk, and a tenth of it: the file is something else
+_SHOWN = 10  # malformed records per chunk that are reported by file and line
+_GIVE_UP = 100  # malformed records of a chunk that also make up a tenth of it: the file must be something else
 
 
 @dataclass(frozen=True)
 class ExtractTask:
-    """A chunk, where its artifact goes, the shortest article in words, and whether it may be made now."""
+    """Settings for extracting one chunk.
+
+    Attributes:
+        chunk: the chunk to extract.
+        folder: parent folder of the artifacts.
+        minimum_words: articles of a dump with fewer words of prose are dropped.
+        may_make: whether a missing artifact may be made now.
+    """
 
     chunk: Chunk
     folder: Path
@@ -32,29 +39,36 @@ class ExtractTask:
 
 
 class Extracted(NamedTuple):
-    """What became of a chunk: its artifact, or None where it is not there and could not be made."""
+    """Result of extracting a chunk.
 
-    chunk: Chunk  # without data
+    Attributes:
+        chunk: the chunk, without its data.
+        artifact: None if it does not exist and could not be made.
+        made: whether it was made by this call.
+    """
+
+    chunk: Chunk
     artifact: Artifact | None
-    made: bool = False  # now, not before
+    made: bool = False
 
 
 def extract(task: ExtractTask) -> Extracted:
-    """Finds the chunk's artifact or makes it.
+    """Find or make a chunk's artifact.
 
-    The artifact holds `documents.jsonl` ([text, [[start, end, QID number or title] ...]] a line), for dumps also
+    The artifact holds `documents.jsonl` ([text, [[start, end, QID number or title] ...]] per line), for dumps also
     `pages.tsv` (page id, title, redirect target) and `titles.tsv` (titles linked to), and notes: counts, the number of
-    records, and the malformed ones (number, first places and reasons).
+    records, and the malformed ones (number, and the first ones with place and reason).
 
     Raises:
-        UserError: truncated or damaged file, or one that is mostly malformed.
+        UserError: the file is truncated, damaged or mostly malformed.
     """
     chunk = task.chunk
     stripped = replace(chunk, data=None)
     folder = task.folder / chunk.name
     key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.identity())
     found = find(folder, key)
-    if found and (not found.notes["reached"] or chunk.hash(chunk.end, found.notes["reached"]) == found.notes["behind"]):
+    # The last record may extend beyond the chunk, to `reached`: the key does not cover these bytes, their hash does.
+    if found and (not found.notes["reached"] or chunk.hash(chunk.end, found.notes["reached"]) == found.notes["beyond"]):
         return Extracted(stripped, found)
     if not task.may_make or (chunk.source.layout == "stream" and chunk.data is None):
         return Extracted(stripped, None)
@@ -64,6 +78,8 @@ def extract(task: ExtractTask) -> Extracted:
 
 
 class _Extraction:
+    """Extracts one chunk into a folder."""
+
     def __init__(self, chunk: Chunk, work: Path, minimum_words: int) -> None:
         self.chunk, self.work, self.minimum_words = chunk, work, minimum_words
         self.counts: Counter[str] = Counter()
@@ -72,6 +88,7 @@ class _Extraction:
         self.titles: set[str] = set()
 
     def run(self, notes: dict) -> None:
+        """Write the files of the artifact, and fill in its notes."""
         with (
             (self.work / _DOCUMENTS).open("w", encoding="utf-8", newline="\n") as documents,
             (self.work / _PAGES).open("w", encoding="utf-8", newline="\n") as pages,
@@ -96,9 +113,10 @@ class _Extraction:
             "malformed_places": self.malformed,
         }
         last = reached[0] if reached else 0
-        notes |= {"reached": last, "behind": self.chunk.hash(self.chunk.end, last) if last else ""}
+        notes |= {"reached": last, "beyond": self.chunk.hash(self.chunk.end, last) if last else ""}
 
     def _document(self, data: bytes, pages: IO[str]) -> Document | None:
+        """Parse one record; None for a page that yields no document."""
         if self.chunk.source.kind == "linked":
             document = parse_linked(data)
             self.counts["documents"] += 1
@@ -122,12 +140,12 @@ class _Extraction:
         self.n_malformed += 1
         if len(self.malformed) < _SHOWN:
             self.malformed.append(message)
-        if self.n_malformed >= _HOPELESS and self.n_malformed * 10 > self.n_records:
+        if self.n_malformed >= _GIVE_UP and self.n_malformed * 10 > self.n_records:
             raise UserError(f"{self.malformed[0]} (and {self.n_malformed - 1} more like it); is this the right file?")
 
 
 def read_documents(folder: Path) -> Iterator[Document]:
-    """Yields the documents of an artifact; a mention's target is a QID number or a title."""
+    """Yield the documents of an artifact; a mention's target is a QID number or a title."""
     with (folder / _DOCUMENTS).open(encoding="utf-8", newline="\n") as stream:
         for line in stream:
             text, mentions = json.loads(line)
@@ -135,14 +153,14 @@ def read_documents(folder: Path) -> Iterator[Document]:
 
 
 def read_titles(folder: Path) -> Iterator[str]:
-    """Yields the titles that an artifact's documents link to."""
+    """Yield the titles that an artifact's documents link to."""
     with (folder / _TITLES).open(encoding="utf-8", newline="\n") as stream:
         for line in stream:
             yield line[:-1]
 
 
 def read_page_table(folder: Path) -> Iterator[tuple[int, str, str]]:
-    """Yields (page id or 0, title, redirect target or "") of an artifact's pages."""
+    """Yield (page id or 0, title, redirect target or "") for each page of an artifact."""
     with (folder / _PAGES).open(encoding="utf-8", newline="\n") as stream:
         for line in stream:
             number, title, target = line[:-1].split("\t")

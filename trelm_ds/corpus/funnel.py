@@ -1,4 +1,4 @@
-"""The counts of preparation in the order in which things happen, for tables and the data card."""
+"""Counts of preparation in processing order, for tables and the data card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PLACE = {name: place for place, name in enumerate(_ORDER)}
 
 
 def total(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """The sum of several counts."""
+    """Sum several counts."""
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part)
@@ -33,6 +33,6 @@ def total(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts that are not 0, in the order of the work."""
+    """Sort counts into processing order, without zeros; unknown names come last."""
     names = sorted(counts, key=lambda name: (_PLACE.get(name, len(_ORDER)), name))
     return {name: int(counts[name]) for name in names if counts[name]}

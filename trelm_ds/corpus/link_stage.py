@@ -1,4 +1,4 @@
-"""The stages of entity linking: anchors are counted, a dictionary made, its phrases looked for in the whole text.
+"""Stages of entity linking: count anchors, build a dictionary, count occurrences of its phrases in all the text.
 
 documents --anchors--> dictionary --occurrences--> dictionary with link probabilities
  (chunks, parallel)      (once)   (chunks, parallel)      (once)
@@ -31,14 +31,14 @@ _COUNTS = "counts.npy"
 
 @dataclass(frozen=True)
 class LinkTask:
-    """One chunk's documents, where the counts go, and for occurrences the dictionary.
+    """Inputs for counting anchors or occurrences in one chunk.
 
     Attributes:
         documents: folder of the chunk's extracted documents.
-        titles: folder of the title table; None where mentions come with QIDs.
-        first_document: number of the chunk's first document in the corpus.
-        dictionary: folder; None to count anchors.
-        folder, key: of the artifact.
+        titles: folder of the title table; None if mentions already have QIDs.
+        first_document: index of the chunk's first document in the corpus.
+        dictionary: folder of the dictionary whose phrases to count; None to count anchors.
+        folder, key: the artifact to make.
     """
 
     documents: Path
@@ -50,7 +50,7 @@ class LinkTask:
 
 
 def count(task: LinkTask) -> Artifact:
-    """Finds a chunk's counts of anchors, or of the dictionary's phrases, or makes them."""
+    """Find or make a chunk's counts of anchors, or of the dictionary's phrases."""
     if found := find(task.folder, task.key):
         return found
     with make(task.folder, task.key) as (work, _):
@@ -71,16 +71,16 @@ def link_dictionary(
     work: Path,
     n_workers: int,
 ) -> Artifact:
-    """The linker's dictionary of this corpus, in an artifact's folder `dictionary`.
+    """Find or make the linker's dictionary for this corpus, in the folder `dictionary` of the returned artifact.
 
     Args:
-        documents: the extracted chunks in order.
-        titles: the title table, or None where mentions come with QIDs.
+        documents: the extracted chunks, in order.
+        titles: the title table, or None if mentions already have QIDs.
         graph: the knowledge graph.
-        names: starts a pass over all entities' names.
-        names_hash: hashes of the files they come from.
+        names: starts a pass over the names of all entities.
+        names_hash: hashes of the files with these names.
         work: folder for the artifacts.
-        n_workers: processes.
+        n_workers: number of processes.
     """
     resolved = [] if titles is None else [titles.digest]
     firsts, before = [], 0
@@ -89,6 +89,7 @@ def link_dictionary(
         before += artifact.notes["counts"].get("documents", 0)
 
     def run(stage: str, dictionary: Artifact | None) -> list[Artifact]:
+        """Count all chunks."""
         folder = None if dictionary is None else dictionary.folder / "dictionary"
         made_from = [] if dictionary is None else [dictionary.digest]
         tasks = [

@@ -1,4 +1,4 @@
-"""Linked JSONL: one document a line, `{"text": ..., "mentions": [{"qid": "Q42", "start": 0, "end": 5}, ...]}`."""
+"""Linked JSONL: one document per line, `{"text": ..., "mentions": [{"qid": "Q42", "start": 0, "end": 5}, ...]}`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def parse_linked(line: bytes) -> Document:
-    """Reads one line; mentions come in order of their start.
+    """Parse one line; mentions are sorted by start.
 
     Raises:
-        UserError: not such an object; names the field.
+        UserError: the line is not such an object; names the field.
     """
     try:
         record = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
@@ -31,7 +31,7 @@ def parse_linked(line: bytes) -> Document:
         raise UserError("expected an object with a string 'text'")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 cannot
+    except UnicodeEncodeError as error:  # JSON can express half a surrogate pair, UTF-8 cannot
         raise UserError(f"'text' holds half a surrogate pair at character {error.start}") from None
     mentions = record.get("mentions", [])
     if not isinstance(mentions, list):

@@ -1,4 +1,4 @@
-"""The stage that encodes the names of the graph's entities and relations with the dataset's tokenizer."""
+"""Stage that encodes the names of the graph's entities and relations with the dataset's tokenizer."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections import Counter
 from pathlib import Path
 
 from trelm_ds.corpus.artifacts import Artifact, find, key_of, make, obtain
-from trelm_ds.corpus.tokenizer import describe, load_core, load_tokenizer, take_text_as_it_is
+from trelm_ds.corpus.tokenizer import describe, encode_literally, load_core, load_tokenizer
 from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, encode_names
 
 
 def name_arrays(
     files: Wikidata5M, hashes: list[str], graph: Artifact, tokenizer: Artifact, folder: Path, budget: float, work: Path
 ) -> Artifact:
-    """The arrays of `trelm_ds.knowledge.Names` in an artifact's folder.
+    """Find or make the artifact with the arrays of `trelm_ds.knowledge.Names`.
 
     Args:
-        files: of Wikidata5M.
-        hashes: of its files with names.
+        files: the Wikidata5M files.
+        hashes: sha256 of each file in `files.names`.
         graph: the knowledge graph.
-        tokenizer: the artifact with the tokenizer.
-        folder: of the tokenizer's files in it.
+        tokenizer: the artifact that contains `folder`.
+        folder: folder with the tokenizer's files.
         budget: share of a file's lines that may be malformed.
-        work: folder for the artifact.
+        work: parent folder of the artifact.
     """
     members = [file.member for file in files.names]
     target, key = work / "names", key_of("names", graph.digest, tokenizer.digest, hashes, members, budget)
     artifact = find(target, key)
     if artifact is None:
         core = load_core(folder)
-        take_text_as_it_is(core)
+        encode_literally(core)
 
         def encode(texts: list[str]) -> list[list[int]]:
             return [encoding.ids for encoding in core.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,25 +1,24 @@
-"""The stages of preparation, each of finished pieces that are recognised by content and never made twice.
+"""The stages of preparation. Their results are artifacts identified by their inputs, so none is made twice.
 
 text --extract--> documents --titles--> QIDs --encode--> sequences --assemble--> dataset
 (chunks, parallel)          (once)           (chunks, parallel)    (once)
 
-Once and beside them: the graph, the tokenizer, and with both of them the names of entities and relations.
+Also made once: the graph, the tokenizer, and from both the encoded names of entities and relations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from trelm_ds import log
 from trelm_ds.corpus import workers
 from trelm_ds.corpus.artifacts import DONE, Artifact, find, key_of, make, obtain
 from trelm_ds.corpus.card import write_card
@@ -28,8 +27,9 @@ from trelm_ds.corpus.extract import Extracted, ExtractTask, extract, read_docume
 from trelm_ds.corpus.funnel import ordered, total
 from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.name_stage import name_arrays
+from trelm_ds.corpus.options import TRAIN, PrepareOptions
 from trelm_ds.corpus.page_props import read_page_props
-from trelm_ds.corpus.parts import PartMarks
+from trelm_ds.corpus.parts import PartMarkers
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
 from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer, word_starts
@@ -40,9 +40,6 @@ from trelm_ds.malformed import MalformedRecords
 from trelm_ds.progress import ProgressBar, track
 from trelm_ds.shards import Manifest, ShardWriter
 
-if TYPE_CHECKING:
-    from trelm_ds.corpus.prepare import PrepareOptions
-
 TOKENIZER_FOLDER = "tokenizer"
 GRAPH_FOLDER = "graph"
 ENTITIES_FOLDER = "entities"
@@ -51,33 +48,33 @@ NAMES_FOLDER = "names"
 TOKEN_COUNTS = "token_counts.npy"
 _RUN_ALL = " or outdated; run all parts again, or leave out --merge"
 _STARTS = "word_starts.npy"
-_RAREST_WORD = 2  # words seen once are left out of the table: half of all, and never a row of the memory bank
+_MIN_WORD_COUNT = 2  # words seen once are half of all, and never get a row in the memory bank
 
 
 Role = Literal["text", "graph", "page_props"]
 
 
 def source_name(role: Role, path: Path) -> str:
-    """Under which name a source stands in the request: not its folder, so that a moved source still matches."""
+    """Name a source in the request, without its folder, so that a moved source still matches."""
     return f"{role}/{path.name}"
 
 
 def extract_part(options: PrepareOptions, sources: list[Source], work: Path) -> None:
-    """Extracts the chunks of one part; parts may run at the same time, on any machines that share the folder.
+    """Extract the chunks of one part; parts may run concurrently, on any machines that share the folder.
 
     Raises:
-        UserError: bad input, or another process works on the same part.
+        UserError: bad input, or another process is working on the same part.
     """
     assert options.part is not None
     number, of = options.part
-    with PartMarks(options, sources, work).making(number, of):
-        _extract(options, sources, work, (number - 1, of), may_make=True)  # --merge looks at malformed records
+    with PartMarkers(options, sources, work).working_on(number, of):
+        _extract(options, sources, work, (number - 1, of), may_make=True)  # --merge checks malformed records
 
 
 def _extract(
     options: PrepareOptions, sources: list[Source], work: Path, part: tuple[int, int], may_make: bool
 ) -> list[Extracted]:
-    """All chunks of a part with their artifacts, in reading order."""
+    """Find or make the artifacts of all chunks of a part, in reading order."""
     chunk_bytes = int(options.chunk_mb * 1_000_000)
     folder = work / "documents"
 
@@ -97,7 +94,8 @@ def _extract(
             found[result.chunk.name] = result
             bar.advance()
     if may_make:
-        # Chunks of files that are only read from the front come without their bytes while the index says what they are.
+        # With an index, chunks of files that can only be read from the front come without their bytes, which is enough
+        # to find their artifacts. Where one is missing, the file is read again.
         missing = [result.chunk for result in found.values() if result.artifact is None]
         by_source = [[chunk for chunk in missing if chunk.source == source] for source in sources]
         again = (task(chunk) for chunks in by_source for chunk in with_data(chunks, chunk_bytes))
@@ -105,12 +103,12 @@ def _extract(
             found[result.chunk.name] = result
     before = sum(not result.made for result in found.values() if result.artifact is not None)
     if before:
-        print(f"{before} of {len(found)} chunks of text were finished before", file=sys.stderr, flush=True)
+        log.info(f"{before} of {len(found)} chunks of text were finished before")
     return [found[name] for name in sorted(found)]
 
 
 def _refuse_malformed(found: list[Extracted], budget: float) -> int:
-    """Checks each file's malformed records against the budget; returns their number."""
+    """Check each file's malformed records against the budget; return their total number."""
     count = 0
     for path in dict.fromkeys(result.chunk.source.path for result in found):
         malformed, records = MalformedRecords(path, budget), 0
@@ -124,7 +122,7 @@ def _refuse_malformed(found: list[Extracted], budget: float) -> int:
 
 
 class Pipeline:
-    """One preparation of a whole dataset; every stage finds its finished pieces in `work` or makes them."""
+    """Prepares a whole dataset; every stage finds its artifacts in `work` or makes them."""
 
     def __init__(
         self, options: PrepareOptions, sources: list[Source], files: Wikidata5M, request: dict[str, Any], work: Path
@@ -133,7 +131,7 @@ class Pipeline:
         self.counts: Counter[str] = Counter()
 
     def run(self, built: Path) -> Manifest:
-        """Makes the dataset in the folder `built`, which must not exist."""
+        """Make the dataset in the folder `built`, which must not exist yet."""
         documents = self._documents()
         graph = self._graph()
         titles = self._titles(documents, graph)
@@ -147,10 +145,11 @@ class Pipeline:
         return [self.request["sources"][source_name(role, path)] for path in paths]
 
     def _documents(self) -> list[Artifact]:
+        """Extract all chunks, and check that none is missing or has too many malformed records."""
         found = _extract(self.options, self.sources, self.work, (0, 1), may_make=not self.options.merge)
         missing = [result.chunk.name for result in found if result.artifact is None]
         if missing:
-            parts = ", ".join(PartMarks(self.options, self.sources, self.work).missing_names())
+            parts = ", ".join(PartMarkers(self.options, self.sources, self.work).missing_names())
             raise UserError(
                 f"--merge: {len(missing)} of {len(found)} chunks of text are missing"
                 + (f"; run --part {parts}, then --merge" if parts else _RUN_ALL)
@@ -187,7 +186,7 @@ class Pipeline:
         return artifact
 
     def _titles(self, documents: list[Artifact], graph: Artifact) -> Artifact:
-        """The title table (empty for linked JSONL), and how many of the graph's entities and relations have names."""
+        """Make the title table (empty for linked JSONL), and count the graph's entities and relations without names."""
         digests = [artifact.digest for artifact in (*documents, graph)]
         props = [] if self.options.page_props is None else self._hash_of("page_props", self.options.page_props)
         names = self._hash_of("graph", self.files.entity.path, self.files.relation.path)
@@ -202,14 +201,13 @@ class Pipeline:
         return artifact
 
     def _hint_at_page_props(self) -> None:
+        """Recommend --page-props if many links could not be resolved."""
         found, lost = self.counts["mentions found"], self.counts["mentions without an entity"]
         if self._resolves and lost * 3 > found and self.options.page_props is None:
-            warnings.warn(
-                f"{lost:,} of {found:,} links have no entity by their name; --page-props resolves them exactly",
-                stacklevel=2,
-            )
+            log.warning(f"{lost:,} of {found:,} links match no entity by name; --page-props resolves links exactly")
 
     def _resolve_titles(self, documents: list[Artifact], graph: KnowledgeGraph, work: Path) -> dict[str, int]:
+        """Resolve all titles that are linked to and save the table; return counts of the graph's names."""
         linked = {title for artifact in documents for title in read_titles(artifact.folder)}
         pages, redirects = dict[str, int](), dict[str, str]()
         for artifact in documents:
@@ -237,7 +235,7 @@ class Pipeline:
         return self.options.max_malformed
 
     def _names(self, named: array[int], counts: Counter[str]) -> Iterator[tuple[int, list[str]]]:
-        """All entities with their names; notes in `named` those that have one."""
+        """Yield all entities with their names; append those with at least one to `named`."""
         lines = read_names(self.files.entity, "Q", self._budget, counts)
         for number, names in track(lines, "reading entity names"):
             if names:
@@ -246,7 +244,7 @@ class Pipeline:
 
     @property
     def _resolves(self) -> bool:
-        """Whether mentions come with titles, not QIDs."""
+        """Whether mentions have titles that must be resolved to QIDs."""
         return self.sources[0].kind == "mediawiki"
 
     def _linker(self, documents: list[Artifact], titles: Artifact, graph: Artifact) -> Artifact:
@@ -261,8 +259,8 @@ class Pipeline:
         )
 
     def _tokenizer(self, documents: list[Artifact]) -> Artifact:
-        """The tokenizer's files, and which of its tokens begin a word."""
-        train = self.options.tokenizer == "train"
+        """Train or copy the tokenizer, and record which of its tokens begin a word."""
+        train = self.options.tokenizer == TRAIN
         digests = [artifact.digest for artifact in documents] if train else []
         key = key_of("tokenizer", self.request["tokenizer"], digests)
         folder = self.work / TOKENIZER_FOLDER
@@ -322,6 +320,7 @@ class Pipeline:
     def _assemble(
         self, sequences: list[Artifact], graph: Artifact, names: Artifact, tokenizer: Artifact, built: Path
     ) -> Manifest:
+        """Write the shards and all other files of the dataset into the folder `built`."""
         built.mkdir()
         files = tokenizer.folder / TOKENIZER_FOLDER
         info = describe(load_tokenizer(files))
@@ -344,7 +343,7 @@ class Pipeline:
         _copy(files, built / TOKENIZER_FOLDER)
         for name in (ENTITIES_FOLDER, WORDS_FOLDER):
             (built / name).mkdir()
-        words = counter.total(_RAREST_WORD)
+        words = counter.total(_MIN_WORD_COUNT)
         words.save(built / WORDS_FOLDER)
         frequency = _save_entities(entities, built / ENTITIES_FOLDER)
         self._count_entities(*frequency, KnowledgeGraph.load(graph.folder))
@@ -366,7 +365,7 @@ class Pipeline:
 
 
 def _save_entities(entities: Counter[int], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the corpus frequency of every entity: qids.npy int32 [E] ascending, counts.npy int64 [E]."""
+    """Write the corpus frequency of every entity: qids.npy int32 [E] ascending, counts.npy int64 [E]."""
     qids = np.array(sorted(entities), dtype=np.int32)
     times = np.array([entities[qid] for qid in qids.tolist()], dtype=np.int64)
     np.save(folder / "qids.npy", qids)
@@ -375,7 +374,7 @@ def _save_entities(entities: Counter[int], folder: Path) -> tuple[np.ndarray, np
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copies the files of a folder, but not an artifact's note of itself."""
+    """Copy the files of an artifact, except its done.json."""
     target.mkdir()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != DONE:

@@ -1,80 +1,30 @@
-"""`trelm prepare`: text, knowledge graph and tokenizer become one dataset folder."""
+"""`trelm prepare`: make a dataset folder from text, knowledge graph and tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.corpus.linking import LinkingOptions
-from trelm_ds.corpus.parts import PartMarks
+from trelm_ds.corpus.options import TRAIN, PrepareOptions
+from trelm_ds.corpus.parts import PartMarkers
 from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
-from trelm_ds.corpus.sequences import Unit
 from trelm_ds.corpus.sources import Source, find_sources
-from trelm_ds.corpus.tokenizer import describe, load_tokenizer, rules_of
+from trelm_ds.corpus.tokenizer import describe, load_tokenizer, tokenization_hash
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, fsync_folder, lock, sha256_of
 from trelm_ds.knowledge import Wikidata5M, find_wikidata5m
 from trelm_ds.progress import track
 from trelm_ds.shards import DROPPED, Manifest
 
-TRAIN = "train"
-_LARGEST_VOCABULARY = 1_000_000
-
-
-@dataclass
-class PrepareOptions:
-    """What `trelm prepare` was asked for.
-
-    Attributes:
-        source: dump or linked JSONL, or a folder of them.
-        wikidata5m: folder with the Wikidata5M files.
-        tokenizer: folder, or "train".
-        out: the dataset folder to make.
-        max_length: longest sequence in tokens, special tokens included.
-        vocab_size: size of a trained vocabulary.
-        shard_mb: size of a tar shard in MB.
-        unit: what becomes one sequence, a whole document or each of its sentences.
-        page_props: the dump's page_props table, for the QIDs of its pages.
-        min_words: a dump's articles with fewer words of prose are dropped.
-        link_entities: look for further mentions beside the anchors, TAGME-style.
-        link_threshold: the score (rho) below which a found mention is dropped; higher is more precise.
-        max_malformed: share of a file's lines or pages that may be malformed; they are left out.
-        license: of the text, for the data card.
-        workers: processes; does not change the result.
-        chunk_mb: stored MB of text that one task reads; does not change the result.
-        part: (i, n) extracts only the i-th of n parts of the text, counting from 1.
-        merge: takes parts that were extracted before and refuses to extract what is missing.
-    """
-
-    source: Path
-    wikidata5m: Path
-    tokenizer: str
-    out: Path
-    max_length: int = 512
-    vocab_size: int = 30522
-    shard_mb: int = 64
-    unit: Unit = "document"
-    page_props: Path | None = None
-    min_words: int = 8
-    link_entities: bool = False
-    link_threshold: float = LinkingOptions.minimum_rho
-    max_malformed: float = 1e-4
-    license: str = "not stated"
-    workers: int = 1
-    chunk_mb: float = 16
-    part: tuple[int, int] | None = None
-    merge: bool = False
-
 
 def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
-    """Makes the dataset. It appears whole under `options.out`, or not at all; what was finished before is taken up.
+    """Make the dataset. It appears under `options.out` complete or not at all; an interrupted run is continued.
 
     Returns:
-        the manifest (None where only a part was extracted), and whether it was made now (False: the same request had
-        been carried out before).
+        the manifest (None if only a part was extracted), and whether it was made now (False: `out` already holds the
+        result of the same request).
 
     Raises:
         UserError: bad input (names file and line), or `out` holds something else.
@@ -95,7 +45,7 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
             manifest = Manifest.load(options.out)
             _compare(manifest, request, options.out)
             _check_shards(manifest, options.out)
-            shutil.rmtree(work, ignore_errors=True)  # what a kill in the last moment left
+            shutil.rmtree(work, ignore_errors=True)  # left behind if a run was killed at the very end
             return manifest, False
         with lock(options.out.with_name(f".{options.out.name}.lock"), f"--out: {options.out}"):
             return _make(options, sources, files, request, work), True
@@ -104,10 +54,10 @@ def prepare(options: PrepareOptions) -> tuple[Manifest | None, bool]:
 
 
 def missing_parts(options: PrepareOptions, of: int) -> list[int]:
-    """The numbers, from 1, of those of `of` parts that `--merge` would still need; reads no text and writes nothing.
+    """List which of `of` parts, counted from 1, `--merge` still needs; reads no text and writes nothing.
 
     Raises:
-        UserError: bad input, as a part would find it before it reads, or `out` holds something else.
+        UserError: bad options or missing input, or `out` holds something else.
     """
     if of < 1 or options.part or options.merge:
         raise UserError("--missing-parts: takes the number of parts, at least 1, and goes without --part and --merge")
@@ -116,18 +66,22 @@ def missing_parts(options: PrepareOptions, of: int) -> list[int]:
         if _is_occupied(options.out):
             _compare_without_hashes(options, sources, tokenizer)
             return []
-        return PartMarks(options, sources, _work_folder(options)).missing(of)
+        return PartMarkers(options, sources, _work_folder(options)).missing(of)
     except OSError as error:
         raise UserError(f"--out: cannot read {error.filename or options.out}: {error.strerror or error}") from None
 
 
 def _open(options: PrepareOptions) -> tuple[PrepareOptions, list[Source], Wikidata5M, dict[str, object]]:
-    """The options with `out` resolved, the input files and the tokenizer's part of the request."""
-    _check(options)
+    """Check the options and find the input.
+
+    Returns:
+        the options with `out` resolved, the text files, the Wikidata5M files, the tokenizer's part of the request.
+    """
+    options.check()
     options = dataclasses.replace(options, out=options.out.resolve())
     if options.out.is_mount():
         raise UserError(
-            f"--out: {options.out} is a mount point, which cannot be put in place whole; name a folder in it"
+            f"--out: {options.out} is a mount point, which cannot be replaced atomically; name a folder in it"
         )
     try:
         sources, files = find_sources(options.source), find_wikidata5m(options.wikidata5m)
@@ -135,8 +89,8 @@ def _open(options: PrepareOptions) -> tuple[PrepareOptions, list[Source], Wikida
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
     tokenizer: dict[str, object] = {"train": options.vocab_size}
     if options.tokenizer != TRAIN:
-        loaded = load_tokenizer(Path(options.tokenizer))  # fails early
-        tokenizer = dataclasses.asdict(describe(loaded)) | {"rules": rules_of(loaded)}
+        loaded = load_tokenizer(Path(options.tokenizer))  # now, so that a mistake surfaces before the long work
+        tokenizer = dataclasses.asdict(describe(loaded)) | {"rules": tokenization_hash(loaded)}
     return options, sources, files, tokenizer
 
 
@@ -149,40 +103,16 @@ def _is_occupied(out: Path) -> bool:
 
 
 def _compare_without_hashes(options: PrepareOptions, sources: list[Source], tokenizer: dict[str, object]) -> None:
-    """Refuses `out` if it holds something else; a part does not hash what it does not read."""
+    """Refuse `out` if it was made from another request, sources aside: a part does not hash what it does not read."""
     made = Manifest.load(options.out)
     hashes = {"sources": made.request.get("sources")}
     _compare(made, _settings(options, sources, tokenizer) | hashes, options.out)
 
 
-def _check(options: PrepareOptions) -> None:
-    least = {"max_length": 8, "vocab_size": 64, "shard_mb": 1, "min_words": 0, "workers": 1, "max_malformed": 0}
-    for name, limit in least.items():
-        if not getattr(options, name) >= limit:
-            raise UserError(f"--{name.replace('_', '-')}: must be at least {limit}, got {getattr(options, name)}")
-    if not 0.001 <= options.chunk_mb <= 1024:
-        raise UserError(f"--chunk-mb: must lie between 0.001 and 1024, got {options.chunk_mb}")
-    if not 0 <= options.link_threshold <= 1:
-        raise UserError(f"--link-threshold: must lie between 0 and 1, got {options.link_threshold}")
-    if options.part and not 1 <= options.part[0] <= options.part[1]:
-        raise UserError(f"--part: must be i/n with 1 <= i <= n, got {options.part[0]}/{options.part[1]}")
-    if options.part and options.merge:
-        raise UserError("--merge: comes after all parts, without --part")
-    if options.vocab_size > _LARGEST_VOCABULARY:
-        raise UserError(f"--vocab-size: must be at most {_LARGEST_VOCABULARY:,}, got {options.vocab_size}")
-    for name in ("source", "wikidata5m", "out", "page_props"):
-        try:
-            str(getattr(options, name)).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"--{name.replace('_', '-')}: a name that is not UTF-8: {options!r:.200}") from None
-    if options.page_props is not None and not options.page_props.is_file():
-        raise UserError(f"--page-props: {options.page_props} does not exist")
-
-
 def _request(
     options: PrepareOptions, sources: list[Source], files: Wikidata5M, tokenizer: dict[str, object]
 ) -> dict[str, Any]:
-    """Everything that decides the dataset's content; files by name and hash, so that a moved source still matches."""
+    """Collect everything that determines the dataset; files by name and hash, so that a moved source still matches."""
     inputs = {source_name("text", source.path): source.path for source in sources}
     inputs |= {source_name("graph", path): path for path in files.paths}
     if options.page_props:
@@ -197,7 +127,7 @@ def _request(
 
 
 def _settings(options: PrepareOptions, sources: list[Source], tokenizer: dict[str, object]) -> dict[str, Any]:
-    """The request without the hashes of the sources."""
+    """Return the request without the hashes of the sources."""
     names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
     names += ["link_threshold"] if options.link_entities else []
     return {
@@ -208,6 +138,7 @@ def _settings(options: PrepareOptions, sources: list[Source], tokenizer: dict[st
 
 
 def _compare(manifest: Manifest, request: dict[str, Any], out: Path) -> None:
+    """Refuse a dataset made from another request."""
     if canonical_json(manifest.request) != canonical_json(request):
         names = [name for name in request if manifest.request.get(name) != request[name]]
         other = ", ".join(names) or "options"
@@ -217,18 +148,19 @@ def _compare(manifest: Manifest, request: dict[str, Any], out: Path) -> None:
 
 
 def _check_shards(manifest: Manifest, out: Path) -> None:
+    """Refuse a dataset that was repaired, or whose shards are missing or of another size."""
     if dropped := manifest.counts.get(DROPPED):
-        raise UserError(f"--out: {out} lacks {dropped:,} sequences since `verify --repair`; remove it to make it anew")
+        raise UserError(f"--out: {out} lacks {dropped:,} sequences since `verify --repair`; remove it to make it again")
     for shard in manifest.shards:
         path = out / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise UserError(f"{path}: missing or not as long as it was; see `trelm verify {out}`")
+            raise UserError(f"{path}: missing or of the wrong size; see `trelm verify {out}`")
 
 
 def _make(
     options: PrepareOptions, sources: list[Source], files: Wikidata5M, request: dict[str, Any], work: Path
 ) -> Manifest:
-    """Builds in `work`, which is kept until the dataset is in place, so that the next call can go on."""
+    """Build the dataset in `work`, which is kept until the dataset is in place, so that a later call can continue."""
     work.mkdir(exist_ok=True)
     built = work / "dataset"
     shutil.rmtree(built, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Cuts files into records (a `<page>` of a dump, a line of JSONL) that can be read apart.
+"""Split files into records (a `<page>` of a dump, a line of JSONL) by ranges of bytes.
 
-A record belongs to the range of bytes in which it begins. So ranges can be read in any order by any number of
-processes, and together they give every record exactly once.
+A record belongs to the range in which it begins. So ranges can be read in any order by any number of processes, and
+together they yield every record exactly once.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import DAMAGED, open_binary
 
 Kind = Literal["mediawiki", "linked"]
-# Where reading can begin: at any byte, at any of the file's bzip2 streams, or only at the front.
+# Where reading can begin: at any byte, at any of the file's bzip2 streams, or only at the beginning.
 Layout = Literal["plain", "multistream", "stream"]
 
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes read at a time
 _LARGEST_RECORD = 256 << 20
-_BZ2_START = re.compile(rb"BZh[1-9]1AY&SY")  # of a stream; the last six bytes are its first block's magic number
+_BZ2_START = re.compile(rb"BZh[1-9]1AY&SY")  # header of a stream, then its first block's magic number of six bytes
 _OPENING = re.compile(rb"<page[>\s]")
 _CLOSING, _END = b"</page>", b"</mediawiki>"
-_TAIL = 64  # bytes kept back in case a tag is cut; longer than any of the above
+_OVERLAP = 64  # bytes searched again with the next piece, in case it cuts a tag; longer than any of the above
 
 
 class Record(NamedTuple):
-    """One page or line; `place` is its line number (linked) or byte offset (mediawiki) within what was read."""
+    """One page or line; `place` is its byte offset (mediawiki) or line number (linked) within the range read."""
 
     data: bytes
     place: int
 
 
 def layout_of(path: Path, kind: Kind) -> Layout:
-    """How the file can be read. A bzip2 dump counts as multistream when its first stream ends within 4 MiB."""
+    """Determine how a file can be read. A bzip2 dump is multistream if its first stream ends within 4 MiB."""
     with path.open("rb") as raw:
         start = raw.read(3)
         if start[:2] == b"\x1f\x8b" or (start == b"BZh" and kind == "linked"):
@@ -48,22 +48,22 @@ def layout_of(path: Path, kind: Kind) -> Layout:
             while raw.tell() < 4 << 20 and not decompressor.eof and (data := raw.read(_PIECE)):
                 decompressor.decompress(data)
         except OSError:
-            return "stream"  # damaged; whoever reads it says where
+            return "stream"  # damaged, which is reported when it is read
         return "multistream" if decompressor.eof and (decompressor.unused_data or raw.read(1)) else "stream"
 
 
 def read_range(
     path: Path, layout: Layout, kind: Kind, start: int, end: int, reached: list[int] | None = None
 ) -> Iterator[Record]:
-    """Yields the records that begin in the stored bytes [start, end) of a plain or multistream file.
+    """Yield the records that begin in the stored bytes [start, end) of a plain or multistream file.
 
     Args:
         path, layout, kind: the file.
-        start, end: of the range.
-        reached: gets the stored byte before which reading ended: the last record may end behind the range.
+        start, end: the range.
+        reached: receives the stored byte at which reading ended: the last record may extend beyond the range.
 
     Raises:
-        UserError: truncated or damaged file, or a record of more than 256 MiB.
+        UserError: the file is truncated or damaged, or a record has more than 256 MiB.
     """
     try:
         with path.open("rb") as raw:
@@ -79,20 +79,21 @@ def read_range(
 
 
 def read_stream(path: Path, kind: Kind, chunk_bytes: int) -> Iterator[tuple[bytes, int, bool]]:
-    """Reads a file that can only be read from the front, in chunks of whole records.
+    """Read a file that can only be read from the beginning, in chunks of whole records.
 
     Yields:
-        (at least `chunk_bytes` decompressed bytes, line number (linked) or decompressed offset (mediawiki) of the
-        first, whether they are the last).
+        (at least `chunk_bytes` decompressed bytes; decompressed offset (mediawiki) or line number (linked) of the first
+        record; whether this is the last chunk).
 
     Raises:
-        UserError: truncated or damaged file, or a record of more than 256 MiB.
+        UserError: the file is truncated or damaged, or a record has more than 256 MiB.
     """
     closing = b"\n" if kind == "linked" else _CLOSING
     place, rest = int(kind == "linked"), b""
     try:
         with open_binary(path) as stream:
-            while data := stream.read(max(chunk_bytes, len(rest))):  # twice as much while a record does not end
+            # Doubling what is held while a record does not end keeps the search for its end linear.
+            while data := stream.read(max(chunk_bytes, len(rest))):
                 data = rest + data
                 cut = data.rfind(closing) + len(closing)
                 if cut < len(closing) or cut < chunk_bytes:
@@ -108,10 +109,10 @@ def read_stream(path: Path, kind: Kind, chunk_bytes: int) -> Iterator[tuple[byte
 
 
 def records_in(chunk: bytes, kind: Kind, last: bool, path: Path) -> Iterator[Record]:
-    """Yields the records of a chunk of `read_stream`; places count within the chunk.
+    """Yield the records of a chunk of `read_stream`; places are relative to the chunk.
 
     Raises:
-        UserError: the last chunk of a dump that is cut off.
+        UserError: the dump is truncated.
     """
     if kind == "linked":
         yield from (Record(line, number) for number, line in enumerate(chunk.split(b"\n")))
@@ -129,10 +130,11 @@ def _check_size(size: int, path: Path) -> None:
 
 
 def _lines(raw: IO[bytes], start: int, end: int, path: Path) -> Iterator[Record]:
+    """Yield the lines that begin in the bytes [start, end)."""
     position = max(0, start - 1)
     raw.seek(position)
     number = 0
-    if start:  # what precedes the first newline belongs to a line that began before
+    if start:  # bytes before the first newline belong to a line of the previous range
         position += len(raw.readline(_LARGEST_RECORD + 1))
     while position < end and (line := raw.readline(_LARGEST_RECORD + 1)):
         _check_size(len(line), path)
@@ -142,7 +144,7 @@ def _lines(raw: IO[bytes], start: int, end: int, path: Path) -> Iterator[Record]
 
 
 def _bytes(raw: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, bool]]:
-    """(bytes, whether they lie in the range), from `start` to the end of the file."""
+    """Yield (bytes, whether they lie in the range) from `start` to the end of the file."""
     raw.seek(start)
     while data := raw.read(min(_PIECE, end - start) if start < end else _PIECE):
         yield data, start < end
@@ -150,7 +152,7 @@ def _bytes(raw: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, bool]]
 
 
 def _streams(raw: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, bool]]:
-    """(decompressed bytes, whether their stream begins in the range), from the range's first stream on."""
+    """Yield (decompressed bytes, whether their stream begins in the range), from the range's first stream on."""
     position = _next_stream(raw, start, end)
     if position is None:
         return
@@ -159,7 +161,7 @@ def _streams(raw: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, bool
     while data:
         decompressor, inside = bz2.BZ2Decompressor(), position < end
         while not decompressor.eof:
-            yield decompressor.decompress(data, _PIECE), inside  # in pieces: few bytes can hold gigabytes
+            yield decompressor.decompress(data, _PIECE), inside  # in pieces: a few bytes can expand to gigabytes
             if decompressor.needs_input and not decompressor.eof:
                 data = raw.read(_PIECE)
                 if not data:
@@ -171,31 +173,32 @@ def _streams(raw: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, bool
 
 
 def _next_stream(raw: IO[bytes], start: int, end: int) -> int | None:
-    """Where the first bzip2 stream in [start, end) begins: streams, unlike their blocks, begin at whole bytes."""
+    """Find the first bzip2 stream that begins in [start, end); unlike blocks, streams begin at byte boundaries."""
     raw.seek(start)
     window, base = b"", start
     while base < end and (data := raw.read(_PIECE)):
         window += data
         if found := _BZ2_START.search(window):
             return base + found.start() if base + found.start() < end else None
-        kept = window[-_TAIL:]
+        kept = window[-_OVERLAP:]
         window, base = kept, base + len(window) - len(kept)
     return None
 
 
 def _pages(pieces: Iterator[tuple[bytes, bool]], path: Path, at_end: bool) -> Iterator[Record]:
-    """The pages that begin inside.
+    """Yield the pages that begin inside the range.
 
     Args:
         pieces: (bytes, whether they are inside), inside ones first.
-        path: for errors.
-        at_end: whether the pieces end where the file ends, so that its closing tag must be there.
+        path: for error messages.
+        at_end: whether the pieces extend to the end of the file, so that its closing tag must be there.
     """
     buffer = bytearray()
     base = owned = 0  # offsets from the first piece: of the buffer, and of the first byte outside
     still_inside = True
 
     def pull() -> bool:
+        """Append the next piece to the buffer; False if there is none."""
         nonlocal owned, still_inside
         data, inside = next(pieces, (b"", None))
         buffer.extend(data)
@@ -206,7 +209,7 @@ def _pages(pieces: Iterator[tuple[bytes, bool]], path: Path, at_end: bool) -> It
     while True:
         found = _find(_OPENING, buffer)
         if found < 0:
-            done = max(0, len(buffer) - _TAIL)
+            done = max(0, len(buffer) - _OVERLAP)
             del buffer[:done]
             base += done
             if base >= owned and not still_inside:

@@ -1,4 +1,4 @@
-"""Documents to token sequences of at most `max_length`, mentions to token spans. No text is cut away silently."""
+"""Conversion of documents to token sequences and of mentions to token spans. Text is split, but never dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import sentencex
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.tokenizer import TokenizerInfo, take_text_as_it_is
+from trelm_ds.corpus.tokenizer import TokenizerInfo, encode_literally
 from trelm_ds.shards import Sequence
 
 if TYPE_CHECKING:
@@ -30,23 +30,23 @@ def sequences_of(
     counts: Counter[str],
     unit: Unit = "document",
 ) -> Iterator[Sequence]:
-    """Yields token sequences `[CLS] tokens [SEP]` of at most `max_length` tokens with their mentions.
+    """Yield token sequences `[CLS] tokens [SEP]` of at most `max_length` tokens with their mentions.
 
     Args:
-        documents: their mentions' targets must be QID numbers.
+        documents: documents whose mentions have QID numbers as targets.
         tokenizer: the library's core object (`backend_tokenizer` in transformers).
         info: its special tokens.
         max_length: in tokens, special tokens included.
-        counts: gets the mentions that do not survive, by reason.
-        unit: "document": one sequence each, and one that is too long is cut between sentences; "sentence": one sequence
-            a sentence. A sentence that is too long is cut between words.
+        counts: receives the number of dropped mentions, by reason.
+        unit: "document": one sequence per document, split between sentences if it is too long; "sentence": one sequence
+            per sentence. A sentence that is too long is split between words.
     """
     budget = max_length - 2
-    take_text_as_it_is(tokenizer)
+    encode_literally(tokenizer)
     for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
         encodings = tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):
-            ids = encoding.ids  # made anew at every look
+            ids = encoding.ids  # kept, because the property builds a new list on every access
             if not ids:
                 counts["documents without a token"] += 1
                 continue
@@ -70,11 +70,14 @@ def _batched(documents: Iterable[Document]) -> Iterator[tuple[Document, ...]]:
 
 
 def _token_spans(mentions: list[Mention], offsets: np.ndarray, counts: Counter[str]) -> np.ndarray:
-    """int64 [M, 3] (first token, last token + 1, QID number) of the mentions that are whole tokens, without overlaps.
+    """Map mentions to tokens; those that cut a token, have none or overlap an earlier one are dropped and counted.
 
     Args:
-        mentions: character spans, any order.
-        offsets: [T, 2] character span of each token.
+        mentions: character spans in any order.
+        offsets: int [T, 2], character span of each token.
+
+    Returns:
+        int64 [M, 3] (first token, last token + 1, QID number), by position.
     """
     kept: list[tuple[int, int, int]] = []
     taken = 0
@@ -95,13 +98,13 @@ def _token_spans(mentions: list[Mention], offsets: np.ndarray, counts: Counter[s
 
 
 def _pieces(sentences: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -> Iterator[tuple[int, int]]:
-    """Token ranges [first, last) of at most `budget` tokens, cut between sentences, else between words.
+    """Yield token ranges [first, last) of at most `budget` tokens, split between sentences, else between words.
 
     Args:
         sentences: int [S], tokens at which a sentence begins.
-        words: int [T], word number of each token.
-        budget: tokens of a piece at most.
-        unit: as in `sequences_of`.
+        words: int [T], index of each token's word.
+        budget: maximum number of tokens per range.
+        unit: see `sequences_of`.
     """
     first, total = 0, len(words)
     ends = np.append(sentences, total)
@@ -117,12 +120,12 @@ def _pieces(sentences: np.ndarray, words: np.ndarray, budget: int, unit: Unit) -
 
 
 def _sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Ascending token indices at which a sentence begins; a line break ends a sentence."""
+    """Find the tokens at which a sentence begins, ascending; a line break always ends a sentence."""
     starts: list[int] = []
     position = 0
     for line in text.split("\n"):
         inside = position
-        # The library fails on white space of more than one byte; a blank in its place keeps every offset.
+        # The library fails on multi-byte white space; replacing it by a blank preserves all offsets.
         for sentence in sentencex.segment("en", re.sub(r"\s", " ", line)):
             starts.append(inside)
             inside += len(sentence)
@@ -132,6 +135,6 @@ def _sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def _word_end(words: np.ndarray, first: int, limit: int) -> int:
-    """The last index in (first, limit] at which a word begins; `limit` where one word fills it all."""
+    """Find the last index in (first, limit] at which a word begins; `limit` if a single word spans the range."""
     begins = np.flatnonzero(words[first + 1 : limit + 1] != words[first:limit])
     return first + 1 + int(begins[-1]) if len(begins) else limit

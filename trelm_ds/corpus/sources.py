@@ -1,25 +1,25 @@
-"""Finds the text files behind `--source`, tells by their content what they are, and divides them into chunks."""
+"""Discovery of the text files behind `--source`, whose kind is detected from content, and division into chunks."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.corpus.artifacts import find, key_of, make
 from trelm_ds.corpus.records import Kind, Layout, Record, layout_of, read_range, read_stream, records_in
 from trelm_ds.errors import UserError
 from trelm_ds.files import DAMAGED, open_binary, sha256_of
 
-_PEEK = 4096
+_PEEK = 4096  # bytes read to detect the kind of a file
 
 
 @dataclass(frozen=True)
 class Source:
-    """One text file; `number` is its place among the sources."""
+    """One text file; `number` is its index among the sources, `bytes` its stored size."""
 
     number: int
     path: Path
@@ -29,10 +29,10 @@ class Source:
 
 
 def find_sources(source: Path) -> list[Source]:
-    """The files of `source`: a file, or a folder's files with numbers in their names in numerical order.
+    """List the files of `source`, a file or a folder; numbers in file names are sorted numerically.
 
     Raises:
-        UserError: nothing there, a file of unknown content, or a folder that mixes kinds.
+        UserError: there is no file, its content is unknown, or a folder mixes kinds.
     """
     if not source.exists():
         raise UserError(f"--source: {source} does not exist")
@@ -52,7 +52,7 @@ def find_sources(source: Path) -> list[Source]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The files of a folder but hidden ones and multistream indices; says what else it leaves out."""
+    """List a folder's files except hidden ones and multistream indices; warn about anything else that is skipped."""
     found = []
     for path in sorted(folder.iterdir(), key=_natural):
         if path.name.startswith(".") or "multistream-index" in path.name:
@@ -60,18 +60,19 @@ def _files_of(folder: Path) -> list[Path]:
         if path.is_file():
             found.append(path)
         else:
-            what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no ordinary file"
-            warnings.warn(f"--source: {path} is {what} and left out", stacklevel=2)
+            what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a regular file"
+            log.warning(f"--source: skipping {path}, which is {what}")
     return found
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """So that part 10 comes after part 9."""
+    """Sort key that puts part 10 after part 9."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts], path.name
 
 
 def _kind(path: Path) -> Kind:
+    """Detect the kind of a file from its first bytes."""
     with open_binary(path) as stream:
         try:
             start = stream.read(_PEEK)
@@ -94,16 +95,16 @@ def _kind(path: Path) -> Kind:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a source that is extracted by itself: a range of stored bytes, or bytes read from the front.
+    """A unit of extraction: a range of a source's stored bytes, or, for layout stream, decompressed bytes.
 
     Attributes:
         source: the file.
-        number: its place in the file.
+        number: index of the chunk in the file.
         start, end: stored bytes (layout plain or multistream); else 0.
         data: decompressed bytes (layout stream); None for a chunk known to be unchanged, whose bytes are not needed.
         place: line number or offset at which `data` begins.
-        last: whether the file ends with it.
-        content: sha256 of `data` (layout stream); "" otherwise.
+        last: whether it is the file's last chunk (layout stream).
+        content: sha256 of `data` (layout stream); else "".
     """
 
     source: Source
@@ -117,17 +118,18 @@ class Chunk:
 
     @property
     def name(self) -> str:
+        """Name of the chunk's artifact; names sort in reading order."""
         return f"{self.source.number:05d}-{self.number:09d}"
 
     def identity(self) -> list[object]:
-        """All that decides which records it holds, but for what a last record has behind the range."""
+        """Return what determines its records, except for the bytes of its last record beyond the range."""
         if self.source.layout == "stream":
             return [self.content, self.last]
-        # The byte before the range tells whether a line begins with it.
+        # The byte before the range determines whether a line begins at `start`.
         return [self.source.layout, self.start, self.end, self.hash(max(0, self.start - 1), self.end)]
 
     def hash(self, start: int, end: int) -> str:
-        """sha256 of stored bytes."""
+        """Hash the file's stored bytes [start, end) with sha256."""
         digest = hashlib.sha256()
         with self.source.path.open("rb") as stream:
             stream.seek(start)
@@ -137,10 +139,10 @@ class Chunk:
         return digest.hexdigest()
 
     def records(self, reached: list[int] | None = None) -> Iterator[Record]:
-        """Its pages or lines; `reached` gets the stored byte before which reading ended (not layout stream).
+        """Yield its pages or lines; `reached` receives the stored byte at which reading ended (not for layout stream).
 
         Raises:
-            UserError: truncated or damaged file.
+            UserError: the file is truncated or damaged.
         """
         path, kind, layout = self.source.path, self.source.kind, self.source.layout
         if layout != "stream":
@@ -151,12 +153,12 @@ class Chunk:
             yield record._replace(place=self.place + record.place)
 
     def where(self, record: Record) -> str:
-        """The file and line (linked) or file and byte (mediawiki) of a record, for a message."""
+        """Describe where a record is, for messages: file and line (linked) or file and byte (mediawiki)."""
         place = record.place
         if self.source.kind == "mediawiki":
             about = "about " if self.source.layout == "multistream" else ""
             return f"{self.source.path}: {about}byte {self.start + place}"
-        if self.source.layout == "plain":  # counted only now: a file is not read twice for messages nobody sees
+        if self.source.layout == "plain":  # lines are counted only for messages: it means reading the file again
             with self.source.path.open("rb") as stream:
                 before, left = 0, self.start
                 while left and (data := stream.read(min(left, 1 << 24))):
@@ -168,19 +170,19 @@ class Chunk:
 
 
 def chunks_of(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int]) -> Iterator[Chunk]:
-    """Yields the source's chunks that belong to a part.
+    """Yield the source's chunks that belong to a part.
 
-    A file that can only be read from the front is read only where its index, kept in `work`, is missing; with an index
+    A file that can only be read from the beginning is read only if its index, kept in `work`, is missing; with an index
     its chunks come without data.
 
     Args:
         source: the file.
-        chunk_bytes: stored bytes of a chunk (decompressed ones where the file is read from the front).
+        chunk_bytes: stored bytes per chunk (decompressed bytes for layout stream).
         work: folder for the index.
-        part: (i, n): of n parts the i-th, counting from 0; chunk c of file f belongs to part (f + c) mod n.
+        part: (i, n), the i-th of n parts, counted from 0; chunk c of file f belongs to part (f + c) mod n.
     """
     if source.layout == "stream":
-        yield from _from_the_front(source, chunk_bytes, work, part)
+        yield from _stream_chunks(source, chunk_bytes, work, part)
         return
     for number in range(max(1, -(-source.bytes // chunk_bytes))):
         if (source.number + number) % part[1] == part[0]:
@@ -188,7 +190,8 @@ def chunks_of(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int
             yield Chunk(source, number, start, min(start + chunk_bytes, source.bytes))
 
 
-def _from_the_front(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int]) -> Iterator[Chunk]:
+def _stream_chunks(source: Source, chunk_bytes: int, work: Path, part: tuple[int, int]) -> Iterator[Chunk]:
+    """Yield a part's chunks of a file of layout stream, and write its index if it is missing."""
     folder, key = work / f"{source.number:05d}", key_of("index", source.kind, chunk_bytes, sha256_of(source.path))
     mine = (part[0] - source.number) % part[1]
     index = find(folder, key)
@@ -208,7 +211,7 @@ def _from_the_front(source: Source, chunk_bytes: int, work: Path, part: tuple[in
 
 
 def with_data(chunks: list[Chunk], chunk_bytes: int) -> Iterator[Chunk]:
-    """Reads a file again from the front for the bytes of the given chunks of it."""
+    """Yield the given chunks of one file with their data, reading the file from the beginning."""
     wanted = {chunk.number: chunk for chunk in chunks}
     if not wanted:
         return

@@ -1,4 +1,4 @@
-"""Templates that stand for words in a sentence. All others are boxes, notes and tables, and not prose."""
+"""Templates that stand for words in a sentence. All others (boxes, notes, tables) are not prose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from mwparserfromhell.nodes import Template
 from mwparserfromhell.wikicode import Wikicode
 
-# Which positional parameter is what the reader sees.
+# The positional parameter that the reader sees.
 _SHOWN = {
     "nowrap": 1, "nobr": 1, "small": 1, "smaller": 1, "big": 1, "em": 1, "strong": 1, "smallcaps": 1, "sc": 1,
     "mono": 1, "abbr": 1, "abbrlink": 1, "ill": 1, "interlanguage link": 1, "nihongo": 1, "quote": 1, "blockquote": 1,
@@ -20,11 +20,11 @@ _SPELLED = {
 }  # fmt: skip
 _BETWEEN = {"to": "to", "-": "–", "–": "–", "and": "and", "or": "or", "by": "by", "x": "by", "×": "by", "+/-": "±"}
 _NUMBER = re.compile(r"[-−+]?[\d,.]+(?:[/⁄]\d+)?$")
-_LONGEST = 2000  # characters; nothing longer is a word in a sentence
+_LONGEST = 2000  # characters; a template with longer parameters does not stand for a few words
 
 
-def spoken_part(template: Template) -> Wikicode | str:
-    """What a reader sees of a template in a sentence: wikitext to go on with, a plain string, or "" for the others."""
+def visible_part(template: Template) -> Wikicode | str:
+    """Return what a reader sees of a template in a sentence: wikitext to process further, plain text, or ""."""
     name = str(template.name).strip().lower().replace("_", " ")
     if name in _SPELLED:
         return _SPELLED[name]
@@ -56,6 +56,7 @@ def spoken_part(template: Template) -> Wikicode | str:
 
 
 def _positional(template: Template, number: int) -> Wikicode | str:
+    """Return a positional parameter, counted from 1; "" if it is missing."""
     shown = [parameter for parameter in template.params if not parameter.showkey]
     if not 1 <= number <= len(shown):
         return template.get(str(number)).value if number and template.has(str(number)) else ""
@@ -63,7 +64,7 @@ def _positional(template: Template, number: int) -> Wikicode | str:
 
 
 def _measure(values: list[str]) -> str:
-    """`{{convert|5|to|10|km|mi}}` is "5 to 10 km"."""
+    """Spell out a measure: `{{convert|5|to|10|km|mi}}` is "5 to 10 km"."""
     said: list[str] = []
     for value in values:
         if _NUMBER.match(value):
@@ -76,6 +77,7 @@ def _measure(values: list[str]) -> str:
 
 
 def _fraction(values: list[str]) -> str:
+    """Spell out a fraction: 2 is "1/2", 2 and 3 is "2/3", 1, 2 and 3 is "1 2/3"."""
     if len(values) == 1:
         return f"1/{values[0]}"
     return f"{values[0]}/{values[1]}" if len(values) == 2 else f"{values[0]} {values[1]}/{values[2]}"

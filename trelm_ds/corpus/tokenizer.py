@@ -1,4 +1,4 @@
-"""The tokenizer: read from a folder or trained on the corpus. Its vocabulary tells how a word continues."""
+"""Tokenizers: loaded from a folder or trained on the corpus, and which of their tokens begin a word."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-_WORD_MARKS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what begins a word, by the step that puts it there
+_WORD_MARKS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # prefix of tokens that begin a word, by the step that adds it
 _NO_CHARACTER = "\ufffd"
 _SPECIALS = ("pad", "unk", "cls", "sep", "mask")
-_LETTERS = 1000  # of the corpus's alphabet, most frequent first; the rest becomes [UNK], as in BERT
-# What tells a file set apart when the folder has no tokenizer_config.json.
+_LETTERS = 1000  # the most frequent letters form the alphabet; all others become [UNK], as in BERT
+# Tokenizer class by vocabulary file, for folders without tokenizer_config.json.
 _FILES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What shards and training need to know of a tokenizer: plain numbers, no library object.
+    """What shards and training need to know about a tokenizer, as plain numbers without a library object.
 
     Attributes:
-        sha256: hash of the vocabulary (token -> id), so that other spellings of the same tokenizer compare equal.
+        sha256: hash of the vocabulary (token -> id); equal for the same tokenizer stored in different file formats.
         vocab_size: V.
         pad, unk, cls, sep, mask: ids of the special tokens.
     """
@@ -50,14 +50,15 @@ class TokenizerInfo:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens."""
         return self.pad, self.unk, self.cls, self.sep, self.mask
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads a fast tokenizer from files in `folder`: vocab.txt, or vocab.json and merges.txt, or tokenizer.json.
+    """Load a fast tokenizer from files in `folder`: vocab.txt, or vocab.json and merges.txt, or tokenizer.json.
 
     Raises:
-        UserError: no such folder, no tokenizer in it, or one without the special tokens BERT and RoBERTa need.
+        UserError: the folder is missing, holds no tokenizer, or one without the special tokens BERT and RoBERTa need.
     """
     import transformers
 
@@ -68,14 +69,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         name = "AutoTokenizer" if (folder / "tokenizer_config.json").is_file() else "PreTrainedTokenizerFast"
     if name is None:
         raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
-    if name == "BertTokenizer":  # which would add what its vocabulary lacks, silently
+    if name == "BertTokenizer":  # it would silently add special tokens that its vocabulary lacks
         vocabulary = {line for _, line in read_lines(folder / "vocab.txt")}
         for token in (f"[{special.upper()}]" for special in _SPECIALS):
             if token not in vocabulary:
                 raise UserError(f"--tokenizer: {folder / 'vocab.txt'} lacks {token}")
     try:
         tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises whatever its file readers raise
+    except Exception as error:  # the library lets any exception of its file readers through
         raise UserError(f"--tokenizer: {folder} cannot be read: {str(error).splitlines()[0]}") from None
     missing = [special for special in _SPECIALS if getattr(tokenizer, f"{special}_token_id") is None]
     if missing or not tokenizer.is_fast:
@@ -83,17 +84,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"--tokenizer: {folder} {problem}")
     if max(tokenizer.get_vocab().values()) >= len(tokenizer):
         raise UserError(f"--tokenizer: {folder}: its ids have gaps; number the tokens from 0 on without blank lines")
-    word_starts(tokenizer)  # refuses what it does not know
+    word_starts(tokenizer)  # refuses unsupported kinds of tokenizer
     return tokenizer
 
 
 def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder: Path) -> None:
-    """Trains an uncased WordPiece tokenizer as BERT's and writes it to `folder`; equal texts give equal files.
+    """Train an uncased WordPiece tokenizer like BERT's and write it to `folder`; equal texts give equal files.
 
     Args:
         texts: starts a pass over the corpus; called twice.
-        vocab_size: size of the vocabulary at most.
-        folder: made if needed.
+        vocab_size: maximum size of the vocabulary.
+        folder: created if needed.
+
+    Raises:
+        UserError: the vocabulary is too small for the letters of the corpus.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
@@ -114,8 +118,8 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder:
         min_frequency=2,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
-        # The library numbers the continuing letters in the order of a hash map and breaks ties by number: without this
-        # list every training gives another vocabulary. They are "special" in this passing object only.
+        # The library numbers continuation letters in the order of a hash map and breaks ties by number, so without this
+        # list the vocabulary would differ from run to run. Only this temporary object treats them as special.
         special_tokens=[*specials.values(), *(f"##{letter}" for letter in alphabet)],
         show_progress=False,
     )
@@ -127,23 +131,23 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder:
 
 
 def describe(tokenizer: PreTrainedTokenizerBase) -> TokenizerInfo:
-    """The numbers of a tokenizer that shards and training need."""
+    """Extract what shards and training need to know about a tokenizer."""
     digest = hashlib.sha256(canonical_json(tokenizer.get_vocab()).encode()).hexdigest()
     ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIALS}
     return TokenizerInfo(sha256=digest, vocab_size=len(tokenizer), **ids)
 
 
 def check_vocabulary(setting: str, folder: Path, vocab_size: int, info: TokenizerInfo) -> None:
-    """Refuses a model whose vocabulary is not the dataset's.
+    """Refuse a model whose vocabulary does not match the dataset's.
 
     Args:
-        setting: what named the model, for the message.
-        folder: the model's, maybe with tokenizer files.
-        vocab_size: of the model.
-        info: of the dataset's tokenizer.
+        setting: the setting or option that named the model, for the message.
+        folder: the model's folder, possibly with tokenizer files.
+        vocab_size: size of the model's vocabulary.
+        info: the dataset's tokenizer.
 
     Raises:
-        UserError: too few rows, or another tokenizer in the folder.
+        UserError: the model has too few rows, or the folder holds another tokenizer.
     """
     if vocab_size < info.vocab_size:
         raise UserError(
@@ -157,31 +161,31 @@ def check_vocabulary(setting: str, folder: Path, vocab_size: int, info: Tokenize
 
 
 def load_core(folder: Path) -> Tokenizer:
-    """The core of a tokenizer that was saved to `folder`: all that worker processes need, and loaded in no time."""
+    """Load the core of a tokenizer saved to `folder`: all that worker processes need, and much faster to load."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def take_text_as_it_is(core: Tokenizer) -> None:
-    """Nothing is cut or padded, and "[MASK]" in a text is three words, not the mask."""
-    core.no_truncation()  # a tokenizer.json may come with either switched on
+def encode_literally(core: Tokenizer) -> None:
+    """Disable truncation and padding, and encode "[MASK]" in a text as three words, not as the special token."""
+    core.no_truncation()  # a tokenizer.json may have either switched on
     core.no_padding()
     core.encode_special_tokens = True
 
 
-def rules_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of all that decides how text becomes tokens: vocabulary, merges, normalizer, pre-tokenizer."""
+def tokenization_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash everything that determines how text becomes tokens: vocabulary, merges, normalizer, pre-tokenizer."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool [V]: whether a token begins a word. WordPiece marks continuations with ##, byte-level BPE beginnings with Ġ,
-    SentencePiece with ▁.
+    """Mark the tokens that begin a word, bool [V].
 
-    Special tokens and, where beginnings are marked, punctuation and symbols begin a word of their own. A token that
-    begins with a part of a character (byte-level BPE cuts between bytes) continues one, unless it cannot be a letter's.
+    WordPiece marks continuations with ##; byte-level BPE marks beginnings with Ġ, SentencePiece with ▁. Special tokens
+    begin a word and, where beginnings are marked, so do punctuation and symbols. Byte-level BPE splits between bytes: a
+    token that begins with part of a character continues a word, unless that character cannot be a letter.
 
     Raises:
         UserError: another kind of tokenizer.
@@ -208,15 +212,15 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def inverse_marker(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """int64 [n]: the tokens that say that a relation is read from its tail to its head."""
+    """Return the tokens, int64 [n], that precede a relation's name where it is read from tail to head."""
     return np.array(tokenizer.encode(" inverse of", add_special_tokens=False), dtype=np.int64)
 
 
 def _outside_words(start: bytes) -> bool:
-    """Whether UTF-8 text that begins so begins with no letter, mark or digit."""
+    """Tell whether UTF-8 text with this start begins with something other than a letter, mark or digit."""
     first = start.decode(errors="replace")[:1]
     if first == _NO_CHARACTER:
-        try:  # a character without its last byte: all that it can be
+        try:  # if only the last byte of a character is missing, consider every possible one
             first = "".join((start + bytes([last])).decode() for last in range(0x80, 0xC0))
         except UnicodeDecodeError:
             return False

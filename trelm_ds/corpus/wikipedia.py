@@ -1,4 +1,4 @@
-"""Pages of MediaWiki `pages-articles` dumps."""
+"""Parser of the pages of MediaWiki `pages-articles` dumps."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Page(NamedTuple):
 
 
 def parse_page(data: bytes) -> Page | None:
-    """Reads one `<page>` element; None for a page of another namespace or without a revision.
+    """Parse one `<page>` element; None for a page of another namespace or without a revision.
 
     Raises:
-        UserError: not valid XML.
+        UserError: the element is not valid XML.
     """
     try:
         element = ElementTree.fromstring(data)
@@ -57,23 +57,24 @@ def parse_page(data: bytes) -> Page | None:
 
 
 def _local(tag: str) -> str:
+    """Strip the XML namespace from a tag."""
     return tag.rpartition("}")[2]
 
 
 def _namespace(fields: dict[str, ElementTree.Element]) -> str:
-    """The page's namespace; old exports tell it by the title alone."""
+    """Return the page's namespace, "0" for articles; old exports encode it in the title only."""
     if "ns" in fields:
         return (fields["ns"].text or "").strip()
     return "other" if in_another_namespace(fields["title"].text or "") else "0"
 
 
 def article_of(page: Page, minimum_words: int, counts: Counter[str]) -> Document | None:
-    """One document of an article, a paragraph a line, or None for a page that is dropped.
+    """Turn a page into a document with one paragraph per line; None if the page is dropped.
 
     Args:
-        page: not a redirect.
-        minimum_words: an article with fewer words of prose is dropped.
-        counts: filled with articles, what is dropped and why, paragraphs and links.
+        page: a page that is not a redirect.
+        minimum_words: articles with fewer words of prose are dropped.
+        counts: receives the number of articles, dropped pages by reason, paragraphs and links.
     """
     if is_disambiguation(page.title, page.text):
         counts["pages dropped: disambiguation"] += 1
@@ -95,6 +96,7 @@ def article_of(page: Page, minimum_words: int, counts: Counter[str]) -> Document
 
 
 def _joined(paragraphs: list[Document]) -> Document:
+    """Join paragraphs into one document, one per line."""
     mentions, offset = list[Mention](), 0
     for text, spans in paragraphs:
         mentions += [Mention(start + offset, end + offset, target) for start, end, target in spans]

@@ -1,4 +1,4 @@
-"""Wikitext to plain paragraphs with links at character offsets (parser: mwparserfromhell)."""
+"""Conversion of wikitext to plain paragraphs with links at character offsets (parser: mwparserfromhell)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.templates import spoken_part
+from trelm_ds.corpus.templates import visible_part
 
-# Their content is no prose.
+# Tags whose content is not prose.
 _SKIPPED_TAGS = {
     "ref", "references", "table", "gallery", "math", "chem", "timeline", "syntaxhighlight", "source", "pre", "imagemap",
     "score", "hiero", "noinclude", "includeonly", "templatestyles", "mapframe",
@@ -32,16 +32,16 @@ _PREFIX = re.compile(r"^:?([A-Za-z][\w -]*):")
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[a-z]+)?$")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
-# Possessive: without a closing brace behind thousands of spaces, giving them back one by one is quadratic.
+# Possessive, because backtracking over thousands of spaces without a closing brace takes quadratic time.
 _TEMPLATE_NAME = re.compile(r"\{\{\s*+([\w-][\w -]{0,49}?)\s*+(?=\||\}\})")
 _DISAMBIGUATION = {"hndis", "geodis", "surname", "given name", "set index article", "sia"}
 _LISTS = ("List of ", "Lists of ", "Index of ", "Outline of ")
-# What a dropped template or reference leaves behind: "()", "(; born", "word ,".
+# Debris of dropped templates and references: "()", "(; born", "word ,".
 _LEFTOVERS = re.compile(r" ?\(\s*[;,:]*\s*\)|(?<=\()[\s;,]+| (?=[,.;:](?:\s|$))")
 _QUALIFIER = re.compile(r" \([^()]*\)$")
 MINIMUM_WORDS = 4
 
-# Each opener without its closer makes the parser read on to the end and come back: quadratic work.
+# At each opener without a closer the parser reads to the end and backtracks, which takes quadratic time.
 _PAIRS = (
     (re.compile(r"\{\{|\}\}"), "{{"),
     (re.compile(r"\[\[|\]\]"), "[["),
@@ -50,17 +50,17 @@ _PAIRS = (
 )
 _TAG = re.compile(r"<(/?)([a-z]{1,20})\b[^<>]{0,500}?(/?)>", re.IGNORECASE)
 _NEVER_CLOSED = {"br", "hr", "li", "p", "dd", "dt", "wbr", "tr", "td", "th"}
-_TANGLE_LIMIT = 50_000_000  # openers times characters: a few seconds
+_TANGLE_LIMIT = 50_000_000  # unclosed openers times characters: a few seconds of parsing
 
 
 def normalize_title(title: str) -> str:
-    """MediaWiki's spelling of a page title: no fragment, spaces for underscores, first letter capital."""
+    """Normalize a page title as MediaWiki does: no fragment, spaces for underscores, first letter capitalized."""
     title = " ".join(title.partition("#")[0].replace("_", " ").split())
     return title[:1].upper() + title[1:]
 
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
-    """Whether a page only lists what else its title may mean."""
+    """Tell whether a page only lists the possible meanings of its title."""
     if title.endswith("(disambiguation)") or "__DISAMBIG__" in wikitext:
         return True
     names = (match.group(1).lower() for match in _TEMPLATE_NAME.finditer(wikitext))
@@ -68,18 +68,18 @@ def is_disambiguation(title: str, wikitext: str) -> bool:
 
 
 def in_another_namespace(title: str) -> bool:
-    """Whether a title begins with the English name of a namespace other than the articles'."""
+    """Tell whether a title begins with the English name of a namespace other than that of articles."""
     prefix = _PREFIX.match(title)
     return prefix is not None and prefix.group(1).strip().lower().removesuffix(" talk") in _LINKED_NAMESPACES
 
 
 def is_list(title: str) -> bool:
-    """Whether a page is a list of links by its title."""
+    """Tell by its title whether a page is a list of links."""
     return title.startswith(_LISTS)
 
 
 def too_tangled(wikitext: str) -> bool:
-    """Whether so much markup is never closed that parsing the page would take minutes."""
+    """Tell whether so much markup is unclosed that parsing the page would take minutes."""
     wikitext = _COMMENT.sub("", wikitext)
     for pattern, opener in _PAIRS:
         open_now = 0
@@ -98,11 +98,14 @@ def too_tangled(wikitext: str) -> bool:
 
 
 class _Paragraphs:
-    """Collects text with single spaces and cuts it into paragraphs at line breaks.
+    """Collects text with normalized spaces and splits it into paragraphs at line breaks.
 
     Args:
-        title: the page's; where the text first says it in bold, it is a mention of the page's own subject.
-        counts: gets what is dropped.
+        title: the page's title; its first occurrence in bold becomes a mention of the page's own subject.
+        counts: receives the number of links and of what is dropped.
+
+    Attributes:
+        done: the finished paragraphs.
     """
 
     def __init__(self, title: str, counts: Counter[str]) -> None:
@@ -111,6 +114,7 @@ class _Paragraphs:
         self._text, self._mentions = "", list[Mention]()
 
     def add(self, text: str) -> None:
+        """Add plain text."""
         for index, line in enumerate(text.split("\n")):
             if index:
                 self.cut()
@@ -120,6 +124,7 @@ class _Paragraphs:
             self._text += line
 
     def link(self, anchor: str, title: str) -> None:
+        """Add a link's anchor text as a mention of the linked page."""
         self.add(" " if anchor[:1].isspace() else "")
         start = len(self._text)
         self.add(anchor.replace("\n", " "))
@@ -129,6 +134,7 @@ class _Paragraphs:
             self._counts["links found"] += 1
 
     def cut(self) -> None:
+        """End the current paragraph; drop it if it is too short."""
         text = self._text.rstrip()
         words = len(text.split())
         if words >= MINIMUM_WORDS:
@@ -139,14 +145,14 @@ class _Paragraphs:
         self._text, self._mentions = "", []
 
     def add_after_link(self, text: str) -> None:
-        """MediaWiki shows `[[bus]]es` as one link: lower-case letters right behind it belong to the anchor."""
+        """Add text that follows a link: lower-case letters right after it belong to the anchor, as in `[[bus]]es`."""
         trail = len(text) - len(text.lstrip(string.ascii_lowercase))
         if trail and self._mentions and self._mentions[-1].end == len(self._text):
             self._mentions[-1] = self._mentions[-1]._replace(end=len(self._text) + trail)
         self.add(text)
 
     def bold(self, contents: Wikicode) -> None:
-        """Adds bold text; the first of a page is its subject when it shares a word with the title."""
+        """Add bold text; the first on a page is a mention of its subject if it shares a word with the title."""
         start, links = len(self._text), len(self._mentions)
         before = len(self.done)
         _collect(contents, self)
@@ -161,19 +167,19 @@ class _Paragraphs:
 
 
 def paragraphs_of(wikitext: str, title: str = "", counts: Counter[str] | None = None) -> list[Document]:
-    """Plain paragraphs of an article with its links; a mention's target is the linked title, normalized.
+    """Convert an article to plain paragraphs with its links; a mention's target is the linked title, normalized.
 
-    Templates that are words in a sentence (units, foreign words, dates) are spelled out. Other templates, tables,
-    references, files and the closing sections (references, external links ...) are left out, and so are paragraphs of
-    fewer than `MINIMUM_WORDS` words.
+    Templates that stand for words in a sentence (units, foreign words, dates) are spelled out. Other templates, tables,
+    references, files and closing sections (references, external links ...) are dropped, and so are paragraphs of fewer
+    than `MINIMUM_WORDS` words.
 
     Args:
         wikitext: source of the page.
-        title: of the page, normalized; its first mention in bold becomes a mention too.
-        counts: gets the number of links and of what is dropped.
+        title: normalized title of the page; its first occurrence in bold becomes a mention too.
+        counts: receives the number of links and of what is dropped.
     """
     paragraphs = _Paragraphs(title, Counter() if counts is None else counts)
-    # Half of an article are references: the parser would take them apart for nothing.
+    # Removed first, because references make up half of an article and parsing them would be wasted.
     wikitext = _REFERENCE.sub("", _COMMENT.sub("", wikitext))
     _collect(mwparserfromhell.parse(wikitext), paragraphs)
     paragraphs.cut()
@@ -181,6 +187,7 @@ def paragraphs_of(wikitext: str, title: str = "", counts: Counter[str] | None = 
 
 
 def _without_leftovers(text: str, mentions: list[Mention]) -> Document:
+    """Remove the debris of dropped markup, and shift mentions accordingly."""
     cuts = [match.span() for match in _LEFTOVERS.finditer(text)]
     if not cuts:
         return Document(text, mentions)
@@ -200,10 +207,11 @@ def _without_leftovers(text: str, mentions: list[Mention]) -> Document:
 
 
 def _collect(code: Wikicode, paragraphs: _Paragraphs) -> None:
-    skipped_level = 0  # of the heading whose section is being left out
+    """Add the visible text of parsed wikitext to the paragraphs."""
+    skipped_level = 0  # level of the heading whose section is being skipped
     previous = None
     for node in code.nodes:
-        behind_link, previous = isinstance(previous, nodes.Wikilink), node
+        after_link, previous = isinstance(previous, nodes.Wikilink), node
         if isinstance(node, nodes.Heading):
             paragraphs.cut()
             if not skipped_level or node.level <= skipped_level:
@@ -212,11 +220,11 @@ def _collect(code: Wikicode, paragraphs: _Paragraphs) -> None:
         elif skipped_level or isinstance(node, (nodes.Comment, nodes.Argument)):
             continue
         elif isinstance(node, nodes.Text):
-            (paragraphs.add_after_link if behind_link else paragraphs.add)(node.value)
+            (paragraphs.add_after_link if after_link else paragraphs.add)(node.value)
         elif isinstance(node, nodes.Wikilink):
             _collect_link(node, paragraphs)
         elif isinstance(node, nodes.Template):
-            part = spoken_part(node)
+            part = visible_part(node)
             if isinstance(part, Wikicode):
                 _collect(part, paragraphs)
             else:
@@ -248,7 +256,7 @@ def _collect_link(link: nodes.Wikilink, paragraphs: _Paragraphs) -> None:
     prefix = _PREFIX.match(target)
     namespace = prefix.group(1).strip() if prefix else ""
     if namespace and (namespace.lower() in _LINKED_NAMESPACES or _LANGUAGE.match(namespace)):
-        if target.startswith(":") and link.text:  # a visible link to another namespace or wiki is prose all the same
+        if target.startswith(":") and link.text:  # the text of a visible link to another namespace or wiki is prose
             paragraphs.add(link.text.strip_code())
         return
     anchor = link.text.strip_code() if link.text is not None else target.lstrip(":")

@@ -10,17 +10,17 @@ import numpy as np
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.ragged import offsets_of, spread
 
-_LEAST_MERGE = 1 << 18
+_MIN_MERGE = 1 << 18  # words
 _ARRAYS = ("hashes", "frequencies", "offsets", "tokens")
 
 
 class Words(NamedTuple):
-    """Where the words of packed tokens are.
+    """The words of packed tokens.
 
     Attributes:
-        hashes: uint64 [W], of each word's tokens.
-        first: int64 [W], its first token.
-        length: int64 [W], in tokens.
+        hashes: uint64 [W], hash of each word's tokens.
+        first: int64 [W], index of its first token.
+        length: int64 [W], number of its tokens.
     """
 
     hashes: np.ndarray
@@ -29,11 +29,11 @@ class Words(NamedTuple):
 
 
 def words_of(tokens: np.ndarray, begins: np.ndarray, ordinary: np.ndarray) -> Words:
-    """The words of packed tokens; special tokens are none.
+    """Find the words of packed tokens; special tokens belong to no word.
 
     Args:
         tokens: int [T].
-        begins: bool [T], whether a word begins at a token; must hold behind every special token.
+        begins: bool [T], whether a word begins at a token; must be True after every special token.
         ordinary: bool [T], whether a token is not special.
     """
     first = np.flatnonzero(begins & ordinary)
@@ -48,12 +48,12 @@ def words_of(tokens: np.ndarray, begins: np.ndarray, ordinary: np.ndarray) -> Wo
 
 
 class WordTable(NamedTuple):
-    """Corpus frequency of every word, by ascending hash.
+    """Corpus frequency of every word.
 
     Attributes:
-        hashes: uint64 [W].
+        hashes: uint64 [W], ascending.
         frequencies: int64 [W], occurrences in the corpus.
-        offsets: int64 [W + 1], where each word's tokens lie.
+        offsets: int64 [W + 1], where each word begins in `tokens`.
         tokens: int32 [N], the tokens of all words.
     """
 
@@ -64,18 +64,19 @@ class WordTable(NamedTuple):
 
     @classmethod
     def empty(cls) -> WordTable:
+        """Return a table without words."""
         return cls(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int32))
 
     @classmethod
-    def of(cls, tokens: np.ndarray, words: Words) -> WordTable:
-        """Counts the words of packed tokens [T]."""
+    def from_words(cls, tokens: np.ndarray, words: Words) -> WordTable:
+        """Count the words of packed tokens [T]."""
         hashes, rows, counts = np.unique(words.hashes, return_index=True, return_counts=True)
         length = words.length[rows]
         return cls(hashes, counts, offsets_of(length), tokens[spread(words.first[rows], length)].astype(np.int32))
 
     @classmethod
     def merge(cls, tables: list[WordTable], minimum: int = 1) -> WordTable:
-        """The sum of tables, without words that occur less than `minimum` times."""
+        """Sum tables, and drop words that occur less than `minimum` times in all."""
         hashes, rows, inverse = np.unique(
             np.concatenate([table.hashes for table in tables]), return_index=True, return_inverse=True
         )
@@ -89,31 +90,34 @@ class WordTable(NamedTuple):
         return cls(hashes[kept], counts[kept], offsets_of(length), tokens)
 
     def save(self, folder: Path) -> None:
-        """Writes one .npy file per array into `folder`."""
+        """Write one .npy file per array into `folder`."""
         for name, array in zip(_ARRAYS, self, strict=True):
             np.save(folder / f"{name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path) -> WordTable:
-        """Memory-maps what `save` wrote."""
+        """Memory-map what `save` wrote."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
 
 
 class WordCounter:
-    """Sums many tables. It merges when as much is new as is old, so that the work grows with the text alone."""
+    """Sums many tables.
+
+    It merges when there is as much new as old, so the total work is linear in the size of the text.
+    """
 
     def __init__(self) -> None:
         self._total, self._new, self._size = WordTable.empty(), list[WordTable](), 0
 
     def add(self, table: WordTable) -> None:
-        """Adds the frequencies of a table."""
+        """Add the frequencies of a table."""
         self._new.append(table)
         self._size += len(table.hashes)
-        if self._size > max(len(self._total.hashes), _LEAST_MERGE):
+        if self._size > max(len(self._total.hashes), _MIN_MERGE):
             self.total()
 
     def total(self, minimum: int = 1) -> WordTable:
-        """The sum so far; with `minimum`, without the words that occur less often."""
+        """Return the sum so far, without words that occur less than `minimum` times."""
         if self._new or minimum > 1:
             self._total = WordTable.merge([self._total, *self._new], minimum)
             self._new, self._size = [], 0

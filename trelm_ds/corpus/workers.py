@@ -1,4 +1,4 @@
-"""Runs tasks in worker processes that neither outlive this one nor flood it."""
+"""A pool of worker processes that do not outlive their parent, with a bounded number of tasks in flight."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1
 
 
-def _become_worker(parent: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread a process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent takes its workers along
-    if os.getppid() != parent:
+def _init_worker(parent: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already use all cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then ends its workers
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the parent, even if that is killed
+    if os.getppid() != parent:  # it died before prctl took effect
         os._exit(1)
 
 
 def run(function: Callable[[Task], Result], tasks: Iterator[Task], workers: int) -> Iterator[Result]:
-    """Yields the results as they come, in any order.
+    """Run tasks and yield their results as they complete, in any order.
 
     Args:
-        function: importable by its module's name.
-        tasks: taken as workers become free, so that a task may carry data.
-        workers: processes; with 1 everything happens in this one.
+        function: a function at the top level of a module, so that workers can import it.
+        tasks: consumed as workers become free, so that tasks may carry data.
+        workers: number of processes; with 1 everything runs in this one.
 
     Raises:
         UserError: raised by a task, or a worker was killed.
@@ -41,7 +41,7 @@ def run(function: Callable[[Task], Result], tasks: Iterator[Task], workers: int)
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")  # forking a process with threads is not safe
-    pool = ProcessPoolExecutor(workers, context, _become_worker, (os.getpid(),))
+    pool = ProcessPoolExecutor(workers, context, _init_worker, (os.getpid(),))
     running: set[Future[Result]] = set()
     try:
         for task in tasks:
@@ -57,12 +57,12 @@ def run(function: Callable[[Task], Result], tasks: Iterator[Task], workers: int)
         ) from None
     finally:
         for process in list((pool._processes or {}).values()) if running else []:
-            process.kill()  # unfinished work is worth nothing
+            process.kill()  # unfinished tasks leave nothing worth waiting for
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _finished(running: set[Future[Result]]) -> list[Result]:
-    """Waits for at least one future and takes the finished ones out of `running`."""
+    """Wait for at least one future, remove the finished ones from `running`, and return their results."""
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     running -= done
     return [future.result() for future in done]

@@ -1,4 +1,4 @@
-"""The optimizer that DeepSpeed drives: lazy AdamW, which can be told to leave a step out."""
+"""The optimizer that DeepSpeed drives: lazy AdamW that can skip a step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from trelm_ds.routing import LazyAdamW
 
 
 class SkippableAdamW(LazyAdamW):
-    """`LazyAdamW` that can be told to leave everything as it is.
+    """`LazyAdamW` whose next steps can be skipped.
 
-    DeepSpeed calls `step` at the end of its own, once for every group or partition.
+    DeepSpeed has no way to skip an optimizer step from outside: it calls `step` at the end of its own, once for every
+    group or partition.
 
     Attributes:
-        skips: whether `step` does nothing.
+        skips: while true, `step` changes nothing.
     """
 
     skips = False
 
     def step(self, closure: Any = None) -> Any:
-        """One step, or none."""
+        """Take one optimizer step, unless `skips` is set."""
         return None if self.skips else super().step(closure)

@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps which part of which parameter on this rank."""
+"""Locate each parameter's part on this rank within DeepSpeed's flat master tensors, for every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine.build import parameter_groups
 
 if TYPE_CHECKING:
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Slot(NamedTuple):
-    """Where the optimizer has this rank's part of a parameter.
+    """Where this rank's part of a parameter is in the optimizer.
 
     Attributes:
-        name: of the parameter.
-        start: first element of the part, of the flattened parameter.
-        master: what the optimizer updates and has its state for: fp32, perhaps holding more than this parameter.
-        offset: first element of the part, of the flattened master.
-        size: elements of the part.
+        name: the parameter's name.
+        start: index of the part's first element in the flattened parameter.
+        master: the fp32 tensor that the optimizer updates and keeps state for; it may hold parts of other parameters.
+        offset: index of the part's first element in the flattened master.
+        size: number of elements.
     """
 
     name: str
@@ -33,40 +34,39 @@ class Slot(NamedTuple):
     size: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part [size], of a tensor of the master's size."""
+        """Return the view [size] of this part in a tensor of the master's size."""
         return tensor.data.view(-1)[self.offset : self.offset + self.size]
 
 
 def base_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
-    """Ours, which DeepSpeed wraps but for ZeRO 0 in fp32."""
+    """Return our own optimizer, which DeepSpeed wraps except under ZeRO 0 in fp32."""
     optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return optimizer
 
 
 def names_in_order(engine: DeepSpeedEngine) -> list[str]:
-    """The trained parameters in the order of the optimizer that `build_engine` has made."""
+    """List the names of the trained parameters in the order of the optimizer that `build_engine` made."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    groups = parameter_groups(
-        engine.module, 0.0, any(group.get("lazy") for group in base_optimizer(engine).param_groups)
-    )
+    routed = any(group.get("lazy") for group in base_optimizer(engine).param_groups)
+    groups = parameter_groups(engine.module, 0.0, routed)
     return [names[parameter] for group in groups for parameter in group["params"]]
 
 
 def slots_of(engine: DeepSpeedEngine) -> Iterator[Slot]:
-    """All of this rank, those of one master together."""
+    """Yield the slots of this rank, those of one master next to each other."""
     optimizer, stage, rank = engine.optimizer, engine.zero_optimization_stage(), torch.distributed.get_rank()
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     groups = [group["params"] for group in base_optimizer(engine).param_groups]
-    if stage == 0:  # a master for each parameter
+    if stage == 0:  # one master per parameter
         for name, master in zip(names_in_order(engine), itertools.chain(*groups), strict=True):
             yield Slot(name, 0, master, 0, master.numel())
-    elif stage == 3:  # a piece of each parameter, the last ones padded
+    elif stage == 3:  # each parameter is cut into one piece per rank, the last pieces padded
         for index, parameters in enumerate(optimizer.fp16_groups):
             for parameter in parameters:
                 _, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 size = max(0, min(length, parameter.ds_numel - rank * length))
                 yield Slot(names[parameter], rank * length, optimizer.fp32_partitioned_groups_flat[index], offset, size)
-    else:  # a piece of each group's parameters in a row
+    else:  # stages 1 and 2: each group's parameters are laid end to end, and that is cut into one piece per rank
         orders = zip(groups, optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True)
         for (master,), parameters, offsets in orders:
             piece = rank * master.numel()
@@ -77,9 +77,10 @@ def slots_of(engine: DeepSpeedEngine) -> Iterator[Slot]:
 
 
 def clear_padding(engine: DeepSpeedEngine) -> None:
-    """Sets to 0 what lies behind the end of parameters that ZeRO 3 has not cut evenly.
+    """Zero the padding behind parameters that ZeRO 3 could not cut evenly.
 
-    Nothing reads it, and DeepSpeed leaves there what was in memory, NaN perhaps. But it is in the files of checkpoints.
+    Nothing computes with it, but DeepSpeed leaves it uninitialized, perhaps NaN, and it is saved in checkpoints, whose
+    bytes must be reproducible and finite.
     """
     if engine.zero_optimization_stage() != 3:
         return
@@ -96,3 +97,13 @@ def clear_padding(engine: DeepSpeedEngine) -> None:
             size = max(0, min(length, parameter.ds_numel - rank * length))
             for tensor in whole:
                 tensor.data.view(-1)[offset + size : offset + length].zero_()
+
+
+def word_embedding(engine: DeepSpeedEngine) -> Tensor:
+    """Return the whole word-embedding matrix, float32 [V, D]; collective under ZeRO-3, which has it in shards."""
+    weight = engine.module.encoder.embeddings.word.weight
+    if not hasattr(weight, "ds_id"):
+        return weight.detach().float()
+    deepspeed = import_deepspeed()
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().float().clone()

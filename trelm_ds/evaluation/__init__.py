@@ -1,4 +1,4 @@
-"""Scores of a finished model, one module per task."""
+"""Evaluation of trained models, one set of modules per task."""
 
 from trelm_ds.evaluation.lama import evaluate_lama
 from trelm_ds.evaluation.lama_report import format_table, plot, write_result

@@ -1,4 +1,4 @@
-"""LAMA: does a masked language model fill in the object of a fact? (Petroni et al., 2019)"""
+"""LAMA probe: can a masked language model fill in the object of a fact? (Petroni et al., 2019)"""
 
 from __future__ import annotations
 
@@ -26,16 +26,22 @@ SKIP_REASONS = (
 
 @dataclass
 class Probe:
-    """A fact that is put to the model."""
+    """A fact as a question to the model.
+
+    Attributes:
+        relation: id of the relation.
+        tier: tier of the fact, if the data has tiers.
+        input_ids: the prompt with special tokens and one mask.
+        answer: token of the object.
+        space: whether the object follows a space, which determines its form in byte-level tokenizers.
+        correct: whether the model's answer is right.
+    """
 
     relation: str
     tier: str | None
     input_ids: list[int]
-    """the prompt with special tokens and one mask"""
     answer: int
-    """token of the object"""
     space: bool
-    """the object follows a space: decides which form of a word byte-level tokenizers expect"""
     correct: bool = False
 
 
@@ -46,26 +52,26 @@ def evaluate_lama(
     vocabulary: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Precision at 1 of any Hugging Face masked language model on LAMA's T-REx facts.
+    """Measure the precision at 1 of any Hugging Face masked language model on LAMA's T-REx facts.
 
-    Only objects of one token are asked for, every (subject, object) once per relation. The answer is the best-scoring
-    candidate; the macro score is the mean over facts within a relation, then over relations. The majority baseline
-    always answers the relation's most frequent object: no P@1 means much without it.
+    Only objects of one token are asked for, each (subject, object) once per relation. The answer is the best-scoring
+    candidate. The macro score is the mean over facts within a relation, then over relations. The majority baseline
+    always answers the relation's most frequent object; a P@1 means little without it.
 
     Args:
         model_dir: Hugging Face folder with weights and tokenizer.
-        data_dir: holds `relations.jsonl` and `TREx/P*.jsonl[.gz]`.
+        data_dir: folder with `relations.jsonl` and `TREx/P*.jsonl[.gz]`.
         batch_size: prompts per forward pass.
-        vocabulary: file of candidate words, one a line; default: DATA/common_vocab*.txt, else every whole word of the
+        vocabulary: file of candidate words, one per line; default: DATA/common_vocab*.txt, else every whole word of the
             model's vocabulary.
         device: "auto" (a GPU if there is one), or a torch device.
 
     Returns:
-        p_at_1, majority_baseline, n_facts, skipped, relations, tiers, candidates, model, data: plain JSON values. A
-        relation or tier none of whose facts could be asked has None for scores.
+        p_at_1, majority_baseline, n_facts, skipped, relations, tiers, candidates, model, data: plain JSON values. The
+        scores of a relation or tier are None if none of its facts could be asked.
 
     Raises:
-        UserError: a folder or file is missing or malformed, or not a single fact can be asked.
+        UserError: a folder or file is missing or malformed, or no fact can be asked.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
@@ -96,16 +102,19 @@ class Candidates:
     """The tokens an answer is chosen from.
 
     Args:
-        tokenizer: the model's.
-        path: file with one word a line, or None for the whole words of the tokenizer's vocabulary.
+        tokenizer: the model's tokenizer.
+        path: file with one word per line, or None for the whole words of the tokenizer's vocabulary.
+
+    Attributes:
+        tokens: whether the object follows a space -> token ids, int64 [C], ascending.
+        description: source and number of candidates, plain JSON values.
 
     Raises:
-        UserError: the file is missing, or none of its words is one token.
+        UserError: the file is missing, or none of its words is a single token.
     """
 
     def __init__(self, tokenizer: Any, path: str | Path | None) -> None:
         self.tokens: dict[bool, Tensor] = {}
-        """object follows a space -> [C] int64, ascending"""
         if path is None:
             self.tokens = {space: _whole_words(tokenizer, space) for space in (True, False)}
             self.description = {"source": "model vocabulary", "path": None, "n_tokens": self.tokens[True].numel()}
@@ -133,7 +142,7 @@ class Candidates:
 def make_probes(
     relation: Relation, tokenizer: Any, candidates: Candidates, longest: int
 ) -> tuple[list[Probe], Counter[str]]:
-    """Turns a relation's facts into prompts, and counts the facts that cannot be asked by reason."""
+    """Turn a relation's facts into prompts, and count the facts that cannot be asked, by reason."""
     skipped: Counter[str] = Counter()
     distinct: dict[tuple[str, str], Fact] = {}
     for fact in relation.facts:
@@ -144,7 +153,8 @@ def make_probes(
         return [], +skipped
     before, _, after = relation.template.partition(OBJECT)
     space = before.endswith(" ")
-    # The answer brings its own space. RoBERTa's mask token used to swallow the one before it; not every tokenizer does.
+    # The answer includes its leading space, so the prompt must not: only some tokenizers, such as older RoBERTa ones,
+    # strip a space before the mask token.
     masked = before.rstrip() + tokenizer.mask_token + after
     prompts = tokenizer([masked.replace(SUBJECT, fact.subject) for fact in facts])["input_ids"]
     answers = _encode(tokenizer, [fact.obj for fact in facts], space)
@@ -165,17 +175,17 @@ def make_probes(
 
 
 def _encode(tokenizer: Any, words: list[str], space: bool) -> list[list[int]]:
-    """Token ids of each word as it stands behind a space, or at the beginning of a text."""
+    """Encode each word as it appears after a space, or at the beginning of a text."""
     texts = [f" {word.strip()}" if space else word.strip() for word in words]
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
 def _whole_words(tokenizer: Any, space: bool) -> Tensor:
-    """Every token that is not special and not the continuation of a word."""
+    """List the tokens, int64 [C], that are neither special nor the continuation of a word."""
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     continuation = getattr(model, "continuing_subword_prefix", None) if type(model).__name__ == "WordPiece" else None
     first = (tokenizer.tokenize(" a") or [""])[0][:1]
-    marker = first if first in ("Ġ", "▁") else ""  # how byte-level BPE and SentencePiece write a leading space
+    marker = first if first in ("Ġ", "▁") else ""  # a leading space in byte-level BPE and SentencePiece
 
     def whole(token: str) -> bool:
         if continuation:
@@ -188,15 +198,15 @@ def _whole_words(tokenizer: Any, space: bool) -> Tensor:
 
 
 def _common_vocabulary(data_dir: Path, tokenizer: Any) -> Path | None:
-    """LAMA's common_vocab_cased.txt or common_vocab_lowercased.txt, whichever suits the tokenizer."""
+    """Find LAMA's common_vocab_cased.txt or common_vocab_lowercased.txt, whichever fits the tokenizer."""
     found = sorted(data_dir.glob("common_vocab*.txt"))
     if len(found) <= 1:
         return found[0] if found else None
     lower = tokenizer("A")["input_ids"] == tokenizer("a")["input_ids"]
-    suited = [path for path in found if ("lower" in path.stem or "uncased" in path.stem) == lower]
-    if len(suited) != 1:
+    fitting = [path for path in found if ("lower" in path.stem or "uncased" in path.stem) == lower]
+    if len(fitting) != 1:
         raise UserError(f"{data_dir}: holds several common_vocab*.txt; name the one to use as the vocabulary")
-    return suited[0]
+    return fitting[0]
 
 
 def _device(name: str) -> torch.device:
@@ -205,11 +215,11 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError:
-        raise UserError(f"device: '{name}' is no torch device; give auto, cpu or cuda") from None
+        raise UserError(f"device: '{name}' is not a torch device; give auto, cpu or cuda") from None
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of a local Hugging Face folder."""
+    """Load (model, tokenizer) from a local Hugging Face folder."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
     from transformers import AutoModelForMaskedLM, AutoTokenizer, logging  # slow to import
@@ -235,7 +245,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _longest_prompt(config: Any, tokenizer: Any) -> int:
-    """Tokens that fit the model; RoBERTa's position table has pad_token_id + 1 rows that no token uses."""
+    """Return how many tokens the model can read; RoBERTa's position table has pad_token_id + 1 unused rows."""
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1
@@ -244,13 +254,13 @@ def _longest_prompt(config: Any, tokenizer: Any) -> int:
 
 @torch.inference_mode()
 def _answer(model: Any, tokenizer: Any, probes: list[Probe], candidates: Candidates, batch_size: int) -> None:
-    """Sets `correct` of every probe."""
-    ordered = sorted(probes, key=lambda probe: len(probe.input_ids))  # little padding
+    """Run the model and set `correct` of every probe."""
+    ordered = sorted(probes, key=lambda probe: len(probe.input_ids))  # batches of similar length need little padding
     allowed = {space: tokens.to(model.device) for space, tokens in candidates.tokens.items()}
     masked = torch.empty(0)
 
     def keep_masked(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Scoring every word costs more than the encoder does, and only the masks' scores are read."""
+        """Decode the masks only: decoding every token costs more than the encoder."""
         return (inputs[0][masked],)
 
     decoder = model.get_output_embeddings()
@@ -274,7 +284,7 @@ def _answer(model: Any, tokenizer: Any, probes: list[Probe], candidates: Candida
 
 
 def _score(probes: list[Probe]) -> dict[str, Any]:
-    """P@1 and majority baseline over the facts of one relation."""
+    """Compute P@1 and majority baseline over the facts of one relation."""
     if not probes:
         return {"p_at_1": None, "majority_baseline": None, "n_facts": 0}
     most_common = Counter(probe.answer for probe in probes).most_common(1)[0][1]
@@ -287,7 +297,7 @@ def _score(probes: list[Probe]) -> dict[str, Any]:
 
 
 def _macro(scores: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over the relations that have a score."""
+    """Average over the relations that have a score."""
     scored = [score for score in scores if score["n_facts"]]
     return {
         "p_at_1": sum(score["p_at_1"] for score in scored) / len(scored),
@@ -298,6 +308,7 @@ def _macro(scores: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _result(relations: list[Relation], probes: list[Probe], skipped: dict[str, Counter[str]]) -> dict[str, Any]:
+    """Summarize answered probes by relation and by tier."""
     by_relation = {relation.id: [probe for probe in probes if probe.relation == relation.id] for relation in relations}
     tiers = dict.fromkeys(probe.tier for probe in probes if probe.tier is not None)
     return {
@@ -319,4 +330,5 @@ def _result(relations: list[Relation], probes: list[Probe], skipped: dict[str, C
 
 
 def _counts(skipped: Counter[str]) -> dict[str, int]:
+    """Return the counts that are not 0, in the order of `SKIP_REASONS`."""
     return {reason: skipped[reason] for reason in SKIP_REASONS if skipped[reason]}

@@ -1,53 +1,50 @@
-"""Reads LAMA probes: relations.jsonl and one file of facts per relation."""
+"""Reader of LAMA data: relations.jsonl and one file of facts per relation."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trelm_ds.errors import UserError
+from trelm_ds.files import read_lines
 
 SUBJECT, OBJECT = "[X]", "[Y]"
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One (subject, object) pair of a relation."""
+    """One (subject, object) pair of a relation; `tier` says how well the corpus states it, if the data has tiers."""
 
     subject: str
     obj: str
     tier: str | None
-    """how well the corpus states it, where the data says so"""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation with its template and its facts, as they stand in the files."""
+    """A relation with its facts; `template` is a sentence with one [X] for the subject and one [Y] for the object."""
 
     id: str
     label: str
     template: str
-    """a sentence with [X] for the subject and [Y] for the object, each once"""
     facts: list[Fact]
 
 
 def read_lama(folder: str | Path) -> list[Relation]:
-    """Reads every relation of FOLDER/TREx that has a facts file, sorted by number.
+    """Read every relation of FOLDER/TREx that has a facts file, sorted by number.
 
     Args:
-        folder: holds `relations.jsonl` and `TREx/P*.jsonl` or `TREx/P*.jsonl.gz`.
+        folder: folder with `relations.jsonl` and `TREx/P*.jsonl` or `TREx/P*.jsonl.gz`.
 
     Raises:
-        UserError: a file is missing or malformed (named with its line), or a relation has facts but no template.
+        UserError: a file is missing or malformed (names file and line), or a relation has facts but no template.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; give one with relations.jsonl and TREx/P*.jsonl")
+        raise UserError(f"{folder}: is not a folder; give one with relations.jsonl and TREx/P*.jsonl")
     paths = sorted(path for pattern in ("P*.jsonl", "P*.jsonl.gz") for path in (folder / "TREx").glob(pattern))
     if not paths:
         raise UserError(f"{folder / 'TREx'}: holds no P*.jsonl or P*.jsonl.gz; fetch LAMA's facts too")
@@ -56,7 +53,7 @@ def read_lama(folder: str | Path) -> list[Relation]:
     for path in paths:
         name = path.name.split(".")[0]
         if name in by_id:
-            raise UserError(f"{path}: stands beside {by_id[name].name}; keep one of the two")
+            raise UserError(f"{path}: duplicates {by_id[name].name}; keep one of the two")
         if name not in known:
             raise UserError(f"{path}: relation {name} has no template; add it to {folder / 'relations.jsonl'}")
         by_id[name] = path
@@ -65,7 +62,7 @@ def read_lama(folder: str | Path) -> list[Relation]:
 
 
 def _read_templates(path: Path) -> dict[str, tuple[str, str]]:
-    """Relation -> (label, template)."""
+    """Read relation -> (label, template)."""
     known: dict[str, tuple[str, str]] = {}
     for place, line in _json_lines(path):
         name, template = _text(line, "relation", place), _text(line, "template", place)
@@ -85,28 +82,24 @@ def _read_facts(path: Path) -> list[Fact]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file:line", object) for every line that is not blank."""
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
-            for number, text in enumerate(lines, 1):
-                if not text.strip():
-                    continue
-                try:
-                    line = json.loads(text)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
-                if not isinstance(line, dict):
-                    raise UserError(f"{path}:{number}: expected a JSON object, got {type(line).__name__}")
-                yield f"{path}:{number}", line
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; fetch it with the rest of LAMA") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); fetch the file again") from None
+    """Yield ("file:line", object) for every line that is not blank."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; fetch it with the rest of LAMA")
+    for number, text in read_lines(path):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(line, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, got {type(line).__name__}")
+        yield f"{path}:{number}", line
 
 
 def _text(line: dict[str, Any], key: str, place: str) -> str:
+    """Return a non-empty string of an object."""
     value = line.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: '{key}' must be a text that is not empty, got {value!r}")
+        raise UserError(f"{place}: '{key}' must be a non-empty string, got {value!r}")
     return value

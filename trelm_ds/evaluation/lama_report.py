@@ -1,18 +1,17 @@
-"""Shows LAMA results: a table, a chart, a JSON file."""
+"""Reports of LAMA results: a table, a plot, a JSON file."""
 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trelm_ds.errors import UserError
+from trelm_ds.files import write_atomically
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """P@1 beside the majority baseline, in percent: per relation, per tier where the data has tiers, and the mean."""
+    """Format P@1 and the majority baseline in percent: per relation, per tier if the data has tiers, and the mean."""
     rows = [(name, score["label"], score) for name, score in result["relations"].items()]
     rows += [("tier", name, score) for name, score in result["tiers"].items()]
     rows.append(("mean", f"over {result['n_relations']} relations", result))
@@ -41,7 +40,7 @@ def _candidates(description: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: str | Path) -> None:
-    """Writes a PNG: bars of P@1 and majority baseline per relation, and per tier in a second panel.
+    """Plot P@1 and majority baseline as bars into a PNG: per relation, and per tier in a second panel.
 
     Raises:
         UserError: `path` cannot be written.
@@ -81,22 +80,14 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
 
 
 def write_result(result: dict[str, Any], path: str | Path) -> None:
-    """Writes the result as JSON, all of it or nothing.
+    """Write the result as JSON, atomically.
 
     Raises:
         UserError: `path` cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error}); give another file") from None

@@ -1,4 +1,4 @@
-"""`trelm importance`: scores every mention of a dataset, shard by shard; stop it at any time, run any part anywhere."""
+"""`trelm importance`: score the mentions of a dataset shard by shard; stop it at any time, run any part anywhere."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trelm_ds.importance.store import (
     Identity,
     Scope,
     ShardScores,
+    is_intact,
     load_frequencies,
     read_blocks,
     save_shard,
     save_summary,
-    sound,
     sparse,
     stem,
 )
@@ -35,22 +35,22 @@ from trelm_ds.model import Encoder, load_encoder
 from trelm_ds.progress import ProgressBar
 from trelm_ds.shards import Manifest
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # on a CPU what stays in its caches is fastest
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # on a CPU, batches that fit into its caches are fastest
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part `index` (from 1) of `of`: the shards index - 1, index - 1 + of, ..."""
+    """Part `index` (from 1) of `of` parts: the shards index - 1, index - 1 + of, ..."""
 
     index: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads "2/8".
+        """Parse i/n, such as "2/8".
 
         Raises:
-            UserError: it is no such thing.
+            UserError: `text` has another form, or i is out of range.
         """
         index, _, of = text.partition("/")
         if not (index.isdecimal() and of.isdecimal() and 1 <= int(index) <= int(of)):
@@ -63,17 +63,17 @@ WHOLE = Part(1, 1)
 
 @dataclass
 class ScoreOptions:
-    """What `trelm importance` was asked for.
+    """Options of `trelm importance`.
 
     Attributes:
-        dataset: folder of `trelm prepare`.
+        dataset: folder made by `trelm prepare`.
         model: Hugging Face folder of the backbone that pre-training will start from, with or without an MLM head.
-        device: auto (a GPU if there is one), cpu or cuda. Computed in fp32 everywhere: bf16's error would exceed
-            the step of a stored float16.
-        batch_tokens: tokens of a forward pass at most, padding included; None: 2,048 on a CPU, 65,536 on a GPU. Changes
-            rounding only.
-        scope: long_tail: mentions of long-tail entities with a triple, the only ones that can be important by the
-            default strategy; all: every mention.
+        device: auto (a GPU if there is one), cpu or cuda. Computation is in fp32 everywhere: the error of bf16 would
+            exceed the resolution of the stored float16.
+        batch_tokens: maximum number of tokens per forward pass, padding included; None: 2,048 on a CPU, 65,536 on a
+            GPU. Affects rounding only.
+        scope: long_tail scores mentions of long-tail entities with a triple, the only ones the default strategy can
+            select; all scores every mention.
         entity_threshold: mentions in the corpus below which an entity is long-tail; None: the corpus mean.
         part: the shards to score.
     """
@@ -89,15 +89,15 @@ class ScoreOptions:
 
 @dataclass
 class ScoreResult:
-    """What a call did.
+    """Outcome of `score_dataset`.
 
     Attributes:
-        folder: where the scores are.
-        shards: shards of this part; `skipped` of them had sound scores already.
-        skipped: see `shards`.
-        counts: of the shards scored now, as in `ShardScores`.
-        seconds: spent on them.
-        complete: every shard of the dataset has its scores.
+        folder: folder with the scores.
+        shards: number of shards in this part.
+        skipped: number of these that already had intact scores.
+        counts: sums over the shards scored now, as in `ShardScores`.
+        seconds: time spent scoring them.
+        complete: whether every shard of the dataset now has scores.
     """
 
     folder: Path
@@ -109,10 +109,11 @@ class ScoreResult:
 
 
 def score_dataset(options: ScoreOptions) -> ScoreResult:
-    """Scores the shards of a part that have no sound scores yet, each whole or not at all.
+    """Score the shards of a part that have no intact scores yet, each atomically.
 
     Raises:
-        UserError: no dataset, no such model, one that does not fit the dataset, or scores of another kind are there.
+        UserError: the dataset or model is missing, they do not fit together, or the folder holds scores of another
+            dataset, model, scope or threshold.
     """
     if options.batch_tokens is not None and options.batch_tokens < 1:
         raise UserError(f"--batch-tokens: must be at least 1, got {options.batch_tokens}")
@@ -132,13 +133,13 @@ def score_dataset(options: ScoreOptions) -> ScoreResult:
     folder = dataset / FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        found = _stored(folder, manifest, identity, dataset)
+        found = _load_shard_scores(folder, manifest, identity, dataset)
         mine = list(range(options.part.index - 1, len(manifest.shards), options.part.of))
-        todo = [n for n in mine if not sound(folder, manifest.shards[n].name, found[n])]
+        todo = [n for n in mine if not is_intact(folder, manifest.shards[n].name, found[n])]
         scorer = MentionScorer(encoder, info, device, options.batch_tokens or _BATCH_TOKENS[device.type])
-        work = _Work(dataset, manifest, frequencies, identity, scorer)
+        job = _ScoringJob(dataset, manifest, frequencies, identity, scorer)
         started = time.monotonic()
-        counts = work.score_shards(todo)
+        counts = job.score_shards(todo)
         seconds = time.monotonic() - started
         complete = save_summary(folder, manifest, identity)
     except torch.OutOfMemoryError:
@@ -149,8 +150,8 @@ def score_dataset(options: ScoreOptions) -> ScoreResult:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What the scoring of every shard needs."""
+class _ScoringJob:
+    """Scores shards with one backbone."""
 
     dataset: Path
     manifest: Manifest
@@ -159,43 +160,43 @@ class _Work:
     scorer: MentionScorer
 
     def score_shards(self, numbers: list[int]) -> dict[str, int]:
-        """Scores and saves shards one at a time; returns the sums of their counts."""
+        """Score and save shards one at a time; return the sums of their counts."""
         folder = self.dataset / FOLDER
         totals: Counter[str] = Counter()
         with ProgressBar("scoring mentions", sum(self.manifest.shards[number].mentions for number in numbers)) as bar:
             for number in numbers:
                 name = self.manifest.shards[number].name
                 with lock(folder / f".{stem(name)}.lock", f"{folder}: {stem(name)}"):
-                    for left in folder.glob(f".{stem(name)}.*.tmp"):  # of a run that was killed
-                        left.unlink()
+                    for leftover in folder.glob(f".{stem(name)}.*.tmp"):  # of a run that was killed
+                        leftover.unlink()
                     cosines, about = self._score_shard(number, bar)
                     save_shard(folder, name, cosines, about)
                 totals.update(about["counts"])
         return dict(totals)
 
     def _score_shard(self, number: int, bar: ProgressBar) -> tuple[np.ndarray, dict[str, Any]]:
-        """The shard's float16 [M], and what `save_shard` notes of it."""
+        """Return the shard's cosines, float16 [M], and what `save_shard` records about them."""
         blocks = list(read_blocks(self.dataset, self.manifest, number))
         first = np.cumsum([0, *(len(block.lengths) for block in blocks)])[:-1]
         shifted = [block.mentions + np.array([start, 0, 0, 0]) for block, start in zip(blocks, first, strict=True)]
         mentions = np.concatenate(shifted)
         rare = self.frequencies.has_triple & (self.frequencies.counts < self.identity.entity_threshold)
-        candidates = self.frequencies.of(mentions[:, 3], rare)
-        asked = np.flatnonzero(candidates) if self.identity.scope == "long_tail" else np.arange(len(mentions))
+        candidates = self.frequencies.lookup(mentions[:, 3], rare)
+        in_scope = np.flatnonzero(candidates) if self.identity.scope == "long_tail" else np.arange(len(mentions))
         tokens = np.concatenate([block.tokens for block in blocks])
         lengths = np.concatenate([block.lengths for block in blocks])
         cosines = np.full(len(mentions), np.nan, dtype=np.float16)
         before = bar.completed
-        cosines[asked] = self.scorer.cosines(tokens, lengths, mentions[asked], bar.advance)
-        bar.advance(before + len(mentions) - bar.completed)  # those that are not scored
+        cosines[in_scope] = self.scorer.cosines(tokens, lengths, mentions[in_scope], bar.advance)
+        bar.advance(before + len(mentions) - bar.completed)  # the mentions that are not scored
         scored = int((~np.isnan(cosines)).sum())
         about = {
             "identity": dataclasses.asdict(self.identity),
             "counts": {
                 "mentions": len(mentions),
-                "in scope": len(asked),
+                "in scope": len(in_scope),
                 "scored": scored,
-                "without context": len(asked) - scored,
+                "without context": len(in_scope) - scored,
             },
             "block_mentions": [len(block.mentions) for block in blocks],
             "histogram": sparse(cosine_histogram(cosines[candidates])),
@@ -203,20 +204,24 @@ class _Work:
         return cosines, about
 
 
-def _stored(folder: Path, manifest: Manifest, identity: Identity, dataset: Path) -> list[ShardScores | None]:
-    """What is noted of every shard's scores, after checking that they are of this identity."""
+def _load_shard_scores(folder: Path, manifest: Manifest, identity: Identity, dataset: Path) -> list[ShardScores | None]:
+    """Load the record of every shard's scores, None where there is none.
+
+    Raises:
+        UserError: some belong to another identity.
+    """
     found = [ShardScores.load(folder / f"{stem(shard.name)}.json") for shard in manifest.shards]
     for scores in found:
         if scores is not None and (difference := identity.difference(scores.identity)):
             what = {"dataset": "an earlier dataset", "scope": f"scope {scores.identity.get('scope')}"}.get(
                 difference, f"another {difference}"
             )
-            raise UserError(f"{folder}: holds scores of {what}; remove that folder to score {dataset} anew")
+            raise UserError(f"{folder}: holds scores of {what}; remove that folder to score {dataset} again")
     return found
 
 
 def weights_hash(encoder: Encoder) -> str:
-    """sha256 over the encoder's parameters in fp32, by name: equal with and without an MLM head beside it."""
+    """Hash the encoder's parameters in fp32, ordered by name. An MLM head does not affect the result."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name}{list(tensor.shape)}".encode())

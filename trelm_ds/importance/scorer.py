@@ -1,4 +1,4 @@
-"""Eq. 1 on packed batches: how much a sentence changes when a mention is masked."""
+"""Semantic importance (Eq. 1) on packed batches: how much a sentence changes when a mention is masked."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from torch import Tensor
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.model import Encoder
 
-_CHUNK = 4096  # mentions whose h_o are held at a time
+_CHUNK = 4096  # mentions whose h_o are in memory at a time
 
 
 def _ignore(scored: int) -> None:
-    """Nobody watches."""
+    """Report no progress."""
 
 
 class _Documents(NamedTuple):
-    """N sequences of a packed corpus, in each of which the tokens [first, last) become one mask.
+    """N sequences of a packed corpus, in each of which one mask token replaces the tokens [first, last).
 
-    A sequence that stays as it is has its mask behind its end: first = length, last = length + 1.
+    For an unchanged sequence the mask lies past its end: first = length, last = length + 1.
+
+    Attributes:
+        starts: int64 [N], first token of each sequence in the corpus.
+        lengths: int64 [N], tokens of each sequence before the replacement.
+        first, last: int64 [N], counted within the sequence.
     """
 
     starts: np.ndarray
@@ -33,25 +38,27 @@ class _Documents(NamedTuple):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Tokens of each document after the replacement."""
+        """Tokens of each document after the replacement, int64 [N]."""
         return self.lengths - (self.last - self.first) + 1
 
     def take(self, index: np.ndarray) -> _Documents:
+        """Select documents by index, int [n]."""
         return _Documents(*(part[index] for part in self))
 
 
 class MentionScorer:
-    """Cosine between a sentence's representation with a mention and without it, by a frozen backbone.
+    """Computes the cosine between a sentence's representations with and without a mention, by a frozen backbone.
 
     `h_o` is the mean of the last-layer states over the non-special tokens outside the mention; `h_rep` is the mean over
-    the same tokens after the mention's span was replaced by one mask token. `SI = 1 / cos` (Eq. 1). Other mentions of
-    the same entity in the sentence stay. The unknown token counts as a word.
+    the same tokens after one mask token has replaced the mention. `SI = 1 / cos` (Eq. 1). Other mentions of the same
+    entity in the sentence stay. The unknown token counts as a word.
 
     Args:
-        encoder: put into eval mode and moved to `device`; computes in its own precision.
-        info: of the corpus's tokenizer.
+        encoder: moved to `device` and put into eval mode; computes in its own precision.
+        info: the corpus's tokenizer.
         device: where to compute.
-        batch_tokens: tokens of a batch at most, padding of the attention included; a longer sequence goes alone.
+        batch_tokens: maximum number of tokens per batch, attention padding included; a longer sequence is a batch of
+            its own.
     """
 
     def __init__(self, encoder: Encoder, info: TokenizerInfo, device: torch.device, batch_tokens: int) -> None:
@@ -68,7 +75,7 @@ class MentionScorer:
         mentions: np.ndarray,
         done: Callable[[int], None] = _ignore,
     ) -> np.ndarray:
-        """Scores mentions.
+        """Score mentions.
 
         Args:
             tokens: int [T], packed sequences with their special tokens.
@@ -77,7 +84,7 @@ class MentionScorer:
             done: called with the number of mentions scored since the last call.
 
         Returns:
-            float64 [M]; NaN where nothing but special tokens lies outside the mention.
+            cosines float64 [M]; NaN if only special tokens lie outside the mention.
         """
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
         sequence, first, last = (mentions[:, column].astype(np.int64) for column in range(3))
@@ -86,7 +93,7 @@ class MentionScorer:
         outside = ordinary[end] - ordinary[begin] - (ordinary[begin + last] - ordinary[begin + first])
         result = np.full(len(mentions), np.nan)
         scorable = np.flatnonzero(outside > 0)
-        # Longest first: batches of near-equal lengths, and what does not fit into memory fails at once.
+        # Longest first: batches have near-equal lengths, and running out of memory happens at the start.
         order = scorable[np.lexsort((first[scorable], sequence[scorable], -lengths[sequence[scorable]]))]
         for chunk in _chunks(order, sequence):
             owners, owner = np.unique(sequence[chunk], return_inverse=True)
@@ -110,7 +117,11 @@ class MentionScorer:
         last: np.ndarray,
         done: Callable[[int], None] = _ignore,
     ) -> Tensor:
-        """Means over the ordinary tokens of document `owner[i]` outside [first[i], last[i]): float64 [M, D]."""
+        """Average the states of document `owner[i]` over its ordinary tokens outside [first[i], last[i]).
+
+        Returns:
+            float64 [M, D].
+        """
         means = torch.empty(len(owner), self._encoder.config.hidden_size, dtype=torch.float64, device=self._device)
         order = np.argsort(-documents.sizes, kind="stable")
         of_document = np.argsort(owner, kind="stable")
@@ -120,9 +131,9 @@ class MentionScorer:
             packed, sizes = self._pack(tokens, documents.take(members))
             cu_seqlens = np.concatenate([[0], np.cumsum(sizes)])
             mine = [of_document[bounds[document] : bounds[document + 1]] for document in members]
-            asked = np.concatenate(mine)
+            wanted = np.concatenate(mine)
             place = np.repeat(np.arange(len(members)), [len(part) for part in mine])
-            rows, offsets = self._outside_rows(packed, cu_seqlens[place], sizes[place], first[asked], last[asked])
+            rows, offsets = self._outside_rows(packed, cu_seqlens[place], sizes[place], first[wanted], last[wanted])
             states = self._encoder(
                 torch.from_numpy(packed).to(self._device),
                 torch.from_numpy(cu_seqlens.astype(np.int32)).to(self._device),
@@ -130,12 +141,12 @@ class MentionScorer:
             )
             bags = torch.from_numpy(rows).to(self._device), torch.from_numpy(offsets).to(self._device)
             mean = F.embedding_bag(bags[0], states.float(), bags[1], mode="mean")
-            means[torch.from_numpy(asked).to(self._device)] = mean.double()
-            done(len(asked))
+            means[torch.from_numpy(wanted).to(self._device)] = mean.double()
+            done(len(wanted))
         return means
 
     def _pack(self, tokens: np.ndarray, documents: _Documents) -> tuple[np.ndarray, np.ndarray]:
-        """The documents' tokens with their masks in place, int64 [T], and their sizes [N]."""
+        """Build the documents with their masks: tokens int64 [T] and sizes [N]."""
         sizes = documents.sizes
         owner, place = _ragged(sizes)
         cut, width = documents.first[owner], (documents.last - documents.first)[owner]
@@ -145,7 +156,7 @@ class MentionScorer:
     def _outside_rows(
         self, packed: np.ndarray, starts: np.ndarray, sizes: np.ndarray, first: np.ndarray, last: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of `packed` that each mention's mean takes, one mention after another, and where each one's begin."""
+        """Return the rows of `packed` to average for each mention, concatenated, and where each mention's begin."""
         owner, place = _ragged(sizes)
         rows = starts[owner] + place
         kept = ~self._special[packed[rows]] & ((place < first[owner]) | (place >= last[owner]))
@@ -154,13 +165,13 @@ class MentionScorer:
 
 
 def _ragged(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each element of groups of these sizes: its group, and its place in the group."""
+    """Return for each element of groups with these sizes its group and its index within the group."""
     owner = np.repeat(np.arange(len(sizes)), sizes)
     return owner, np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
 
 
 def _chunks(order: np.ndarray, sequence: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts `order` into pieces of about `_CHUNK` mentions between sequences, so that each is encoded once."""
+    """Split `order` into chunks of about `_CHUNK` mentions at sequence boundaries, so each sequence is encoded once."""
     owner = sequence[order]
     begins = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]])) if len(order) else np.zeros(0, int)
     at = 0
@@ -172,7 +183,7 @@ def _chunks(order: np.ndarray, sequence: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _batches(sizes: np.ndarray, budget: int) -> Iterator[slice]:
-    """Runs of documents, sizes [N] descending, of which each pads to at most `budget` tokens."""
+    """Yield runs of documents, sizes [N] descending, that each pad to at most `budget` tokens."""
     at = 0
     while at < len(sizes):
         end = at + max(1, budget // int(sizes[at]))

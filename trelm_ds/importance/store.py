@@ -1,8 +1,8 @@
-"""The stored scores: `DATASET/importance/`, one float16 array a shard, and what opens them for training.
+"""Stored importance scores, one float16 array per shard in `DATASET/importance/`, and how training opens them.
 
-shard-000000.npy    float16 [M]: cosine of each mention of the shard, in its order; NaN: not scored
-shard-000000.json   identity, sha256 of the .npy, counts, mentions of each block
-importance.json     written once every shard is there: the same over the whole dataset
+shard-000000.npy    float16 [M]: cosine of each mention of the shard, in order; NaN: not scored
+shard-000000.json   identity, sha256 of the .npy, counts, mentions per block
+importance.json     the same for the whole dataset, written once every shard is scored
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trelm_ds.config import SelectionConfig, Strategy
 from trelm_ds.corpus import ENTITIES_FOLDER, GRAPH_FOLDER
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
@@ -27,8 +28,6 @@ from trelm_ds.knowledge import (
     EntityFrequencies,
     KnowledgeGraph,
     MentionSelector,
-    Selection,
-    Strategy,
     cosine_bar,
     cosine_histogram,
     histogram_values,
@@ -44,14 +43,14 @@ Scope = Literal["long_tail", "all"]
 
 @dataclass(frozen=True)
 class Identity:
-    """What scores depend on; two sets of scores of one identity are equal up to rounding.
+    """Everything scores depend on; scores of equal identity are equal up to rounding.
 
     Attributes:
         dataset: fingerprint of the manifest.
-        model: sha256 of the encoder's weights (the MLM head plays no part).
+        model: sha256 of the encoder's weights, without the MLM head.
         config: sizes of the encoder.
         scope: which mentions were scored: those of long-tail entities with a triple, or all.
-        entity_threshold: frequency below which an entity was long-tail.
+        entity_threshold: mentions in the corpus below which an entity is long-tail.
     """
 
     dataset: str
@@ -61,20 +60,20 @@ class Identity:
     entity_threshold: float
 
     def difference(self, other: dict[str, Any]) -> str | None:
-        """Name of the first thing in which stored scores differ from this."""
+        """Return the first field in which the identity of stored scores differs from this one."""
         mine = dataclasses.asdict(self)
         return next((name for name, value in mine.items() if other.get(name) != value), None)
 
 
 @dataclass(frozen=True)
 class ShardScores:
-    """What `shard-NNNNNN.json` holds.
+    """Content of `shard-NNNNNN.json`.
 
     Attributes:
-        identity: of the scores.
-        sha256: of the .npy beside it.
-        counts: mentions, in scope, scored, without context (nothing but special tokens outside the mention).
-        block_mentions: mentions of each block, so that a block's scores are found without reading the shard.
+        identity: fields of `Identity`.
+        sha256: hash of the .npy beside it.
+        counts: mentions, in scope, scored, without context (only special tokens outside the mention).
+        block_mentions: mentions per block, to locate a block's scores without reading the shard.
         histogram: [[cosine, mentions], ...] ascending, over the scored long-tail mentions with a triple.
     """
 
@@ -86,7 +85,7 @@ class ShardScores:
 
     @classmethod
     def load(cls, path: Path) -> ShardScores | None:
-        """Reads the file; None where there is none or it is none of ours."""
+        """Read the file; None if it is missing or malformed."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -94,18 +93,18 @@ class ShardScores:
 
 
 def stem(shard: str) -> str:
-    """shard-000000.tar -> shard-000000."""
+    """Strip the suffix: shard-000000.tar becomes shard-000000."""
     return shard.removesuffix(".tar")
 
 
-def sound(folder: Path, shard: str, found: ShardScores | None) -> bool:
-    """Whether a shard's scores are there and as they were written."""
+def is_intact(folder: Path, shard: str, found: ShardScores | None) -> bool:
+    """Tell whether a shard's scores exist and match their recorded hash."""
     path = folder / f"{stem(shard)}.npy"
     return found is not None and path.is_file() and sha256_of(path) == found.sha256
 
 
 def save_shard(folder: Path, shard: str, cosines: np.ndarray, about: dict[str, Any]) -> None:
-    """Writes a shard's float16 [M] and then what tells that it is whole; `about`: the other fields of `ShardScores`."""
+    """Write a shard's scores, float16 [M], then their record; `about` has the other fields of `ShardScores`."""
     buffer = io.BytesIO()
     np.save(buffer, cosines)
     data = buffer.getvalue()
@@ -115,12 +114,15 @@ def save_shard(folder: Path, shard: str, cosines: np.ndarray, about: dict[str, A
 
 
 def save_summary(folder: Path, manifest: Manifest, identity: Identity) -> bool:
-    """Writes importance.json if every shard has sound scores of this identity; its content depends on nothing else."""
+    """Write importance.json if every shard has intact scores of this identity; return whether it was written.
+
+    Its content depends on the shards' scores only, not on how they were divided into parts.
+    """
     shards = {shard.name: ShardScores.load(folder / f"{stem(shard.name)}.json") for shard in manifest.shards}
     counts: Counter[str] = Counter()
     histogram: Counter[float] = Counter()
     for name, found in shards.items():
-        if found is None or identity.difference(found.identity) or not sound(folder, name, found):
+        if found is None or identity.difference(found.identity) or not is_intact(folder, name, found):
             return False
         counts.update(found.counts)
         histogram.update({cosine: int(times) for cosine, times in found.histogram})
@@ -140,16 +142,16 @@ def save_summary(folder: Path, manifest: Manifest, identity: Identity) -> bool:
 
 
 def sparse(histogram: np.ndarray) -> list[list[float]]:
-    """[[value, count], ...] of the occupied bins of `cosine_histogram`."""
+    """List the non-empty bins of a `cosine_histogram` as [[value, count], ...]."""
     places = np.flatnonzero(histogram)
     return [[float(histogram_values()[place]), int(histogram[place])] for place in places]
 
 
 def read_blocks(dataset: Path, manifest: Manifest, shard: int) -> Iterator[Block]:
-    """The blocks of a shard in order.
+    """Yield the blocks of a shard in order.
 
     Raises:
-        UserError: a missing or damaged shard.
+        UserError: the shard is missing or damaged.
     """
     about = manifest.shards[shard]
     path = dataset / about.name
@@ -166,7 +168,7 @@ def read_blocks(dataset: Path, manifest: Manifest, shard: int) -> Iterator[Block
 
 
 def load_frequencies(dataset: Path) -> EntityFrequencies:
-    """Corpus frequencies of the dataset's entities, and which of them the graph knows.
+    """Load the corpus frequencies of the dataset's entities, and which of them have a triple in the graph.
 
     Raises:
         UserError: a file is missing.
@@ -178,12 +180,8 @@ def load_frequencies(dataset: Path) -> EntityFrequencies:
     return EntityFrequencies(qids, counts, KnowledgeGraph.load(dataset / GRAPH_FOLDER).degrees(qids) > 0)
 
 
-class Scores:
+class ImportanceScores:
     """The complete scores of a dataset, memory-mapped.
-
-    Args:
-        dataset: its folder.
-        manifest: of the dataset.
 
     Raises:
         UserError: the scores are missing, incomplete, damaged, or of another dataset.
@@ -192,9 +190,9 @@ class Scores:
     def __init__(self, dataset: Path, manifest: Manifest) -> None:
         self.dataset, self._manifest = dataset, manifest
         folder = dataset / FOLDER
-        anew = f"run `trelm importance {dataset} --model MODEL`"
+        advice = f"run `trelm importance {dataset} --model MODEL`"
         if not (folder / SUMMARY).is_file():
-            raise UserError(f"{folder} holds no complete scores; {anew}")
+            raise UserError(f"{folder} holds no complete scores; {advice}")
         self.about: dict[str, Any] = read_json(folder / SUMMARY)
         try:
             shards = [(name, about["sha256"], about["block_mentions"]) for name, about in self.about["shards"].items()]
@@ -202,9 +200,9 @@ class Scores:
             self.entity_threshold: float = self.about["entity_threshold"]
             same = self.about["dataset"] == manifest.fingerprint
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / SUMMARY}: damaged ({error}); remove it and {anew}") from None
+            raise UserError(f"{folder / SUMMARY}: damaged ({error}); remove it and {advice}") from None
         if not same:
-            raise UserError(f"{folder}: scores of another dataset; remove it and {anew}")
+            raise UserError(f"{folder}: scores of another dataset; remove it and {advice}")
         self._places: list[tuple[int, int, int]] = []  # shard, first mention, last mention + 1 of each block
         self._arrays = []
         for number, (name, sha256, block_mentions) in enumerate(shards):
@@ -217,26 +215,26 @@ class Scores:
 
     @property
     def digest(self) -> str:
-        """Hash of the scores, for a run's identity."""
+        """Hash of the scores, part of a run's identity."""
         return hashlib.sha256(canonical_json(self.about).encode()).hexdigest()
 
     def block(self, number: int) -> np.ndarray:
-        """float16 [M]: cosines of the mentions of a block, counted through the dataset."""
+        """Return the cosines of a block's mentions, float16 [M]; blocks are numbered through the dataset."""
         shard, first, last = self._places[number]
         return np.asarray(self._arrays[shard][first:last])
 
     def at(self, blocks: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """float16 [M]: cosines of mentions by block, int [M], and by place among their block's mentions, int [M]."""
+        """Look up cosines, float16 [M], by block, int [M], and index among the block's mentions, int [M]."""
         cosines = np.empty(len(blocks), dtype=np.float16)
         for number in np.unique(blocks).tolist():
             mine = np.flatnonzero(blocks == number)
             cosines[mine] = self.block(number)[places[mine]]
         return cosines
 
-    def bar(self, selection: Selection, frequencies: EntityFrequencies) -> float:
-        """The largest cosine of an important mention: `selection.quantile` of the scored long-tail ones with a triple.
+    def bar(self, selection: SelectionConfig, frequencies: EntityFrequencies) -> float:
+        """Find the largest cosine of an important mention: `quantile` of the scored long-tail mentions with a triple.
 
-        At once for the threshold that was scored with; another one reads every block of the dataset.
+        Immediate for the entity threshold used in scoring; for another one, every block of the dataset is read.
 
         Raises:
             UserError: not every long-tail mention was scored.
@@ -245,7 +243,7 @@ class Scores:
         if self.scope == "long_tail" and threshold > self.entity_threshold:
             raise UserError(
                 f"entity_threshold: {threshold:g}, but mentions were scored below {self.entity_threshold:g} only; "
-                f"{self._anew} --scope all`, or give that --entity-threshold"
+                f"{self._rescore} --scope all`, or give that --entity-threshold"
             )
         if threshold == self.entity_threshold:
             values, times = np.array(self.about["histogram"]).reshape(-1, 2).T
@@ -256,51 +254,49 @@ class Scores:
         return cosine_bar(histogram, selection.quantile)
 
     def check_covers(self, strategy: Strategy) -> None:
-        """Raises UserError if mentions that the strategy may choose were not scored."""
+        """Raise UserError if the strategy may select mentions that were not scored."""
         if self.scope == "long_tail" and strategy in ("high_frequency", "all"):
             raise UserError(
-                f"selection.strategy: {strategy} needs scores of every mention; {self._anew} --scope all`, or "
+                f"selection.strategy: {strategy} needs scores of every mention; {self._rescore} --scope all`, or "
                 "set selection.importance none"
             )
 
     @property
-    def _anew(self) -> str:
+    def _rescore(self) -> str:
+        """Advice to score again, as the beginning of a command."""
         return f"remove {self.dataset / FOLDER} and run `trelm importance {self.dataset} --model MODEL"
 
     def _histogram(self, frequencies: EntityFrequencies, candidates: np.ndarray) -> np.ndarray:
-        """`cosine_histogram` over the mentions of some entities, bool [E]."""
+        """Compute the `cosine_histogram` of the mentions of the marked entities, bool [E]."""
         total = np.zeros(len(histogram_values()), dtype=np.int64)
         shards = range(len(self._manifest.shards))
         blocks = (block for shard in shards for block in read_blocks(self.dataset, self._manifest, shard))
         for number, block in enumerate(track(blocks, "finding the bar of importance", total=len(self._places))):
-            total += cosine_histogram(self.block(number)[frequencies.of(block.mentions[:, 3], candidates)])
+            total += cosine_histogram(self.block(number)[frequencies.lookup(block.mentions[:, 3], candidates)])
         return total
 
 
-def open_scores(dataset: Path, manifest: Manifest, importance: Literal["auto", "required", "none"]) -> Scores | None:
-    """The scores that `selection.importance` asks for; None to go by frequency alone.
+def open_scores(
+    dataset: Path, manifest: Manifest, importance: Literal["auto", "required", "none"]
+) -> ImportanceScores | None:
+    """Open the scores that `selection.importance` asks for; None to select by frequency alone.
 
     Raises:
-        UserError: required but not there, or there but unfit.
+        UserError: the scores are required but missing, or present but unusable.
     """
     if importance == "none" or (importance == "auto" and not (dataset / FOLDER / SUMMARY).is_file()):
         return None
     try:
-        return Scores(dataset, manifest)
+        return ImportanceScores(dataset, manifest)
     except UserError as error:
         raise UserError(f"selection.importance: {importance}, but {error}") from None
 
 
-def open_selector(dataset: Path, selection: Selection, scores: Scores | None) -> MentionSelector:
-    """The selector of a dataset.
-
-    Args:
-        dataset: its folder.
-        selection: what to choose.
-        scores: of the dataset, or None to choose by frequency alone.
+def open_selector(dataset: Path, selection: SelectionConfig, scores: ImportanceScores | None) -> MentionSelector:
+    """Open a dataset's mention selector; without scores it selects by frequency alone.
 
     Raises:
-        UserError: the scores do not cover what the selection asks for.
+        UserError: the scores do not cover every mention the strategy may select.
     """
     frequencies = load_frequencies(dataset)
     if scores is None:

@@ -1,4 +1,4 @@
-"""What each strategy of Figure 3 keeps of a corpus, as numbers, a table and a picture."""
+"""Comparison of the strategies of Figure 3 on a dataset: what each keeps, as numbers, a table and a plot."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from typing import Any
 
 import numpy as np
 
+from trelm_ds.config import SelectionConfig, Strategy
 from trelm_ds.errors import UserError
-from trelm_ds.importance.store import FOLDER, SUMMARY, Scores, load_frequencies, read_blocks
-from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, Selection, Strategy, semantic_importance
+from trelm_ds.importance.store import FOLDER, SUMMARY, ImportanceScores, load_frequencies, read_blocks
+from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, semantic_importance
 from trelm_ds.progress import track
 from trelm_ds.shards import Manifest
 
 FILTERS = ("by frequency", "by frequency and importance")
 
 
-def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
-    """Counts what every strategy keeps, by frequency alone and, where the dataset has scores, by importance as well.
+def compare_strategies(dataset: Path, selection: SelectionConfig) -> dict[str, Any]:
+    """Count what every strategy keeps, by frequency alone and, if the dataset has scores, also by importance.
 
     Args:
-        dataset: folder of `trelm prepare`.
-        selection: its strategy plays no part; the rest holds for all of them.
+        dataset: folder made by `trelm prepare`.
+        selection: checked settings for all strategies; `strategy` and `importance` are ignored.
 
     Returns:
         plain JSON values: totals, the long tail, the scores' scope (None without scores), and for each filter and
-        strategy the mentions, entities (with at least one mention kept) and sequences (likewise), as number and share;
-        None for a strategy whose mentions were not scored.
+        strategy the mentions, entities and sequences kept (the last two: with at least one mention kept), as number and
+        share; None for a strategy whose mentions were not scored.
 
     Raises:
-        UserError: no dataset, or its scores are damaged or do not go up to the entity threshold.
+        UserError: no dataset, or its scores are damaged or were made for a lower entity threshold.
     """
     manifest = Manifest.load(dataset)
     frequencies = load_frequencies(dataset)
-    scores = Scores(dataset, manifest) if (dataset / FOLDER / SUMMARY).is_file() else None
+    scores = ImportanceScores(dataset, manifest) if (dataset / FOLDER / SUMMARY).is_file() else None
     bar = None if scores is None else scores.bar(selection, frequencies)
     selectors: dict[tuple[str, Strategy], MentionSelector | None] = {}
     for strategy in STRATEGIES:
@@ -62,7 +63,7 @@ def compare_strategies(dataset: Path, selection: Selection) -> dict[str, Any]:
             "entities": _share(int(rare.sum()), len(rare)),
             "entities_with_a_triple": int(frequencies.has_triple.sum()),
         },
-        "selection": {name: value for name, value in dataclasses.asdict(selection).items() if name != "strategy"},
+        "selection": {name: getattr(selection, name) for name in ("entity_threshold", "quantile", "max_per_sequence")},
         "scores": scores and {name: scores.about[name] for name in ("scope", "counts", "model")},
         "bar": bar if bar is not None and np.isfinite(bar) else None,
         "kept": filters,
@@ -76,11 +77,11 @@ def _share(number: int, total: int) -> dict[str, float]:
 def _count(
     dataset: Path,
     manifest: Manifest,
-    scores: Scores | None,
+    scores: ImportanceScores | None,
     selectors: dict[tuple[str, Strategy], MentionSelector | None],
     frequencies: EntityFrequencies,
 ) -> dict[tuple[str, Strategy], dict[str, int] | None]:
-    """Mentions, entities and sequences that each selector keeps; one pass over the shards."""
+    """Count the mentions, entities and sequences that each selector keeps, in one pass over the shards."""
     numbers = {key: {"mentions": 0, "sequences": 0} for key, selector in selectors.items() if selector}
     seen = {key: np.zeros(len(frequencies.qids), dtype=bool) for key in numbers}
     block_number = 0
@@ -101,13 +102,13 @@ def _count(
 
 
 def format_strategies(result: dict[str, Any]) -> str:
-    """The result of `compare_strategies` as a table for people."""
-    tail, totals, selection = result["long_tail"], result["totals"], result["selection"]
+    """Format the result of `compare_strategies` as a table."""
+    long_tail, totals, selection = result["long_tail"], result["totals"], result["selection"]
     lines = [
         f"{totals['mentions']:,} mentions of {totals['entities']:,} entities in {totals['sequences']:,} sequences; "
-        f"{tail['entities_with_a_triple']:,} entities have a triple",
-        f"long tail: fewer than {tail['threshold']:.4g} mentions: {tail['entities']['number']:,} entities "
-        f"({tail['entities']['share']:.1%})",
+        f"{long_tail['entities_with_a_triple']:,} entities have a triple",
+        f"long tail: fewer than {long_tail['threshold']:.4g} mentions: {long_tail['entities']['number']:,} entities "
+        f"({long_tail['entities']['share']:.1%})",
     ]
     limit = f"at most {selection['max_per_sequence']} per sequence"
     for name, strategies in result["kept"].items():
@@ -120,7 +121,7 @@ def format_strategies(result: dict[str, Any]) -> str:
             cells = (f"{kept[what]['number']:,} {kept[what]['share']:>7.1%}" for what in totals)
             lines.append(f"{strategy:<16}" + "".join(f"{cell:>20}" for cell in cells))
     if result["scores"] is None:
-        lines += ["", "no importance scores: --quantile plays no part; run `trelm importance` for them"]
+        lines += ["", "no importance scores: --quantile has no effect; run `trelm importance` to get them"]
     elif result["bar"] is None:
         lines += ["", "no mention of a long-tail entity has a score"]
     else:
@@ -130,7 +131,7 @@ def format_strategies(result: dict[str, Any]) -> str:
 
 
 def plot_strategies(result: dict[str, Any], path: Path) -> None:
-    """Draws the kept shares of mentions, entities and sequences as bars into a PNG, one panel for each filter.
+    """Plot the kept shares of mentions, entities and sequences as a bar chart into a PNG, one panel per filter.
 
     Raises:
         UserError: `path` cannot be written.

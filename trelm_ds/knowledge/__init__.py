@@ -1,4 +1,4 @@
-"""The knowledge graph (Wikidata5M as compressed sparse rows) and its names, the long tail, the mentions that get any.
+"""The knowledge graph (Wikidata5M in CSR form), its names, long-tail statistics, and the selection of mentions.
 
 The tables of a training run are in `trelm_ds.knowledge.tables`: they need torch, which preparation does without.
 """
@@ -10,7 +10,6 @@ from trelm_ds.knowledge.names import Names, encode_names
 from trelm_ds.knowledge.selection import (
     STRATEGIES,
     MentionSelector,
-    Selection,
     Strategy,
     cosine_bar,
     cosine_histogram,
@@ -26,7 +25,6 @@ __all__ = [
     "KnowledgeGraph",
     "MentionSelector",
     "Names",
-    "Selection",
     "Strategy",
     "TripleDraw",
     "Triples",

@@ -1,4 +1,4 @@
-"""Dataclasses of arrays that lie in a folder, one .npy file each."""
+"""Dataclasses of arrays, stored as one .npy file per field."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from trelm_ds.errors import UserError
 
 
 class Arrays:
-    """What is common to dataclasses whose fields are all numpy arrays."""
+    """Base of dataclasses whose fields are all numpy arrays."""
 
     def save(self, folder: Path) -> None:
-        """Writes one .npy file per array into `folder`."""
+        """Write one .npy file per array into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        for item in fields(self):  # type: ignore[arg-type]  # those who inherit are dataclasses
+        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             np.save(folder / f"{item.name}.npy", getattr(self, item.name))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Memory-maps what `save` wrote.
+        """Memory-map what `save` wrote.
 
         Raises:
             UserError: an array is missing.

@@ -1,4 +1,4 @@
-"""Triples of mentions: the one that is injected (paper 3.2) and the one that is asked for (Eq. 2)."""
+"""Triples drawn for mentions: the one that is injected (paper 3.2) and those the model is asked about (Eq. 2)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.names import Names
 
-CANDIDATES = 8  # K edges that are looked at for a mention
+CANDIDATES = 8  # K, edges considered for a mention
 _LAST = np.uint64(1 << 63)
 
 
 class Triples(NamedTuple):
-    """Triples as seen from mentions, arrays of one shape; what stands where there is none means nothing.
+    """Triples as seen from mentions: arrays of one shape, whose values are meaningless where `has` is False.
 
     Attributes:
-        other: int64, row of the graph's entities: the other end.
+        other: int64, the entity at the other end, as a row of the graph's entities.
         relation: int64, row of the graph's relations.
         inverse: bool, whether the mention is the tail.
         has: bool, whether there is a triple.
@@ -30,29 +30,29 @@ class Triples(NamedTuple):
     has: np.ndarray
 
     def of(self, rows: np.ndarray) -> Triples:
-        """The triples `rows`, int [n] or bool [M]."""
+        """Select triples by index, int [n], or by mask, bool [M]."""
         return Triples(*(array[rows] for array in self))
 
     @property
     def sign(self) -> np.ndarray:
-        """float32: h_e = v_other + sign * v_relation; -1 where the mention is the head, 1 where it is the tail."""
+        """float32 sign of h_e = v_other + sign * v_relation: -1 where the mention is the head, 1 where it is tail."""
         return np.where(self.inverse, np.float32(1), np.float32(-1))
 
 
 class TripleDraw:
-    """Draws triples of mentions: a pure function of its arguments.
+    """Draws triples for mentions, as a pure function of its arguments.
 
-    Edges of an entity are numbered 0 ... d - 1, those where it is the head first. A mention looks at `CANDIDATES` of
-    them in keyed random order: at all, permuted, where d is no more; else drawn with replacement.
+    The d edges of an entity are numbered from 0, those where it is the head first. A mention considers `CANDIDATES` of
+    them in keyed random order: a permutation of all edges if there are no more than that, else a draw with replacement.
 
     Args:
-        graph: of the dataset.
-        names: of its entities and relations. Nothing without a name is injected or asked for; no name holds [UNK].
+        graph: the dataset's knowledge graph.
+        names: names of its entities and relations, which never contain [UNK]. Nothing without one is injected or asked.
         max_answer_tokens: entities with longer names are not asked for.
     """
 
     def __init__(self, graph: KnowledgeGraph, names: Names, max_answer_tokens: int) -> None:
-        # Plain arrays over the same memory maps: indexing the maps themselves takes several times as long.
+        # Plain arrays over the same memory: indexing an np.memmap takes several times as long.
         self._out = tuple(map(np.asarray, (graph.out_offsets, graph.out_relations, graph.out_entities)))
         self._in = tuple(map(np.asarray, (graph.in_offsets, graph.in_relations, graph.in_entities)))
         length = np.diff(names.entity_offsets)
@@ -61,14 +61,14 @@ class TripleDraw:
         self._askable = self._named & (length <= max_answer_tokens)
 
     def candidates(self, rows: np.ndarray, keys: np.ndarray) -> Triples:
-        """The triples that mentions look at, in their order.
+        """Draw the K candidate triples of each mention, in order of preference.
 
         Args:
-            rows: int64 [M], of the graph's entities.
-            keys: uint64 [M], bits of each mention's key.
+            rows: int64 [M], rows of the graph's entities.
+            keys: uint64 [M], random bits of each mention.
 
         Returns:
-            [M, K]; `has` is False behind the last edge of an entity with fewer than K, and where one leads back to it.
+            [M, K]; `has` is False after the last edge of an entity with fewer than K, and for self-loops.
         """
         n_out, n_in = (offsets[rows + 1] - offsets[rows] for offsets in (self._out[0], self._in[0]))
         degree = (n_out + n_in)[:, None]
@@ -86,26 +86,26 @@ class TripleDraw:
         ):
             row = (offsets[rows][:, None] + place)[chosen]
             other[chosen], relation[chosen] = others[row], relations[row]
-        # An entity's triple with itself says nothing, and its query would show the answer.
+        # A self-loop carries no information, and its query would contain the answer.
         return Triples(other, relation, inverse, has & (other != rows[:, None]))
 
     def injected(self, candidates: Triples) -> Triples:
-        """The first candidate of each mention whose relation and other entity have a name, [M]."""
+        """Return each mention's first candidate whose relation and other entity both have a name, [M]."""
         return _first(candidates, self._named[candidates.other] & self._named_relation[candidates.relation])
 
     def asked(self, candidates: Triples, injected: Triples, which: Literal["other", "same"], most: int = 1) -> Triples:
-        """The triples of each mention that the model is to complete.
+        """Choose the triples that the model has to complete.
 
         Args:
             candidates: [M, K].
-            injected: [M], of this pass; `has` is False where nothing is injected.
-            which: "other": the first that can be asked for and whose other entity is not the injected one. An embedding
-                v_other -+ v_relation holds the answer, whichever relation is asked. "same": the first that can be asked
-                for; that is the injected one where its other entity can be asked for.
-            most: triples of a mention at most.
+            injected: [M], the triples injected in this pass; `has` is False where nothing is injected.
+            which: "other" takes the first askable candidates whose other entity is not the injected one, because the
+                embedding v_other -+ v_relation would reveal that answer, whatever the relation. "same" takes the first
+                askable candidates: the injected triple where it is askable.
+            most: maximum number of triples per mention.
 
         Returns:
-            the candidates [M, K], `has` where one is asked for.
+            the candidates [M, K], with `has` True for the triples asked for.
         """
         usable = candidates.has & self._askable[candidates.other] & self._named_relation[candidates.relation]
         if which == "other":
@@ -116,13 +116,14 @@ class TripleDraw:
 
 
 def _drawn_before(candidates: Triples) -> np.ndarray:
-    """bool [M, K]: whether the same triple stands in front: those of a large entity are drawn with replacement."""
+    """Mark candidates that repeat an earlier one, bool [M, K]: large entities draw with replacement."""
     edge = np.stack([candidates.other, candidates.relation, candidates.inverse])
     same = (edge[:, :, :, None] == edge[:, :, None, :]).all(axis=0)  # [M, place, place]
     return np.asarray(np.tril(same, -1).any(axis=2))
 
 
 def _first(candidates: Triples, usable: np.ndarray) -> Triples:
+    """Return the first usable candidate of each mention, [M]."""
     usable = usable & candidates.has
     place = np.argmax(usable, axis=1)[:, None]
     other, relation, inverse, has = (

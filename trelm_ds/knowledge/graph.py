@@ -10,7 +10,7 @@ from trelm_ds.knowledge.arrays import Arrays
 
 
 def _rows(sources: np.ndarray, relations: np.ndarray, others: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """Compressed sparse rows of edges grouped by `sources`: offsets [size + 1], relations [N], others [N]."""
+    """Group edges by `sources` into CSR form: offsets [size + 1], relations [N], others [N]."""
     order = np.argsort(sources, kind="stable")
     offsets = np.zeros(size + 1, dtype=np.int64)
     np.cumsum(np.bincount(sources, minlength=size), out=offsets[1:])
@@ -19,11 +19,13 @@ def _rows(sources: np.ndarray, relations: np.ndarray, others: np.ndarray, size: 
 
 @dataclass(frozen=True)
 class KnowledgeGraph(Arrays):
-    """A directed labelled graph in both directions. E entities, R relations, N triples; rows are index numbers.
+    """A directed labelled graph, indexed in both directions: E entities, R relations, N triples.
+
+    Everything but `entities` and `relations` refers to entities and relations by their row in these two.
 
     Attributes:
-        entities: int32 [E], the number of each row's QID, ascending.
-        relations: int32 [R], the number of each relation's PID, ascending.
+        entities: int32 [E], QID numbers, ascending.
+        relations: int32 [R], PID numbers, ascending.
         out_offsets, out_relations, out_entities: int64 [E + 1], int32 [N], int32 [N]; triples by head.
         in_offsets, in_relations, in_entities: the same by tail.
     """
@@ -39,7 +41,7 @@ class KnowledgeGraph(Arrays):
 
     @classmethod
     def from_triples(cls, triples: np.ndarray) -> KnowledgeGraph:
-        """Builds the rows of int32 [N, 3] (head, relation, tail numbers), sorted and without repetitions."""
+        """Build the graph from int32 [N, 3] (head, relation, tail numbers), sorted and without duplicates."""
         entities = np.unique(triples[:, [0, 2]])
         relations, relation = np.unique(triples[:, 1], return_inverse=True)
         head, tail = (np.searchsorted(entities, triples[:, column]).astype(np.int32) for column in (0, 2))
@@ -52,8 +54,8 @@ class KnowledgeGraph(Arrays):
         return len(self.out_entities)
 
     def degrees(self, qids: np.ndarray) -> np.ndarray:
-        """Number of triples (either direction) of each QID number in `qids` [n]; 0 for one the graph lacks."""
-        qids = qids.astype(self.entities.dtype)  # another type would make numpy copy all entities
+        """Count the triples, in either direction, of each QID number in `qids` [n]; 0 for unknown entities."""
+        qids = qids.astype(self.entities.dtype)  # with another dtype numpy would copy all entities
         row = np.minimum(np.searchsorted(self.entities, qids), len(self.entities) - 1)
         degree = sum(offsets[row + 1] - offsets[row] for offsets in (self.out_offsets, self.in_offsets))
         return np.where(self.entities[row] == qids, degree, 0)

@@ -1,4 +1,4 @@
-"""The long tail (paper 3.2): which entities and words are rare in the corpus."""
+"""Long-tail entities and words (paper 3.2): those that are rare in the corpus."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trelm_ds.errors import UserError
 
 @dataclass(frozen=True)
 class EntityFrequencies:
-    """What decides whether an entity may be injected, for the E entities that the corpus mentions.
+    """The E entities mentioned in the corpus, with what decides whether they may be injected.
 
     Attributes:
-        qids: int32 [E], numbers of their QIDs, ascending.
-        counts: int64 [E], mentions of each in the corpus.
-        has_triple: bool [E], whether the knowledge graph has a triple of it, as head or tail.
+        qids: int32 [E], QID numbers, ascending.
+        counts: int64 [E], mentions in the corpus.
+        has_triple: bool [E], whether the knowledge graph has a triple with the entity as head or tail.
     """
 
     qids: np.ndarray
@@ -29,11 +29,11 @@ class EntityFrequencies:
         return float(self.counts.mean()) if len(self.counts) else 0.0
 
     def long_tail(self, threshold: int | None = None) -> np.ndarray:
-        """bool [E]: mentioned fewer times than `threshold`, by default than the corpus mean."""
+        """Mark the entities mentioned fewer times than `threshold` (default: the corpus mean), bool [E]."""
         return np.asarray(self.counts < (self.mean if threshold is None else threshold))
 
-    def of(self, qids: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """`values` [E] of each QID number in `qids` [n]; zero (False) for an entity that is not among the E."""
+    def lookup(self, qids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Look up `values` [E] by QID number, int [n]; returns [n], zero (False) for entities not among the E."""
         if not len(self.qids):
             return np.zeros(len(qids), dtype=values.dtype)
         row = np.minimum(np.searchsorted(self.qids, qids), len(self.qids) - 1)
@@ -43,19 +43,19 @@ class EntityFrequencies:
 def long_tail_words(
     counts: np.ndarray, low: int = 100, high: int = 500, quantiles: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """The words whose corpus frequency lies in a band: rare, but not so rare that nothing can be learned of them.
+    """Mark the words whose corpus frequency lies in a band: rare, but frequent enough to learn something about them.
 
     Args:
         counts: int [W], occurrences of each distinct word.
-        low, high: the band, both included. The defaults suit a corpus of Wikipedia's size.
-        quantiles: for a smaller corpus, the band as two quantiles in [0, 1] of the counts of the words that occur (each
-            a count that some word has); `low` and `high` then play no part.
+        low, high: bounds of the band, inclusive. The defaults suit a corpus of Wikipedia's size.
+        quantiles: for smaller corpora, the band as two quantiles in [0, 1] of the counts of the words that occur
+            (inverted CDF, so each bound is an actual count); `low` and `high` are then ignored.
 
     Returns:
-        bool [W]; a word that does not occur is never chosen.
+        bool [W]; words that do not occur are never marked.
 
     Raises:
-        UserError: a band that is empty by its bounds.
+        UserError: bounds in the wrong order or out of range.
     """
     counts = np.asarray(counts)
     occurs = counts > 0

@@ -1,4 +1,4 @@
-"""Names and descriptions of the graph's entities and relations as token ids, a ragged row for each row of the graph."""
+"""Names and descriptions of the graph's entities and relations as token ids, one ragged row per row of the graph."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trelm_ds.knowledge.wikidata5m import Wikidata5M, read_names
 from trelm_ds.progress import track
 from trelm_ds.ragged import offsets_of, spread
 
-MOST_NAMES = 8
-MOST_TEXT_TOKENS = 64
-_BATCH = 1024  # lines
-_ROWS = 1 << 16  # copied at a time
+MAX_NAMES = 8
+MAX_TEXT_TOKENS = 64
+_BATCH = 1024  # lines encoded at a time
+_ROWS = 1 << 16  # rows copied at a time
 
 Encode = Callable[[list[str]], list[list[int]]]
 Line = tuple[int, list[str]]
@@ -29,16 +29,16 @@ Pieces = Callable[[list[list[str]]], Iterator[list[list[int]]]]
 
 @dataclass(frozen=True)
 class Names(Arrays):
-    """Token ids of names, written as inside a sentence, without special tokens.
+    """Token ids of names as they appear inside a sentence, without special tokens.
 
-    Rows are those of a `KnowledgeGraph` with E entities and R relations; `gather(entity_offsets, entity_tokens, rows)`
-    reads some. What has no name has an empty row.
+    Rows are those of a `KnowledgeGraph` with E entities and R relations; read some with
+    `gather(entity_offsets, entity_tokens, rows)`. An entity or relation without a name has an empty row.
 
     Attributes:
-        entity_offsets, entity_tokens: int64 [E + 1], int32; each entity's label.
-        alias_offsets, alias_tokens: int64 [E + 1], int32; up to 8 names of each, label first, one after another.
-        text_offsets, text_tokens: int64 [E + 1], int32; the first 64 tokens of each description, if there are any.
-        relation_offsets, relation_tokens: int64 [R + 1], int32; each relation's label.
+        entity_offsets, entity_tokens: int64 [E + 1], int32; label of each entity.
+        alias_offsets, alias_tokens: int64 [E + 1], int32; up to 8 names of each entity, concatenated, label first.
+        text_offsets, text_tokens: int64 [E + 1], int32; first 64 tokens of each description, if there are any.
+        relation_offsets, relation_tokens: int64 [R + 1], int32; label of each relation.
     """
 
     entity_offsets: np.ndarray
@@ -59,19 +59,19 @@ def encode_names(
     max_malformed: float,
     counts: Counter[str],
 ) -> Names:
-    """Reads names and descriptions and encodes those of the graph's entities and relations.
+    """Read names and descriptions, and encode those of the graph's entities and relations.
 
-    A name that would hold [UNK], or no token at all, is passed over: the label is the first of the first 8 names that
-    can be written. Of several lines for one id the first that has a name counts.
+    A name that encodes to nothing or contains [UNK] is skipped: the label is the first encodable name among the first
+    8. If an id has several lines, its first line with a name is used.
 
     Args:
-        files: Wikidata5M's.
-        graph: decides which rows there are.
-        encode: texts to token ids, without special tokens around them.
-        special_ids: tokens that must not stand in a name, [UNK] among them; they are left out of descriptions.
-        max_malformed: share of a file's lines that may be malformed; they are left out with a warning.
-        counts: gets what could not be written, and the malformed lines of the descriptions (the title table, which
-            reads all names as well, counts theirs).
+        files: the Wikidata5M files.
+        graph: defines the rows.
+        encode: maps texts to token ids, without adding special tokens.
+        special_ids: tokens that must not appear in a name, including [UNK]; they are removed from descriptions.
+        max_malformed: share of a file's lines that may be malformed; these are skipped with a warning.
+        counts: receives the number of entities and relations without an encodable name, and of malformed description
+            lines (malformed name lines are counted by the title table, which reads all names as well).
 
     Raises:
         UserError: damaged file, or too many malformed lines; names file and line.
@@ -79,16 +79,16 @@ def encode_names(
     special = frozenset(special_ids)
 
     def names(batch: list[list[str]]) -> Iterator[list[list[int]]]:
-        few = [line[:MOST_NAMES] for line in batch]
-        # The blank in front makes a byte-level tokenizer take it for a word within a sentence.
+        few = [line[:MAX_NAMES] for line in batch]
+        # With a leading space, a byte-level tokenizer encodes the name as it would inside a sentence.
         found = iter(encode([f" {name.strip()}" for line in few for name in line]))
         for line in few:
             yield [ids for ids in itertools.islice(found, len(line)) if ids and special.isdisjoint(ids)]
 
     def texts(batch: list[list[str]]) -> Iterator[list[list[int]]]:
-        # A word has at least one token, so more words than that are not needed.
-        for ids in encode([" " + " ".join(line[0].split()[:MOST_TEXT_TOKENS]) for line in batch]):
-            yield [[token for token in ids if token not in special][:MOST_TEXT_TOKENS]]
+        # A word has at least one token, so no more than this many words are needed.
+        for ids in encode([" " + " ".join(line[0].split()[:MAX_TEXT_TOKENS]) for line in batch]):
+            yield [[token for token in ids if token not in special][:MAX_TEXT_TOKENS]]
 
     lines = track(read_names(files.entity, "Q", max_malformed), "encoding entity names")
     entity = _collect(lines, graph.entities, names)
@@ -100,12 +100,18 @@ def encode_names(
     counts["graph: entities whose names cannot be written"] = entity.unwritten
     counts["graph: relations whose names cannot be written"] = relation.unwritten
     counts["graph: entities with a description"] = int((np.diff(text.offsets) > 0).sum())
-    label, relation_label = (_copied(one.tokens, one.offsets[:-1], one.first) for one in (entity, relation))
+    label, relation_label = (_copy_rows(one.tokens, one.offsets[:-1], one.first) for one in (entity, relation))
     return Names(*label, entity.offsets, entity.tokens, text.offsets, text.tokens, *relation_label)
 
 
 class _Rows(NamedTuple):
-    """Ragged rows, the length of the first piece of each row int64 [N], and how many lines had nothing to write."""
+    """Ragged rows of encoded names.
+
+    Attributes:
+        offsets, tokens: int64 [N + 1], int32; the names of each row, concatenated.
+        first: int64 [N], tokens of each row's first name.
+        unwritten: number of lines without an encodable name.
+    """
 
     offsets: np.ndarray
     tokens: np.ndarray
@@ -114,9 +120,9 @@ class _Rows(NamedTuple):
 
 
 def _collect(lines: Iterable[Line], ids: np.ndarray, encode: Pieces) -> _Rows:
-    """The pieces that `encode` makes of each line's names, in the order of `ids` (int32 [N], ascending).
+    """Encode the lines of known ids and order them by `ids` (int32 [N], ascending).
 
-    Plain arrays grow as the file is read, in its order, and are put in order in the end: twice the result is the peak.
+    Rows are appended in file order and sorted at the end, so peak memory is twice the result.
     """
     rows, starts, sizes, firsts, tokens = array("q"), array("q"), array("i"), array("i"), array("i")
     unwritten = 0
@@ -133,11 +139,11 @@ def _collect(lines: Iterable[Line], ids: np.ndarray, encode: Pieces) -> _Rows:
     begin, length, first = (np.zeros(len(ids), dtype=np.int64) for _ in range(3))
     for target, values in ((begin, starts), (length, sizes), (first, firsts)):
         target[np.asarray(rows)] = np.asarray(values)
-    return _Rows(*_copied(np.asarray(tokens), begin, length), first, unwritten)
+    return _Rows(*_copy_rows(np.asarray(tokens), begin, length), first, unwritten)
 
 
 def _batches(lines: Iterable[Line], ids: np.ndarray) -> Iterator[list[Line]]:
-    """Groups of (row in `ids`, names) of the lines with a name and a known id; the first line of each id."""
+    """Yield batches of (row in `ids`, names), keeping the first line with a name of each known id."""
     iterator = (line for line in lines if line[1])
     seen = np.zeros(len(ids), dtype=bool)
     while batch := list(itertools.islice(iterator, _BATCH)):
@@ -149,8 +155,11 @@ def _batches(lines: Iterable[Line], ids: np.ndarray) -> Iterator[list[Line]]:
         yield [(int(row[place]), batch[place][1]) for place in fresh.tolist()]
 
 
-def _copied(tokens: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets and tokens of the rows that lie at `begin` in `tokens`; copied bit by bit, for the indices are large."""
+def _copy_rows(tokens: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copy the rows at `begin` [N] with `length` [N]; returns their offsets [N + 1] and tokens.
+
+    Works in batches of rows, because the index arrays are larger than the tokens they select.
+    """
     offsets = offsets_of(length)
     copied = np.empty(offsets[-1], dtype=np.int32)
     for low in range(0, len(length), _ROWS):

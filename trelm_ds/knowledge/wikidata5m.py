@@ -1,4 +1,4 @@
-"""Wikidata5M in its published files and archives: triples, entity and relation names, descriptions."""
+"""Reader of the published Wikidata5M files and archives: triples, entity and relation names, descriptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trelm_ds.files import DAMAGED, open_binary
 from trelm_ds.malformed import MalformedRecords
 from trelm_ds.progress import ProgressBar
 
-_PIECE = 1 << 23
+_PIECE = 1 << 23  # bytes read at a time
 _LONGEST_LINE = 1 << 24
 _TRIPLES = re.compile(rb"(?:Q[0-9]{1,9}\tP[0-9]{1,9}\tQ[0-9]{1,9}\r?\n)*")
 _ID = re.compile(r"[PQ][0-9]{1,9}")
@@ -26,7 +26,7 @@ _REQUIRED = {"wikidata5m_entity.txt": "entity", "wikidata5m_relation.txt": "rela
 
 
 class GraphFile(NamedTuple):
-    """A text file, or a member of a tar archive that is read without unpacking it."""
+    """A text file, or a member of a tar archive, which is read without unpacking the archive."""
 
     path: Path
     member: str | None = None
@@ -36,8 +36,13 @@ class GraphFile(NamedTuple):
 
 
 class Wikidata5M(NamedTuple):
-    """The files: triples (one, or the three transductive splits), names of entities and of relations, and, where it is
-    there, `QID<TAB>description`."""
+    """The files of Wikidata5M.
+
+    Attributes:
+        triples: one file, or the three transductive splits.
+        entity, relation: names, `ID<TAB>name<TAB>name...` a line, label first.
+        text: descriptions, `QID<TAB>description` a line; None if there is no such file.
+    """
 
     triples: list[GraphFile]
     entity: GraphFile
@@ -51,17 +56,17 @@ class Wikidata5M(NamedTuple):
 
     @property
     def paths(self) -> list[Path]:
-        """Every file on disk, once."""
+        """Every file on disk, without duplicates."""
         return sorted({file.path for file in (*self.triples, *self.names)})
 
 
 def find_wikidata5m(folder: Path) -> Wikidata5M:
-    """Finds `wikidata5m_{all_triplet,entity,relation,text}.txt`, plain, `.gz` or inside `wikidata5m_*.tar.gz` archives.
+    """Find `wikidata5m_{all_triplet,entity,relation,text}.txt`, plain, `.gz` or inside `wikidata5m_*.tar.gz` archives.
 
-    Without `all_triplet`, the three files of the transductive split are taken together; `text` may be missing.
+    Without `all_triplet`, the three files of the transductive split are combined; `text` is optional.
 
     Raises:
-        UserError: no such folder, a file is missing, or a damaged archive.
+        UserError: the folder or a file is missing, or an archive is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"--wikidata5m: {folder} is not a folder")
@@ -99,7 +104,7 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
 
 @contextlib.contextmanager
 def _open(file: GraphFile) -> Iterator[IO[bytes]]:
-    """Opens a file, or a member of an archive: its bytes are read, nothing is ever unpacked to disk."""
+    """Open a file, or a member of an archive, for reading; nothing is ever unpacked to disk."""
     if file.member is None:
         with open_binary(file.path) as stream:
             yield stream
@@ -112,7 +117,7 @@ def _open(file: GraphFile) -> Iterator[IO[bytes]]:
 
 
 def _blocks(file: GraphFile) -> Iterator[bytes]:
-    """Whole lines, several MB at a time."""
+    """Yield blocks of whole lines, several MB at a time."""
     rest = b""
     try:
         with _open(file) as stream:
@@ -132,10 +137,10 @@ def _blocks(file: GraphFile) -> Iterator[bytes]:
 
 
 def number_of(text: str, letter: str) -> int:
-    """The number of an id such as Q42 or P31.
+    """Parse an id such as Q42 or P31 into its number.
 
     Raises:
-        UserError: not such an id.
+        UserError: the text is not such an id.
     """
     if not _ID.fullmatch(text) or text[0] != letter:
         raise UserError(f"expected an id such as {letter}42, got {text[:40]!r}")
@@ -145,16 +150,16 @@ def number_of(text: str, letter: str) -> int:
 def read_names(
     file: GraphFile, letter: str, max_malformed: float = 0.0, counts: Counter[str] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of the id, its names, label first) from `ID<TAB>name<TAB>name...` lines.
+    """Yield (number of the id, its names, label first) from `ID<TAB>name<TAB>name...` lines.
 
     Args:
-        file: entity or relation names, or descriptions (one "name" each).
+        file: entity names, relation names, or descriptions (one "name" per line).
         letter: Q or P.
-        max_malformed: share of the lines that may be malformed; they are left out with a warning.
-        counts: gets their number.
+        max_malformed: share of the lines that may be malformed; these are skipped with a warning.
+        counts: receives the number of malformed lines.
 
     Raises:
-        UserError: damaged file, or too many malformed lines; names file and line.
+        UserError: the file is damaged, or has too many malformed lines; names file and line.
     """
     malformed = MalformedRecords(file.path, max_malformed)
     number = 0
@@ -176,18 +181,18 @@ def read_names(
 
 
 def read_triples(files: list[GraphFile], max_malformed: float = 0.0) -> tuple[np.ndarray, int, int]:
-    """Reads `head<TAB>relation<TAB>tail` lines.
+    """Read `head<TAB>relation<TAB>tail` lines.
 
     Args:
-        files: read one after the other.
-        max_malformed: share of a file's lines that may be malformed; they are left out with a warning.
+        files: read in this order.
+        max_malformed: share of a file's lines that may be malformed; these are skipped with a warning.
 
     Returns:
-        int32 [N, 3] (numbers of head, relation, tail), sorted, every triple once; how many were repetitions; how many
-        lines were malformed.
+        unique triples int32 [N, 3] (numbers of head, relation, tail), sorted; the number of duplicates dropped; the
+        number of malformed lines.
 
     Raises:
-        UserError: damaged or empty file, or too many malformed lines; names file and line.
+        UserError: a file is damaged, empty, or has too many malformed lines; names file and line.
     """
     parts = []
     n_malformed = 0
@@ -210,7 +215,7 @@ def read_triples(files: list[GraphFile], max_malformed: float = 0.0) -> tuple[np
 
 
 def _triples_of(block: bytes, file: GraphFile, lines_before: int, malformed: MalformedRecords) -> np.ndarray:
-    """int32 [n, 3] of the well-formed lines of a block."""
+    """Parse the well-formed lines of a block, int32 [n, 3]; note the others in `malformed`."""
     if not _TRIPLES.fullmatch(block):
         good = []
         for number, line in enumerate(block[:-1].split(b"\n"), lines_before + 1):
@@ -223,6 +228,7 @@ def _triples_of(block: bytes, file: GraphFile, lines_before: int, malformed: Mal
 
 
 def _complaint(line: bytes) -> str:
+    """Say what is wrong with a malformed line of triples."""
     try:
         parts = line.decode().rstrip("\r").split("\t")
     except UnicodeDecodeError as error:

@@ -1,32 +1,40 @@
 """The encoder, its feed-forward memory, the objectives, and Hugging Face import and export."""
 
-from trelm_ds.model.assessing import ProductDecoder, Questions, answer_probabilities
+from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
-from trelm_ds.model.encoder import Encoder, EncoderLayer, Injected
+from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
+from trelm_ds.model.encoder import Encoder, EncoderLayer
 from trelm_ds.model.encoder_config import EncoderConfig
-from trelm_ds.model.feed_forward import KeyValueFeedForward, Path
+from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
-from trelm_ds.model.masked_lm import DECODER, MaskedLanguageModel, MaskedLMOutput
+from trelm_ds.model.injection import Injected, injected
+from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 
 __all__ = [
-    "DECODER",
+    "EXPORTED",
+    "Assessing",
+    "AssessingBatch",
+    "Batch",
     "Encoder",
     "EncoderConfig",
     "EncoderLayer",
     "Injected",
     "KeyValueFeedForward",
-    "MaskedLMOutput",
+    "KnowledgeItems",
+    "KnowledgePath",
     "MaskedLanguageModel",
+    "ModelOutput",
     "PackedLayout",
-    "Path",
     "ProductDecoder",
-    "Questions",
+    "StepTables",
     "Tail",
     "answer_probabilities",
     "hf_names",
+    "injected",
     "load_config",
     "load_encoder",
     "load_pretrained",
+    "map_tensors",
     "packed_layout",
     "save_pretrained",
 ]

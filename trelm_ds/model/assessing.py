@@ -2,82 +2,107 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trelm_ds.model.encoder import WordEmbedding
+from trelm_ds.model.batch import AssessingBatch, StepTables
+from trelm_ds.model.encoder import Encoder, WordEmbedding
 from trelm_ds.model.encoder_config import EncoderConfig
+from trelm_ds.model.head import MaskedLMHead
 
 
-class Questions(NamedTuple):
-    """F facts whose answers have N tokens in all. A NamedTuple for ZeRO-3, as `Injected`."""
+class ScoringModel(Protocol):
+    """What assessing needs of the `MaskedLanguageModel` that it is part of."""
 
-    labels: Tensor
-    """[N] int64, the answers' tokens"""
-    fact: Tensor
-    """[N] int64, the fact of each"""
-    place: Tensor
-    """[N] int64, i of Eq. 2, from 0"""
-    positions: Tensor
-    """[N] int64, decoder query: the mask of each in T"""
-    spans: Tensor
-    """[F, 2] int64, decoder product: the mention's rows of T, first and last + 1"""
-    relations: Tensor
-    """[F, D] float32, decoder product: h_rel; no gradient flows into it"""
-    inverse: Tensor
-    """[F] bool, whether the head is asked for"""
-    candidates: Tensor
-    """[C] int64, tokens that compete with every answer; none of them: the whole vocabulary competes"""
-    log_counts: Tensor | None = None
-    """[V] float32, log of how often each token is expected among the candidates; None: no logQ correction"""
+    encoder: Encoder
+    head: MaskedLMHead
 
 
-def contrastive_loss(states: Tensor, word: WordEmbedding, questions: Questions) -> tuple[Tensor, Tensor]:
-    """Eq. 2 with f(h, y) = <h, word embedding of y>.
+class Assessing(nn.Module):
+    """The objective of Eq. 2.
+
+    Args:
+        decoder: of "product", which has weights of its own; None for "query", which goes through the MLM head, so that
+            whatever is learned there is what a cloze question reads.
+    """
+
+    def __init__(self, decoder: ProductDecoder | None = None) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, hidden: Tensor, given: AssessingBatch, tables: StepTables, model: ScoringModel
+    ) -> tuple[Tensor, Tensor]:
+        """Sum the losses over the answers' tokens, given the last-layer states [T, D].
+
+        Returns:
+            the sum [] fp32, 0 but tied to every parameter where there is no fact; and how often the answer scored
+            highest, [] int64.
+        """
+        if self.decoder is None:
+            decoded = model.head.transform(hidden.index_select(0, given.positions))
+        else:
+            decoded = self.decoder(hidden, given, tables.vectors)
+        return contrastive_loss(decoded, model.encoder.embeddings.word, given.labels, tables)
+
+
+def contrastive_loss(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> tuple[Tensor, Tensor]:
+    """Compute Eq. 2 with f(h, y) = <h, word embedding of y>.
 
     Candidates are shared by all N tokens; one that is a token's own answer does not compete with it.
 
     Args:
         states: [N, D], h_d^i.
         word: the word embedding.
-        questions: labels and candidates.
+        labels: int64 [N], the answers' tokens.
+        tables: candidates and their correction.
 
     Returns:
         the losses' sum, [] fp32, and how often the answer scored highest, [] int64.
     """
-    if not questions.candidates.numel():
+    if not tables.candidates.numel():
         scores = _vocabulary_scores(states, word)
-        correct = scores.argmax(-1) == questions.labels
-        return F.cross_entropy(scores, questions.labels, reduction="sum"), correct.sum()
-    true, others = _candidate_scores(states, word, questions)
+        correct = scores.argmax(-1) == labels
+        return F.cross_entropy(scores, labels, reduction="sum"), correct.sum()
+    true, others = _candidate_scores(states, word, labels, tables)
     losses = torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]
     return losses.sum(), (true > others).all(dim=1).sum()
 
 
-def answer_probabilities(states: Tensor, word: WordEmbedding, questions: Questions) -> Tensor:
-    """p of Eq. 9, the probability of every answer's token among its candidates: from states [N, D] float32 [N]."""
-    if not questions.candidates.numel():
+def answer_probabilities(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> Tensor:
+    """Compute p of Eq. 9, the probability of every answer's token among its candidates.
+
+    Args:
+        states: [N, D], h_d^i.
+        word: the word embedding.
+        labels: int64 [N], the answers' tokens.
+        tables: candidates and their correction.
+
+    Returns:
+        float32 [N].
+    """
+    if not tables.candidates.numel():
         scores = _vocabulary_scores(states, word)
-        return torch.softmax(scores, dim=1).gather(1, questions.labels[:, None])[:, 0]
-    return torch.softmax(torch.cat(_candidate_scores(states, word, questions), dim=1), dim=1)[:, 0]
+        return torch.softmax(scores, dim=1).gather(1, labels[:, None])[:, 0]
+    return torch.softmax(torch.cat(_candidate_scores(states, word, labels, tables), dim=1), dim=1)[:, 0]
 
 
 def _vocabulary_scores(states: Tensor, word: WordEmbedding) -> Tensor:
-    """float32 [N, V]."""
+    """Score every word for states [N, D]: float32 [N, V]."""
     return word(states, states.new_zeros(word.num_embeddings)).float()
 
 
-def _candidate_scores(states: Tensor, word: WordEmbedding, questions: Questions) -> tuple[Tensor, Tensor]:
-    """float32 scores of the answers' tokens [N, 1], and of what competes with them [N, C]."""
-    labels, candidates = questions.labels, questions.candidates
+def _candidate_scores(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> tuple[Tensor, Tensor]:
+    """Score the answers' tokens, float32 [N, 1], and what competes with them, [N, C]."""
+    candidates = tables.candidates
     true = (states * word(labels)).sum(-1, keepdim=True).float()
     others = (states @ word(candidates).t()).float()
-    if questions.log_counts is not None:
-        true = true - questions.log_counts[labels, None]
-        others = others - questions.log_counts[candidates]
+    if tables.log_counts is not None:
+        true = true - tables.log_counts[labels, None]
+        others = others - tables.log_counts[candidates]
     return true, others.masked_fill(candidates == labels[:, None], float("-inf"))
 
 
@@ -97,20 +122,20 @@ class ProductDecoder(nn.Module):
         self.max_places = max_places
         self.tail, self.head = (nn.Linear(config.hidden_size, config.hidden_size, bias=False) for _ in range(2))
 
-    def forward(self, hidden: Tensor, questions: Questions) -> Tensor:
-        """States [T, D] -> h_d^i [N, D] for i = 1 ... of every answer."""
-        state = _span_means(hidden, questions.spans)
-        relations = F.rms_norm(questions.relations, questions.relations.shape[-1:]).to(state.dtype)
+    def forward(self, hidden: Tensor, given: AssessingBatch, vectors: Tensor) -> Tensor:
+        """Decode states [T, D] into h_d^i [N, D] for i = 1 ... of every answer; h_rel are rows of `vectors` [U', D]."""
+        state = _span_means(hidden, given.spans)
+        relations = F.rms_norm(vectors[given.relations], vectors.shape[-1:]).to(state.dtype)
         decoded = []
         for _ in range(self.max_places):
             product = relations * state
-            state = torch.tanh(torch.where(questions.inverse[:, None], self.head(product), self.tail(product)))
+            state = torch.tanh(torch.where(given.inverse[:, None], self.head(product), self.tail(product)))
             decoded.append(state)
-        return torch.stack(decoded)[questions.place, questions.fact]
+        return torch.stack(decoded)[given.place, given.fact]
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> Tensor:
-    """Means of the rows [first, last) of [T, D]: [F, D]. As a product, which is deterministic on every device."""
+    """Average the rows [first, last) of [T, D]: [F, D]. As a product, which is deterministic on every device."""
     rows = torch.arange(len(hidden), device=hidden.device)
     inside = (rows >= spans[:, :1]) & (rows < spans[:, 1:])
     return (inside / (spans[:, 1:] - spans[:, :1])).to(hidden.dtype) @ hidden

@@ -57,7 +57,7 @@ class PackedLayout(NamedTuple):
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, tail: Tail | None = None) -> PackedLayout:
-    """Lays out `num_tokens` (T) tokens in documents.
+    """Lay out `num_tokens` (T) tokens in documents.
 
     Args:
         cu_seqlens: [B + 1] int32, from 0 to T.
@@ -71,7 +71,7 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, tail: Ta
     positions = torch.arange(num_tokens, device=device) - starts[document]
 
     def grid(begin: int, end: int, first: int, last: int, length: int) -> Grid:
-        """Of documents [begin, end), which are rows [first, last)."""
+        """Lay out documents [begin, end), which are rows [first, last)."""
         if last - first == (end - begin) * length:
             return Grid(first, last, end - begin, length, None, None)
         slots = (document[first:last] - begin) * length + positions[first:last]
@@ -96,7 +96,7 @@ def packed_attention(
     dropout_p: float = 0.0,
     query_layout: PackedLayout | None = None,
 ) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value within each document.
+    """Compute softmax(query key^T / sqrt(d)) value within each document.
 
     In half precision on CUDA, without dropout, torch's variable-length flash attention reads the packed tokens as they
     are; it has no dropout. Everywhere else: pads to [B, H, S, d], runs torch's own kernel under a key mask and takes
@@ -121,27 +121,29 @@ def packed_attention(
         assert isinstance(attended, Tensor)  # a tuple only where more was asked for
         return attended
     parts = [
-        _grid_attention(query, key, value, asking, grid, dropout_p)
-        for asking, grid in zip(queries.grids, layout.grids, strict=True)
+        _grid_attention(query, key, value, query_grid, grid, dropout_p)
+        for query_grid, grid in zip(queries.grids, layout.grids, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _grid_attention(query: Tensor, key: Tensor, value: Tensor, asking: Grid, grid: Grid, dropout_p: float) -> Tensor:
-    """The rows of one grid's queries [n, H, d]."""
+def _grid_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_grid: Grid, grid: Grid, dropout_p: float
+) -> Tensor:
+    """Attend for the queries of one grid: [n, H, d]."""
     padded = F.scaled_dot_product_attention(
-        _padded(query, asking),
+        _padded(query, query_grid),
         _padded(key, grid),
         _padded(value, grid),
         attn_mask=grid.key_mask,
         dropout_p=dropout_p,
     )
     rows = padded.transpose(1, 2).flatten(0, 1)
-    return rows if asking.slots is None else rows.index_select(0, asking.slots)
+    return rows if query_grid.slots is None else rows.index_select(0, query_grid.slots)
 
 
 def _padded(packed: Tensor, grid: Grid) -> Tensor:
-    """[T, H, d] -> [B, H, S, d] of a grid's documents, zeros where a document has no token."""
+    """Pad a grid's documents, [T, H, d] -> [B, H, S, d], with zeros where a document has no token."""
     rows = packed[grid.first : grid.last]
     if grid.slots is not None:
         rows = rows.new_zeros(grid.documents * grid.length, *rows.shape[1:]).index_copy(0, grid.slots, rows)
@@ -162,17 +164,17 @@ class SelfAttention(nn.Module):
         self,
         hidden: Tensor,
         layout: PackedLayout,
-        asking: Tensor | None = None,
-        asking_layout: PackedLayout | None = None,
+        rows: Tensor | None = None,
+        row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual; with `asking` [Q, D] only their rows [Q, D]."""
+        """Attend, [T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] for those rows only, [Q, D]."""
         query, key, value = (
             projection(states).unflatten(-1, (self.heads, -1))
             for projection, states in (
-                (self.query, hidden if asking is None else asking),
+                (self.query, hidden if rows is None else rows),
                 (self.key, hidden),
                 (self.value, hidden),
             )
         )
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.output(packed_attention(query, key, value, layout, dropout_p, asking_layout).flatten(1))
+        return self.output(packed_attention(query, key, value, layout, dropout_p, row_layout).flatten(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from trelm_ds.model.attention import PackedLayout, SelfAttention, Tail, packed_layout
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
+from trelm_ds.model.injection import Injected
 
 
 class WordEmbedding(nn.Embedding):
@@ -21,26 +22,10 @@ class WordEmbedding(nn.Embedding):
     """
 
     def forward(self, inputs: Tensor, vocabulary_bias: Tensor | None = None) -> Tensor:
-        """Looks up token ids [T] -> [T, D]; with `vocabulary_bias` [V], scores states [M, D] -> [M, V]."""
+        """Look up token ids [T] -> [T, D]; with `vocabulary_bias` [V], score states [M, D] -> [M, V]."""
         if vocabulary_bias is not None:
             return F.linear(inputs, self.weight, vocabulary_bias)
         return super().forward(inputs)
-
-
-class Injected(NamedTuple):
-    """Embeddings that follow Eq. 7 instead of the word embedding E: keep * E + vector at each of K tokens.
-
-    A NamedTuple, because ZeRO-3 looks for tensors in tuples that pass between modules.
-    """
-
-    rows: Tensor
-    """[K] int64, distinct rows of the T tokens"""
-    items: Tensor
-    """[K] int64, the knowledge item that each belongs to"""
-    keep: Tensor
-    """[I] float32, how much of the token's own word embedding each item keeps"""
-    vectors: Tensor
-    """[I, D] float32, what is added; no gradient flows into it"""
 
 
 class Embeddings(nn.Module):
@@ -56,7 +41,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, positions: Tensor, injected: Injected | None = None) -> Tensor:
-        """[T] token ids and [T] positions from 0 -> [T, D]. What is injected takes the word embedding's place only."""
+        """Embed token ids [T] at positions [T] from 0: [T, D]. What is injected replaces the word embedding only."""
         token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
         word = self.word(input_ids)
         if injected is not None:
@@ -79,26 +64,26 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """Transform hidden states [T, D] -> [T, D]."""
         return self.transform(self.attend(hidden, layout))
 
     def attend(
         self,
         hidden: Tensor,
         layout: PackedLayout,
-        asking: Tensor | None = None,
-        asking_layout: PackedLayout | None = None,
+        rows: Tensor | None = None,
+        row_layout: PackedLayout | None = None,
     ) -> Tensor:
-        """The first half, [T, D] -> [T, D]: attention; with `asking` [Q, D] only for those of its rows."""
-        attended = self.attention(hidden, layout, asking, asking_layout)
-        return self.attention_norm((hidden if asking is None else asking) + self.dropout(attended))
+        """Run the first half, attention, [T, D] -> [T, D]; with `rows` [Q, D] for those of its rows only."""
+        attended = self.attention(hidden, layout, rows, row_layout)
+        return self.attention_norm((hidden if rows is None else rows) + self.dropout(attended))
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """The second half, [T, D] -> [T, D]: feed-forward."""
+        """Run the second half, feed-forward, [T, D] -> [T, D]."""
         return self.finish(hidden, self.feed_forward(hidden))
 
     def finish(self, hidden: Tensor, fed_forward: Tensor) -> Tensor:
-        """Behind the feed-forward, given its input and its output [T, D]."""
+        """Finish the layer behind the feed-forward, given its input and its output [T, D]."""
         return self.feed_forward_norm(hidden + self.dropout(fed_forward))
 
 
@@ -117,6 +102,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         initialize(self, config)
 
+    @property
+    def blocks(self) -> list[EncoderLayer]:
+        """The layers, with their type."""
+        return [cast(EncoderLayer, layer) for layer in self.layers]
+
     def forward(
         self,
         input_ids: Tensor,
@@ -125,7 +115,7 @@ class Encoder(nn.Module):
         injected: Injected | None = None,
         tail: Tail | None = None,
     ) -> Tensor:
-        """Encodes B documents of together T tokens, each by itself.
+        """Encode B documents of together T tokens, each by itself.
 
         Args:
             input_ids: [T] int64, the documents one after another.
@@ -157,7 +147,7 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def initialize(module: nn.Module, config: EncoderConfig) -> None:
-    """BERT's start values: normal weights, biases 0, LayerNorm 1 and 0, the pad token's row 0."""
+    """Set BERT's start values: normal weights, biases 0, LayerNorm 1 and 0, the pad token's row 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=config.initializer_range)

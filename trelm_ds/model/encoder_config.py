@@ -101,7 +101,7 @@ class EncoderConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> EncoderConfig:
-        """Reads the content of a Hugging Face config.json.
+        """Read the content of a Hugging Face config.json.
 
         Raises:
             UserError: for another kind of model than BERT or RoBERTa, or a variant this encoder does not compute.
@@ -124,7 +124,7 @@ class EncoderConfig:
 
     @classmethod
     def from_settings(cls, settings: ModelConfig, vocab_size: int, pad_token_id: int) -> EncoderConfig:
-        """Sizes of a fresh encoder, from the run's configuration and its tokenizer."""
+        """Take the sizes of a fresh encoder from the run's configuration and its tokenizer."""
         roberta = settings.architecture == "roberta"
         return cls(
             architecture=settings.architecture,
@@ -144,7 +144,7 @@ class EncoderConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a Hugging Face config.json."""
+        """Return the content of a Hugging Face config.json."""
         values = asdict(self)
         kind = values.pop("architecture")
         values["max_position_embeddings"] += self.position_offset

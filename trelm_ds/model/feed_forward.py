@@ -16,16 +16,16 @@ from trelm_ds.model.encoder_config import EncoderConfig
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function behind Hugging Face's `hidden_act`; `EncoderConfig` has checked the name."""
+    """Return the function behind Hugging Face's `hidden_act`, whose name `EncoderConfig` has checked."""
     return partial(activate, activation=_kind(name))
 
 
 def _kind(hidden_act: str) -> str:
-    """What the kernels call it."""
+    """Return the kernels' name for it."""
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
 
 
-class Path(NamedTuple):
+class KnowledgePath(NamedTuple):
     """The part of a layer that is updated (Eq. 12); the other gradients are exactly 0."""
 
     neurons: Tensor
@@ -40,7 +40,7 @@ class Path(NamedTuple):
 
 
 class _RoutedFeedForward(torch.autograd.Function):
-    """The layer whose backward pass computes weight gradients on the path only; that by the input is exact.
+    """The layer with weight gradients on the path only; the gradient by its input is exact.
 
     It keeps [T, F] once, where torch's own keeps it before and after the activation.
     """
@@ -53,7 +53,7 @@ class _RoutedFeedForward(torch.autograd.Function):
         key_bias: Tensor,
         values: Tensor,
         value_bias: Tensor,
-        path: Path,
+        path: KnowledgePath,
         kind: str,
     ) -> Tensor:
         before = F.linear(hidden, keys, key_bias)
@@ -97,12 +97,12 @@ class KeyValueFeedForward(nn.Module):
         self.value_bias = nn.Parameter(torch.zeros(size))
         self.activation = activation(config.hidden_act)
         self.kind = _kind(config.hidden_act)
-        self.path: Path | None = None
+        self.path: KnowledgePath | None = None
         for weight in (self.keys, self.values):
             nn.init.normal_(weight, std=config.initializer_range)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[T, D] -> [T, D], before dropout and residual."""
+        """Transform hidden states [T, D] -> [T, D], before dropout and residual."""
         if self.path is not None and torch.is_grad_enabled() and self.keys.requires_grad:
             weights = self.keys, self.key_bias, self.values, self.value_bias
             return _RoutedFeedForward.apply(hidden, *weights, self.path, self.kind)

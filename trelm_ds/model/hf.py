@@ -73,7 +73,7 @@ _IGNORED = re.compile(
 
 
 def hf_names(config: EncoderConfig) -> dict[str, str]:
-    """Our parameter's name -> its name in the Hugging Face checkpoint, for every parameter."""
+    """Map every parameter's name to its name in the Hugging Face checkpoint."""
     base = f"{config.architecture}."
     names = {f"encoder.embeddings.{ours}": f"{base}embeddings.{theirs}" for ours, theirs in _EMBEDDINGS.items()}
     for i in range(config.num_hidden_layers):
@@ -87,7 +87,7 @@ def hf_names(config: EncoderConfig) -> dict[str, str]:
 
 
 def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) -> MaskedLanguageModel:
-    """Builds the model of a Hugging Face folder, in fp32.
+    """Build the model of a Hugging Face folder, in fp32.
 
     The weights are model.safetensors, its sharded form, or pytorch_model.bin. A checkpoint of the bare encoder gets a
     fresh MLM head and a warning; the pooler and the next-sentence head are left out.
@@ -103,7 +103,7 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
 
 
 def load_encoder(folder: str | Path) -> Encoder:
-    """Builds the encoder of a Hugging Face folder, with or without an MLM head, in fp32.
+    """Build the encoder of a Hugging Face folder, with or without an MLM head, in fp32.
 
     Raises:
         UserError: as `load_pretrained`.
@@ -120,14 +120,14 @@ def _load(folder: Path, activation_checkpointing: bool, fresh_head_level: int) -
     for name in ignored:
         del tensors[name]
     if ignored:
-        log.info("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
+        log.debug("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
     _drop_tied_decoder(tensors, config, folder)
     _fill(model, tensors, config, folder, fresh_head_level)
     return model
 
 
 def load_config(folder: str | Path) -> EncoderConfig:
-    """Reads config.json of a Hugging Face folder.
+    """Read config.json of a Hugging Face folder.
 
     Raises:
         UserError: it is missing, not JSON, or describes a model this project does not have.
@@ -153,7 +153,7 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder by name; never unpickles anything but tensors."""
+    """Read all tensors of the folder by name; never unpickle anything but tensors."""
     if (folder / WEIGHTS).exists():
         return _read_safetensors(folder / WEIGHTS)
     if (folder / WEIGHTS_INDEX).exists():
@@ -191,12 +191,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _modern(name: str) -> str:
-    """The first BERT checkpoints call LayerNorm's weight and bias gamma and beta."""
+    """Rename gamma and beta, as the first BERT checkpoints call LayerNorm's weight and bias."""
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def _with_prefix(tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """A bare BertModel or RobertaModel is saved without the "bert." or "roberta." in front."""
+    """Add the "bert." or "roberta." that a bare BertModel or RobertaModel is saved without."""
     base = f"{config.architecture}."
     if any(name.startswith(base) for name in tensors):
         return tensors
@@ -205,7 +205,7 @@ def _with_prefix(tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str,
 
 
 def _drop_tied_decoder(tensors: dict[str, Tensor], config: EncoderConfig, folder: Path) -> None:
-    """Removes the decoder's copies of the word embedding and the bias, after checking that they are copies."""
+    """Remove the decoder's copies of the word embedding and the bias, after checking that they are copies."""
     prefix = _HEAD_PREFIX[config.architecture]
     if f"{prefix}bias" not in tensors and f"{prefix}decoder.bias" in tensors:
         tensors[f"{prefix}bias"] = tensors[f"{prefix}decoder.bias"]
@@ -226,7 +226,7 @@ def _fill(
     folder: Path,
     fresh_head_level: int,
 ) -> None:
-    """Copies every tensor into its parameter; a missing MLM head is reported at `fresh_head_level`."""
+    """Copy every tensor into its parameter; a missing MLM head is reported at `fresh_head_level`."""
     names = hf_names(config)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     head = [theirs for ours, theirs in names.items() if ours.startswith("head.")]
@@ -259,12 +259,12 @@ def _fill(
 
 
 def _transposed(ours: str, tensor: Tensor) -> Tensor:
-    """The feed-forward values are [F, D] here and [D, F] there; everything else is the same."""
+    """Whether a tensor is transposed: the feed-forward values are [F, D] here and [D, F] there."""
     return tensor.t() if ours.endswith(".feed_forward.values") else tensor
 
 
 def to_hf_state(state: Mapping[str, Tensor], config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yields (Hugging Face name, contiguous CPU tensor) for a state dict of `MaskedLanguageModel`.
+    """Yield (Hugging Face name, contiguous CPU tensor) for a state dict of `MaskedLanguageModel`.
 
     Raises:
         ValueError: the names are not exactly the model's.
@@ -279,7 +279,7 @@ def to_hf_state(state: Mapping[str, Tensor], config: EncoderConfig) -> Iterator[
 def save_pretrained(
     model: nn.Module | Mapping[str, Tensor], config: EncoderConfig, folder: str | Path, tokenizer_dir: str | Path | None
 ) -> None:
-    """Writes a folder that `transformers.AutoModelForMaskedLM.from_pretrained` reads, all of it or nothing.
+    """Write a folder that `transformers.AutoModelForMaskedLM.from_pretrained` reads, all of it or nothing.
 
     Args:
         model: a `MaskedLanguageModel`, or its state dict.
@@ -313,7 +313,7 @@ def save_pretrained(
 
 
 def _check_target(folder: Path) -> None:
-    """Refuses to overwrite anything that is not an export of ours."""
+    """Refuse to overwrite anything that is not an export of ours."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -332,7 +332,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path, longest: int) -> None:
-    """Copies a tokenizer and writes into its configuration, if it has one, how many tokens the model can read."""
+    """Copy a tokenizer; note in its configuration, if it has one, how many tokens the model can read."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "vocab.txt", "vocab.json") for path in found):
         raise UserError(f"{source}: holds no tokenizer (tokenizer.json, vocab.txt or vocab.json with merges.txt)")
@@ -345,7 +345,7 @@ def _copy_tokenizer(source: Path, target: Path, longest: int) -> None:
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Puts `temporary` in place of `folder`; an earlier export steps aside first: a rename needs an empty target."""
+    """Put `temporary` in place of `folder`; an earlier export steps aside first: a rename needs an empty target."""
     if folder.exists() and any(folder.iterdir()):
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
         os.rename(folder, aside)

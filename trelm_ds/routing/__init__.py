@@ -1,19 +1,19 @@
 """Dynamic knowledge routing (paper 3.3): which neurons hold the assessed facts, and updating only those."""
 
 from trelm_ds.routing.adamw import LazyAdamW
-from trelm_ds.routing.attribution import Documents, Scores, attribute, frozen, no_scores
+from trelm_ds.routing.attribution import NeuronScores, attribute, frozen, no_scores
 from trelm_ds.routing.explain import Explanation, explain, plot, table, to_json
 from trelm_ds.routing.paths import KnowledgePaths, first_layer, read_paths, save_paths
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
+from trelm_ds.routing.sample import routed_facts
 
 __all__ = [
     "QUADRATURES",
-    "Documents",
     "Explanation",
     "KnowledgePaths",
     "LazyAdamW",
+    "NeuronScores",
     "Quadrature",
-    "Scores",
     "attribute",
     "explain",
     "first_layer",
@@ -23,6 +23,7 @@ __all__ = [
     "plot",
     "read_paths",
     "right_riemann",
+    "routed_facts",
     "save_paths",
     "table",
     "to_json",

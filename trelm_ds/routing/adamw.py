@@ -24,7 +24,7 @@ class LazyAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; `closure` as torch has it."""
+        """Take one step; `closure` as torch has it."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

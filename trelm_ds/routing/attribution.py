@@ -16,33 +16,22 @@ from torch import Tensor
 from trelm_kernels import before_activation, riemann_scores
 
 from trelm_ds.model import (
-    Encoder,
-    EncoderLayer,
-    Injected,
+    Assessing,
+    AssessingBatch,
+    Batch,
+    KeyValueFeedForward,
     MaskedLanguageModel,
     PackedLayout,
-    Questions,
+    ProductDecoder,
+    StepTables,
     answer_probabilities,
+    injected,
     packed_layout,
 )
 from trelm_ds.routing.quadrature import Quadrature
 
 
-class Documents(NamedTuple):
-    """Packed documents of T tokens with the facts asked about them; inputs of `MaskedLanguageModel` under its names.
-
-    The decode positions, where activations are scaled, are the answers' masks (decoder query), or the rows of the
-    mentions (product). A document must not hold the positions of two facts: scaled together they would not be apart.
-    """
-
-    input_ids: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    injected: Injected | None
-    questions: Questions
-
-
-class Scores(NamedTuple):
+class NeuronScores(NamedTuple):
     """Sums over decode positions of max(Attr, 0), for L layers from the first that was looked at."""
 
     neurons: Tensor
@@ -63,140 +52,149 @@ class _Targets(NamedTuple):
 
 
 def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLanguageModel:
-    """A model of the same sizes that shares the given weights: in eval mode, without gradients, without any hooks."""
+    """Make a model that shares the given weights: in eval mode, without gradients, without any hooks."""
     with torch.device("meta"):
         view = MaskedLanguageModel(model.config)
-        if model.decoder is not None:
-            view.decoder = type(model.decoder)(model.config, model.decoder.max_places)
-    view.load_state_dict(weights, assign=True)
+        if (decoder := model.decoder) is not None:
+            view.objectives["cka"] = Assessing(ProductDecoder(model.config, decoder.max_places))
+    view.load_state_dict({name: weights[name] for name in view.state_dict()}, assign=True)
     return view.requires_grad_(False).eval()
 
 
-def no_scores(model: MaskedLanguageModel, first_layer: int, device: torch.device) -> Scores:
-    """Zeros, where there is nothing to look at."""
+def no_scores(model: MaskedLanguageModel, first_layer: int, device: torch.device) -> NeuronScores:
+    """Make zeros, for where there is nothing to look at."""
     config = model.config
     layers = config.num_hidden_layers - first_layer
     neurons, inputs, outputs = (
         torch.zeros(layers, size, device=device)
         for size in (config.intermediate_size, config.hidden_size, config.hidden_size)
     )
-    return Scores(neurons, inputs, outputs, torch.zeros((), device=device))
+    return NeuronScores(neurons, inputs, outputs, torch.zeros((), device=device))
 
 
 def attribute(
     model: MaskedLanguageModel,
-    given: Documents,
+    batch: Batch,
+    tables: StepTables,
     quadrature: Quadrature,
     first_layer: int = 0,
     max_tokens: int = 16384,
     with_coordinates: bool = False,
-) -> Scores:
-    """Scores of all neurons of the layers from `first_layer` on (Eq. 11), with P of Eq. 9.
+) -> NeuronScores:
+    """Score all neurons of the layers from `first_layer` on (Eq. 11), with P of Eq. 9.
 
     P of a fact is the mean probability of its answer's tokens among the candidates of its assessing. The whole
-    activation vector of a layer is scaled at the fact's decode positions, one layer at a time.
+    activation vector of a layer is scaled at the fact's decode positions, one layer at a time. The decode positions are
+    the answers' masks (decoder query), or the rows of the mentions (product). A document must not hold those of two
+    facts: scaled together they would not be apart.
 
     Args:
         model: of `frozen`.
-        given: documents with at least one fact.
+        batch: documents with at least one fact in `objectives["cka"]`.
+        tables: of its step.
         quadrature: nodes and weights.
         first_layer: layers below are left out.
         max_tokens: tokens of one pass at most; nodes that would not fit are looked at one after another.
         with_coordinates: whether inputs and outputs are scored too: an output coordinate by the same integral (it is
             linear in alpha), an input coordinate by the gradient that the integral's mean sends back to it.
     """
-    encoder = model.encoder
-    layout = packed_layout(given.cu_seqlens, given.max_seqlen, given.input_ids.numel())
-    targets = _targets(given)
+    encoder, facts, device = model.encoder, batch.objectives["cka"], batch.input_ids.device
+    layout = packed_layout(batch.cu_seqlens, batch.max_seqlen, batch.input_ids.numel())
+    targets = _targets(batch, facts)
     with torch.no_grad():
-        attended, outputs = _prefix(encoder, given, layout, targets)
-    together = max(1, max_tokens // given.input_ids.numel())
-    weights = torch.tensor(quadrature.weights, device=given.input_ids.device)
-    found = no_scores(model, first_layer, given.input_ids.device)
+        attended, outputs = _prefix(model, batch, tables, layout, targets)
+    together = max(1, max_tokens // batch.input_ids.numel())
+    weights = torch.tensor(quadrature.weights, device=device)
+    found = no_scores(model, first_layer, device)
     for index in range(first_layer, len(encoder.layers)):
-        layer, states = encoder.layers[index], attended[index]
-        assert isinstance(layer, EncoderLayer)
+        states = attended[index]
         gradients = torch.cat(
             [
-                _node_gradients(model, given, targets, index, states, outputs[index], nodes)
+                _node_gradients(model, batch, tables, targets, index, states, outputs[index], nodes)
                 for nodes in torch.tensor(quadrature.nodes, device=weights.device).split(together)
             ]
         )
         with torch.no_grad():
-            _add_scores(found, index - first_layer, layer, states, gradients, weights, with_coordinates)
-    return found._replace(facts=found.facts + len(_answer_lengths(given.questions)))
+            _add_scores(
+                found,
+                index - first_layer,
+                encoder.blocks[index].feed_forward,
+                states,
+                gradients,
+                weights,
+                with_coordinates,
+            )
+    return found._replace(facts=found.facts + len(_answer_lengths(facts)))
 
 
-def _targets(given: Documents) -> _Targets:
-    questions = given.questions
-    rows = questions.positions
-    if len(questions.spans):
-        lengths = questions.spans[:, 1] - questions.spans[:, 0]
+def _targets(batch: Batch, facts: AssessingBatch) -> _Targets:
+    rows = facts.positions
+    if len(facts.spans):
+        lengths = facts.spans[:, 1] - facts.spans[:, 0]
         ends = lengths.cumsum(0)
         rows = torch.arange(int(ends[-1]), device=lengths.device)
-        rows = rows + torch.repeat_interleave(questions.spans[:, 0] - (ends - lengths), lengths)
-    bounds = torch.searchsorted(rows, given.cu_seqlens.long()).int()
+        rows = rows + torch.repeat_interleave(facts.spans[:, 0] - (ends - lengths), lengths)
+    bounds = torch.searchsorted(rows, batch.cu_seqlens.long()).int()
     return _Targets(rows, packed_layout(bounds, int(bounds.diff().max()), len(rows)))
 
 
-def _answer_lengths(questions: Questions) -> Tensor:
-    """[F] int64."""
-    return torch.bincount(questions.fact)
+def _answer_lengths(facts: AssessingBatch) -> Tensor:
+    """Count the tokens of every answer: int64 [F]."""
+    return torch.bincount(facts.fact)
 
 
 def _prefix(
-    encoder: Encoder, given: Documents, layout: PackedLayout, targets: _Targets
+    model: MaskedLanguageModel, batch: Batch, tables: StepTables, layout: PackedLayout, targets: _Targets
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each layer the feed-forward's input at the targets [R, D] and the layer's output [T, D], of the last none."""
-    hidden = encoder.embeddings(given.input_ids, layout.positions, given.injected)
+    """Return each layer's feed-forward input at the targets [R, D], and its output [T, D] (of the last layer none)."""
+    items, blocks = batch.items, model.encoder.blocks
+    injection = None if items is None else injected(items, tables, model.config.hidden_size)
+    hidden = model.encoder.embeddings(batch.input_ids, layout.positions, injection)
     attended, outputs = [], []
-    for layer in encoder.layers[:-1]:
-        assert isinstance(layer, EncoderLayer)
+    for layer in blocks[:-1]:
         states = layer.attend(hidden, layout)
         hidden = layer.transform(states)
         attended.append(states.index_select(0, targets.rows))
         outputs.append(hidden)
-    last = encoder.layers[-1]
-    assert isinstance(last, EncoderLayer)
-    attended.append(last.attend(hidden, layout, hidden.index_select(0, targets.rows), targets.layout))
+    attended.append(blocks[-1].attend(hidden, layout, hidden.index_select(0, targets.rows), targets.layout))
     return attended, [*outputs, hidden[:0]]
 
 
 def _node_gradients(
     model: MaskedLanguageModel,
-    given: Documents,
+    batch: Batch,
+    tables: StepTables,
     targets: _Targets,
     index: int,
     states: Tensor,
     output: Tensor,
     nodes: Tensor,
 ) -> Tensor:
-    """dP/dy at each node, y the feed-forward's output at the targets: [m, R, D]."""
-    layers, count = model.encoder.layers, len(nodes)
-    layer = layers[index]
-    assert isinstance(layer, EncoderLayer)
-    memory = layer.feed_forward
-    product = memory.activation(F.linear(states, memory.keys, memory.key_bias)) @ memory.values
-    scaled = nodes.to(product.dtype)[:, None, None] * product + memory.value_bias
+    """Compute dP/dy at each node, y the feed-forward's output at the targets: [m, R, D]."""
+    blocks, count = model.encoder.blocks, len(nodes)
+    layer = blocks[index]
+    ffn = layer.feed_forward
+    product = ffn.activation(F.linear(states, ffn.keys, ffn.key_bias)) @ ffn.values
+    scaled = nodes.to(product.dtype)[:, None, None] * product + ffn.value_bias
     scaled.requires_grad_()
     at_targets = layer.finish(states, scaled)
-    if index + 1 < len(layers):
+    if index + 1 < len(blocks):
         # Each node has a copy of the documents, which differ from one another at the targets and above only.
         hidden = output.expand(count, -1, -1).index_copy(1, targets.rows, at_targets).flatten(0, 1)
-        layout = _repeated(given.cu_seqlens, given.max_seqlen, count)
-        asking_layout = _repeated(targets.layout.cu_seqlens, targets.layout.max_seqlen, count)
+        layout = _repeated(batch.cu_seqlens, batch.max_seqlen, count)
+        row_layout = _repeated(targets.layout.cu_seqlens, targets.layout.max_seqlen, count)
         rows = _shifted(targets.rows, len(output), count)
-        for above in layers[index + 1 : -1]:
+        for above in blocks[index + 1 : -1]:
             hidden = above(hidden, layout)
-        last = layers[-1]
-        assert isinstance(last, EncoderLayer)
-        at_targets = last.transform(last.attend(hidden, layout, hidden.index_select(0, rows), asking_layout))
-    answered = _answer_probability(model, given.questions, at_targets.view(-1, at_targets.shape[-1]), count)
+        last = blocks[-1]
+        at_targets = last.transform(last.attend(hidden, layout, hidden.index_select(0, rows), row_layout))
+    at_targets = at_targets.view(-1, at_targets.shape[-1])
+    answered = _answer_probability(model, batch.objectives["cka"], tables, at_targets, count)
     return torch.autograd.grad(answered, scaled)[0]
 
 
 def _repeated(cu_seqlens: Tensor, max_seqlen: int, count: int) -> PackedLayout:
-    """The layout of `count` copies of packed documents, one after another."""
+    """Lay out `count` copies of packed documents, one after another."""
     total = cu_seqlens[-1]
     copies = torch.arange(count, device=cu_seqlens.device, dtype=cu_seqlens.dtype) * total
     bounds = torch.cat([cu_seqlens[:1], (copies[:, None] + cu_seqlens[1:]).flatten()])
@@ -204,51 +202,50 @@ def _repeated(cu_seqlens: Tensor, max_seqlen: int, count: int) -> PackedLayout:
 
 
 def _shifted(rows: Tensor, total: int, count: int) -> Tensor:
-    """Rows of one copy of `total` rows [n, ...] as those of all copies [count * n, ...]."""
+    """Turn rows of one copy of `total` rows [n, ...] into those of all copies [count * n, ...]."""
     copies = torch.arange(count, device=rows.device) * total
     return (copies.view(-1, *[1] * rows.dim()) + rows).flatten(0, 1)
 
 
-def _answer_probability(model: MaskedLanguageModel, questions: Questions, states: Tensor, count: int) -> Tensor:
-    """Sum of P (Eq. 9) over facts and copies, from the states [m * R, D] at the decode positions."""
-    lengths = _answer_lengths(questions)
-    share = (1 / lengths)[questions.fact]  # P of a fact is the mean over its answer's tokens
-    repeated = questions._replace(labels=questions.labels.repeat(count))
+def _answer_probability(
+    model: MaskedLanguageModel, facts: AssessingBatch, tables: StepTables, states: Tensor, count: int
+) -> Tensor:
+    """Sum P (Eq. 9) over facts and copies, from the states [m * R, D] at the decode positions."""
+    lengths = _answer_lengths(facts)
+    share = (1 / lengths)[facts.fact]  # P of a fact is the mean over its answer's tokens
     if model.decoder is None:
         decoded = model.head.transform(states)
     else:
-        ends = (questions.spans[:, 1] - questions.spans[:, 0]).cumsum(0)
+        ends = (facts.spans[:, 1] - facts.spans[:, 0]).cumsum(0)
         spans = torch.stack([torch.cat([ends.new_zeros(1), ends[:-1]]), ends], dim=1)  # in the rows of the targets
-        decoded = model.decoder(
-            states,
-            repeated._replace(
-                fact=_shifted(questions.fact, len(lengths), count),
-                place=questions.place.repeat(count),
-                spans=_shifted(spans, len(states) // count, count),
-                relations=questions.relations.repeat(count, 1),
-                inverse=questions.inverse.repeat(count),
-            ),
+        repeated = facts._replace(
+            fact=_shifted(facts.fact, len(lengths), count),
+            place=facts.place.repeat(count),
+            spans=_shifted(spans, len(states) // count, count),
+            relations=facts.relations.repeat(count),
+            inverse=facts.inverse.repeat(count),
         )
-    probabilities = answer_probabilities(decoded, model.encoder.embeddings.word, repeated)
+        decoded = model.decoder(states, repeated, tables.vectors)
+    labels = facts.labels.repeat(count)
+    probabilities = answer_probabilities(decoded, model.encoder.embeddings.word, labels, tables)
     return (probabilities * share.repeat(count)).sum()
 
 
 def _add_scores(
-    found: Scores,
+    found: NeuronScores,
     place: int,
-    layer: EncoderLayer,
+    ffn: KeyValueFeedForward,
     states: Tensor,
     gradients: Tensor,
     weights: Tensor,
     with_coordinates: bool,
 ) -> None:
-    """Eq. 11 for one layer, from the gradients [m, R, D] by its output."""
-    memory = layer.feed_forward
-    before = F.linear(states, memory.keys, memory.key_bias)
-    activated = memory.activation(before)
-    found.neurons[place] += riemann_scores(gradients, weights, memory.values, activated)
+    """Add Eq. 11 for one layer, from the gradients [m, R, D] by its output."""
+    before = F.linear(states, ffn.keys, ffn.key_bias)
+    activated = ffn.activation(before)
+    found.neurons[place] += riemann_scores(gradients, weights, ffn.values, activated)
     if with_coordinates:
         mean = torch.einsum("k,ktd->td", weights, gradients.float()).to(states.dtype)
-        found.outputs[place] += ((activated @ memory.values).float() * mean.float()).clamp(min=0).sum(0)
-        by_input = before_activation(mean @ memory.values.t(), before, memory.kind) @ memory.keys
+        found.outputs[place] += ((activated @ ffn.values).float() * mean.float()).clamp(min=0).sum(0)
+        by_input = before_activation(mean @ ffn.values.t(), before, ffn.kind) @ ffn.keys
         found.inputs[place] += (states.float() * by_input.float()).clamp(min=0).sum(0)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trelm_ds.errors import UserError
-from trelm_ds.model import MaskedLanguageModel, Questions
-from trelm_ds.routing.attribution import Documents, attribute
+from trelm_ds.model import AssessingBatch, Batch, MaskedLanguageModel, StepTables
+from trelm_ds.routing.attribution import attribute
 from trelm_ds.routing.quadrature import QUADRATURES
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def explain(
     quadrature: str = "gauss3",
     path: Tensor | None = None,
 ) -> Explanation:
-    """Attributes an answer to neurons.
+    """Attribute an answer to neurons.
 
     Args:
         model: of `frozen`.
@@ -83,27 +83,32 @@ def explain(
     if not len(positions) or tokenizer.unk_token_id in labels.tolist():
         raise UserError(f"--answer: the tokenizer does not know all of {answer!r}")
     ids = ids.index_fill(0, positions, tokenizer.mask_token_id)
-    nothing = positions.new_zeros(0)
-    fact = torch.zeros_like(positions)
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
     # Training compares words without the head's bias, a cloze reader with it: as if by corrected candidates, all words.
-    words, bias = torch.arange(model.config.vocab_size), model.head.bias
-    questions = Questions(
-        labels,
-        fact,
-        torch.arange(len(fact)),
-        positions,
-        nothing.view(0, 2),
-        torch.zeros(0, 1),
-        fact[:1] > 0,
-        words,
-        -bias,
-    )
-    found = attribute(model, Documents(ids, bounds, len(ids), None, questions), QUADRATURES[quadrature])
+    nothing = torch.zeros(0, 1)
+    words = torch.arange(model.config.vocab_size)
+    tables = StepTables(vectors=nothing, memories=nothing, influence=0.0, candidates=words, log_counts=-model.head.bias)
+    batch = Batch.of_documents(ids, bounds, len(ids))._replace(objectives={"cka": _one_fact(positions, labels)})
+    found = attribute(model, batch, tables, QUADRATURES[quadrature])
     with torch.no_grad():
         logits = model.logits(model.encoder(ids, bounds, len(ids))[positions]).float()
     probability = logits.softmax(-1).gather(1, labels[:, None]).mean().item()
     return Explanation(prompt, answer, probability, found.neurons, path)
+
+
+def _one_fact(positions: Tensor, labels: Tensor) -> AssessingBatch:
+    """Ask for one answer: tokens `labels` at the masks `positions`, int64 [N] each."""
+    nothing = positions.new_zeros(0)
+    return AssessingBatch(
+        labels=labels,
+        fact=torch.zeros_like(positions),
+        place=torch.arange(len(positions)),
+        positions=positions,
+        spans=nothing.view(0, 2),
+        relations=nothing,
+        inverse=torch.zeros(1, dtype=torch.bool),
+        routed=torch.ones(1, dtype=torch.bool),
+    )
 
 
 def _check_text(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -117,7 +122,7 @@ def _check_text(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def on_path(found: Explanation) -> Tensor | None:
-    """bool [L, F]: neurons that training updates; None for a model without paths."""
+    """Mark the neurons that training updates, bool [L, F]; None for a model without paths."""
     if found.path is None:
         return None
     chosen = torch.zeros(found.scores.shape, dtype=torch.bool)
@@ -127,7 +132,7 @@ def on_path(found: Explanation) -> Tensor | None:
 
 
 def to_json(found: Explanation, top: int) -> dict[str, Any]:
-    """Plain values: the strongest neurons, and every layer's part of the whole attribution."""
+    """Collect plain values: the strongest neurons, and every layer's part of the whole attribution."""
     total = found.scores.sum().clamp(min=torch.finfo(torch.float32).tiny)
     chosen = on_path(found)
     strongest = found.scores.flatten().topk(min(top, found.scores.numel()))[1]
@@ -153,7 +158,7 @@ def to_json(found: Explanation, top: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """`to_json` as text."""
+    """Format the result of `to_json` as text."""
     lines = [f"{result['prompt']}  ->  {result['answer']}   p = {result['probability']:.4f}", ""]
     lines.append(f"{'layer':>5} {'neuron':>7} {'score':>10} {'share':>7}  on path")
     for one in result["neurons"]:
@@ -167,7 +172,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(found: Explanation, file: Path) -> None:
-    """A heat map: layers over neurons, the strongest of each group of neighbours; beside it every layer's sum."""
+    """Draw a heat map: layers over neurons, the strongest of each group of neighbours; beside it every layer's sum."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, EncoderLayer, MaskedLanguageModel, Path
-from trelm_ds.routing.attribution import Scores
+from trelm_ds.model import EncoderConfig, KnowledgePath, MaskedLanguageModel
+from trelm_ds.routing.attribution import NeuronScores
 
 FILE = "paths.safetensors"
 
 
 def first_layer(config: RoutingConfig, layers: int) -> int:
-    """The lowest layer that has a path; those below are not updated."""
+    """Return the lowest layer that has a path; those below are not updated."""
     return 0 if config.top_layers is None else layers - config.top_layers
 
 
@@ -27,7 +27,6 @@ class KnowledgePaths:
 
     Args:
         config: densities and scope.
-        sizes: of the encoder.
         device: where the model lives.
 
     Attributes:
@@ -41,13 +40,13 @@ class KnowledgePaths:
         self._config, self._device = config, device
         self.first_layer = first_layer(config, sizes.num_hidden_layers)
         self._sizes = sizes
-        self.scores: Scores | None = None
+        self.scores: NeuronScores | None = None
         self.neurons: Tensor | None = None
         self.turnover: float | None = None
         self.norms = torch.zeros(2, device=device)
 
-    def update(self, found: Scores) -> None:
-        """Chooses the paths anew.
+    def update(self, found: NeuronScores) -> None:
+        """Choose the paths anew.
 
         Args:
             found: sums over all ranks, the same on each. Without a fact, or a neuron that any fact comes from, the
@@ -57,11 +56,11 @@ class KnowledgePaths:
             if self.scores is not None:
                 self.scores, self.turnover = self.scores._replace(facts=found.facts), 0.0
             return
-        new = Scores._make([*(score / found.facts for score in found[:3]), found.facts])
+        new = NeuronScores._make([*(score / found.facts for score in found[:3]), found.facts])
         if self.scores is not None:
             old = self._config.score_ema
             mixed = [old * a + (1 - old) * b for a, b in zip(self.scores[:3], new[:3], strict=True)]
-            new = Scores._make([*mixed, found.facts])
+            new = NeuronScores._make([*mixed, found.facts])
         before, self.scores = self.neurons, new
         self.neurons = _top(new.neurons, self._config.density)
         if before is not None:
@@ -69,26 +68,24 @@ class KnowledgePaths:
             self.turnover = 1 - stay / before.numel()
 
     def install(self, model: MaskedLanguageModel) -> None:
-        """Lets the model's backward pass follow the paths."""
+        """Make the model's backward pass follow the paths."""
         if self.neurons is None or self.scores is None:
             return
         for place, neurons in enumerate(self.neurons):
-            path = Path(neurons)
+            path = KnowledgePath(neurons)
             if self._config.path == "full":
                 inputs, outputs = (self._coordinates(all_[place]) for all_ in (self.scores.inputs, self.scores.outputs))
-                path = Path(neurons, inputs, outputs, self.norms)
-            layer = model.encoder.layers[self.first_layer + place]
-            assert isinstance(layer, EncoderLayer)
-            layer.feed_forward.path = path
+                path = KnowledgePath(neurons, inputs, outputs, self.norms)
+            model.encoder.blocks[self.first_layer + place].feed_forward.path = path
 
     def _coordinates(self, scores: Tensor) -> Tensor:
-        """bool [D]."""
+        """Mark the kept coordinates by their scores [D]: bool [D]."""
         kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         kept[_top(scores[None], self._config.io_density)[0]] = True
         return kept
 
     def concentration(self) -> list[float]:
-        """Of every layer the share of all positive attribution that the neurons on its path have."""
+        """Return, for every layer, the share of all positive attribution that the neurons on its path have."""
         if self.scores is None or self.neurons is None:
             return []
         scores = self.scores.neurons
@@ -96,7 +93,7 @@ class KnowledgePaths:
         return (on_path / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)).tolist()
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, which later refreshes do not change; empty before the first."""
+        """Return what a checkpoint keeps, which later refreshes do not change; empty before the first."""
         if self.scores is None or self.neurons is None:
             return {}
         state = {"path": self.neurons} | {f"score_{name}": score for name, score in self.scores._asdict().items()}
@@ -104,8 +101,8 @@ class KnowledgePaths:
             state["turnover"] = torch.tensor(self.turnover, dtype=torch.float64)
         return state
 
-    def load(self, folder: FilePath) -> None:
-        """Takes the state up again.
+    def load(self, folder: Path) -> None:
+        """Restore the state from a checkpoint.
 
         Raises:
             UserError: the file does not fit the model.
@@ -124,11 +121,11 @@ class KnowledgePaths:
         state = {name: tensor.to(self._device) for name, tensor in state.items()}
         self.neurons = state["path"]
         self.turnover = state["turnover"].item() if "turnover" in state else None
-        self.scores = Scores(*(state[f"score_{name}"] for name in Scores._fields))
+        self.scores = NeuronScores(*(state[f"score_{name}"] for name in NeuronScores._fields))
 
 
-def save_paths(state: dict[str, Tensor], folder: FilePath) -> list[FilePath]:
-    """Writes a state of `KnowledgePaths`, if there is any; returns the files.
+def save_paths(state: dict[str, Tensor], folder: Path) -> list[Path]:
+    """Write a state of `KnowledgePaths`, if there is any; return the files.
 
     Raises:
         OSError: it cannot be written.
@@ -143,8 +140,8 @@ def save_paths(state: dict[str, Tensor], folder: FilePath) -> list[FilePath]:
     return [folder / FILE]
 
 
-def read_paths(folder: FilePath) -> dict[str, Tensor]:
-    """What a checkpoint holds of its paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
+def read_paths(folder: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's paths: "path" int64 [L, S], the scores as "score_neurons", ..., "turnover" if any.
 
     Raises:
         UserError: no such file, or a damaged one.
@@ -153,7 +150,7 @@ def read_paths(folder: FilePath) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(folder / FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / FILE}: cannot be read: {' '.join(str(error).split())}") from None
-    if missing := {"path", *(f"score_{field}" for field in Scores._fields)} - state.keys():
+    if missing := {"path", *(f"score_{field}" for field in NeuronScores._fields)} - state.keys():
         raise UserError(f"{folder / FILE}: lacks {', '.join(sorted(missing))}")
     return state
 
@@ -163,7 +160,7 @@ def _count(size: int, density: float) -> int:
 
 
 def _top(scores: Tensor, density: float) -> Tensor:
-    """Indices of the highest scores of each row [L, n]: int64 [L, k], ascending."""
+    """Find the highest scores of each row [L, n]: their indices int64 [L, k], ascending."""
     # Sorted stably, so that equal scores, zeros above all, are chosen alike on every device.
     order = scores.sort(dim=1, descending=True, stable=True)[1]
     return order[:, : _count(scores.shape[1], density)].sort(dim=1)[0]

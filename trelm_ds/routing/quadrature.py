@@ -15,12 +15,12 @@ class Quadrature(NamedTuple):
 
 
 def right_riemann(m: int) -> Quadrature:
-    """Eq. 11: the nodes 1/m, 2/m, ... 1 with equal weights."""
+    """Return the nodes 1/m, 2/m, ... 1 with equal weights (Eq. 11)."""
     return Quadrature(tuple(k / m for k in range(1, m + 1)), (1 / m,) * m)
 
 
 def gauss_legendre(m: int) -> Quadrature:
-    """Exact for polynomials up to degree 2m - 1."""
+    """Return nodes and weights that are exact for polynomials up to degree 2m - 1."""
     nodes, weights = np.polynomial.legendre.leggauss(m)
     return Quadrature(tuple(((nodes + 1) / 2).tolist()), tuple((weights / 2).tolist()))
 

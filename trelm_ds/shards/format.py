@@ -1,6 +1,6 @@
-"""What one webdataset sample holds: a block of sequences as three arrays and a json, and its tar bytes.
+"""The content of one webdataset sample, a block of sequences as three arrays and a JSON, and its tar encoding.
 
-Blocks instead of single sequences, because a tar member per sentence costs more than the sentence.
+Samples are blocks of sequences because a tar member per sentence would cost more than the sentence itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sequence(NamedTuple):
 
     Attributes:
         tokens: uint32 [T], special tokens included.
-        mentions: int64 [M, 3]: first token, last token + 1, number of the entity's QID; in order, not overlapping.
+        mentions: int64 [M, 3]: first token, last token + 1, QID number; in order, not overlapping.
     """
 
     tokens: np.ndarray
@@ -31,12 +31,12 @@ class Sequence(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A group of B consecutive sequences with T tokens and M mentions in all.
+    """B consecutive sequences with T tokens and M mentions in total.
 
     Attributes:
         tokens: uint16 (uint32 for a vocabulary over 65,536) [T].
         lengths: int32 [B], tokens of each sequence.
-        mentions: int32 [M, 4]: sequence within the block, first token, last token + 1, number of the entity's QID.
+        mentions: int32 [M, 4]: sequence within the block, first token, last token + 1, QID number.
     """
 
     tokens: np.ndarray
@@ -44,7 +44,8 @@ class Block(NamedTuple):
     mentions: np.ndarray
 
     @classmethod
-    def of(cls, sequences: list[Sequence], vocab_size: int) -> Block:
+    def from_sequences(cls, sequences: list[Sequence], vocab_size: int) -> Block:
+        """Pack sequences into a block; the size of the vocabulary determines the dtype of its tokens."""
         lengths = np.array([len(sequence.tokens) for sequence in sequences], dtype=np.int32)
         owner = np.repeat(np.arange(len(sequences)), [len(sequence.mentions) for sequence in sequences])
         none = np.zeros((0, 3), dtype=np.int64)
@@ -58,7 +59,7 @@ class Block(NamedTuple):
 
     @classmethod
     def join(cls, blocks: list[Block]) -> Block:
-        """The sequences of all blocks in one."""
+        """Concatenate blocks."""
         bases = np.cumsum([0, *(len(block.lengths) for block in blocks[:-1])])
         mentions = [
             block.mentions + np.array([base, 0, 0, 0], dtype=np.int32)
@@ -68,30 +69,30 @@ class Block(NamedTuple):
         return cls(np.concatenate(tokens), np.concatenate(lengths), np.concatenate(mentions))
 
     def part(self, first: int, last: int) -> Block:
-        """The sequences [first, last)."""
+        """Return the sequences [first, last) as a block."""
         begin, end = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
         low, high = np.searchsorted(self.mentions[:, 0], [first, last])
         mentions = self.mentions[low:high] - np.array([first, 0, 0, 0], dtype=np.int32)
         return Block(self.tokens[begin:end], self.lengths[first:last], mentions)
 
     def to_tar(self, key: str) -> bytes:
-        """The block's tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""
+        """Encode the tar members `key.{tokens,lengths,mentions}.npy` and `key.json`, byte for byte reproducible."""
         from webdataset import TarWriter
 
         about = {"sequences": len(self.lengths), "tokens": len(self.tokens)}
         sample = {"__key__": key, "json": about} | {f"{name}.npy": array for name, array in self._asdict().items()}
         buffer = io.BytesIO()
-        with TarWriter(buffer, user="trelm", group="trelm", mtime=0) as writer:  # fixed, so that equal data is equal
+        with TarWriter(buffer, user="trelm", group="trelm", mtime=0) as writer:  # fixed, so that bytes are reproducible
             writer.write(sample)
             end = writer.tarstream.offset
-        return buffer.getvalue()[:end]  # without the end-of-archive zeros: blocks are strung together
+        return buffer.getvalue()[:end]  # without the end-of-archive zeros, because blocks are concatenated
 
     @classmethod
     def from_tar(cls, data: bytes, place: str) -> Block:
-        """Reads what `to_tar` wrote.
+        """Decode what `to_tar` encoded.
 
         Raises:
-            UserError: the bytes are no such block; names `place`.
+            UserError: the bytes are not such a block; names `place`.
         """
         try:
             arrays = {name.split(".")[-2]: _array(content) for name, content in _members(data) if name.endswith(".npy")}
@@ -104,7 +105,10 @@ class Block(NamedTuple):
 
 
 def _members(data: bytes) -> Iterator[tuple[str, memoryview]]:
-    """Name and content of the plain files in tar bytes (the library takes twenty times as long, block by block)."""
+    """Yield name and content of the regular files in tar bytes.
+
+    Hand-written because for single blocks tarfile takes twenty times as long.
+    """
     offset, view = 0, memoryview(data)
     while offset < len(data):
         header = data[offset : offset + _TAR_BLOCK]
@@ -119,11 +123,11 @@ def _members(data: bytes) -> Iterator[tuple[str, memoryview]]:
 
 
 def _array(content: memoryview) -> np.ndarray:
-    """The array of a .npy file of unsigned or signed integers in rows; nothing else is read, least of all a pickle."""
+    """Decode a .npy file of integers with one or two dimensions; anything else is refused, in particular pickles."""
     length = int.from_bytes(content[8:10], "little")
     match = _NPY_HEADER.match(bytes(content[10 : 10 + length]))
     if bytes(content[:8]) != b"\x93NUMPY\x01\x00" or not match:
-        raise ValueError("a member that is no .npy file of integers")
+        raise ValueError("a member is not a .npy file of integers")
     kind, rows, columns = match.groups()
     shape = (int(rows),) if columns is None else (int(rows), int(columns))
     array = np.frombuffer(content[10 + length :], dtype=np.dtype(kind.decode()))

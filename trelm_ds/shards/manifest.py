@@ -1,4 +1,4 @@
-"""The dataset's manifest: what is in it, where each block lies, and a fingerprint of it all."""
+"""The dataset's manifest: its content, the location of every block, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
 
 SCHEMA = 3
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 DROPPED = "sequences dropped by repair"
-CARD = "README.md"  # for people, who may add to it: not part of what is checked
-LENGTHS_NEXT = "lengths.npy.next"  # of a repair that has not come to its last rename
+CARD = "README.md"  # people may edit it, so it is not verified
+LENGTHS_NEXT = "lengths.npy.next"  # written by a repair, until its last rename
 
 
 @dataclass
 class ShardInfo:
-    """One tar shard. `blocks` holds [offset in bytes, length in bytes, sequences, crc32] of each block."""
+    """One tar shard; `blocks` has [offset in bytes, length in bytes, sequences, crc32] of each block."""
 
     name: str
     bytes: int
@@ -36,16 +36,16 @@ class ShardInfo:
 
 @dataclass
 class Manifest:
-    """Everything a reader needs to know.
+    """Everything a reader needs to know about a dataset.
 
     Attributes:
-        tokenizer: the fields of `trelm_ds.corpus.tokenizer.TokenizerInfo`.
-        max_length: longest sequence in tokens.
-        request: what `trelm prepare` was asked for (sources with hashes, options): equal requests give equal datasets.
+        tokenizer: fields of `trelm_ds.corpus.tokenizer.TokenizerInfo`.
+        max_length: upper limit of a sequence's length in tokens.
+        request: the request to `trelm prepare` (sources with hashes, options): equal requests give equal datasets.
         counts: the funnel, from documents read to sequences written.
-        shards: in reading order.
-        files: every other file of the dataset but the manifest and the data card, by its name relative to the folder:
-            bytes and sha256.
+        shards: shards in reading order.
+        files: bytes and sha256 of every other file except the manifest and the data card, by path relative to the
+            dataset's folder.
         schema: version of this layout.
     """
 
@@ -59,22 +59,25 @@ class Manifest:
 
     @property
     def n_sequences(self) -> int:
+        """Number of sequences in all shards."""
         return sum(shard.sequences for shard in self.shards)
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens in all shards."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def n_mentions(self) -> int:
+        """Number of mentions in all shards."""
         return sum(shard.mentions for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that a reader relies on: equal for equal data, whatever the folder is called.
+        """Hash of everything a reader relies on; equal for equal data, whatever the folder's name.
 
-        The tokenizer counts by its vocabulary, and the data card not at all: their files differ between versions of
-        the libraries that write them.
+        The tokenizer enters by its vocabulary and the data card not at all, because their files depend on the versions
+        of the libraries that write them.
         """
         shards = [dataclasses.asdict(shard) for shard in self.shards]
         files = {name: about for name, about in self.files.items() if name.endswith(".npy")}
@@ -82,32 +85,32 @@ class Manifest:
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Notes the files beside the shards and writes `folder/manifest.json` atomically."""
+        """Set `files` from the files in the folder, and write `folder/manifest.json` atomically."""
         shards = {shard.name for shard in self.shards}
         beside = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         self.files = {
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
             for name in beside
-            if name not in shards and name not in (NAME, CARD)
+            if name not in shards and name not in (MANIFEST, CARD)
         }
         self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """Writes `folder/manifest.json` atomically, `files` as they are noted."""
+        """Write `folder/manifest.json` atomically, with `files` as it is."""
         totals = {"sequences": self.n_sequences, "tokens": self.n_tokens, "mentions": self.n_mentions}
         content = dataclasses.asdict(self) | {"totals": totals, "fingerprint": self.fingerprint}
-        write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Reads and checks `folder/manifest.json`.
+        """Read and check `folder/manifest.json`.
 
         Raises:
-            UserError: no dataset, another schema version, or a manifest that was changed by hand.
+            UserError: there is no dataset, it has another schema version, or the manifest was changed by hand.
         """
-        path = folder / NAME
+        path = folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{folder} is no dataset: it has no {NAME}; make one with `trelm prepare`")
+            raise UserError(f"{folder} is no dataset: it has no {MANIFEST}; make one with `trelm prepare`")
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             found = content.get("schema") if isinstance(content, dict) else None

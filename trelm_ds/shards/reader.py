@@ -1,4 +1,4 @@
-"""Reads single sequences by their sample id."""
+"""Random access to sequences by sample id."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest
 from trelm_ds.shards.storage import LocalFolder, Storage
 
 TRIES = 3
-_WAIT_S = 0.2  # before the second try, doubled before the third
+_WAIT_S = 0.2  # before the second try, twice as long before the third
 
 
 class Damage(NamedTuple):
     """A block that could not be read.
 
     Attributes:
-        block: its number.
-        shard: file name.
-        offset: of the block in the shard, in bytes.
-        sequences: it holds.
-        reason: in words.
+        block: index of the block in the dataset.
+        shard: file name of its shard.
+        offset: offset of the block in the shard, in bytes.
+        sequences: number of sequences in the block.
+        reason: what went wrong, in words.
     """
 
     block: int
@@ -41,7 +41,7 @@ class Damage(NamedTuple):
 
 
 class DamagedBlockError(UserError):
-    """A block could not be read; `damage` says which and why."""
+    """Raised when a block cannot be read; `damage` says which and why."""
 
     def __init__(self, damage: Damage, place: str) -> None:
         where = f"{place}/{damage.shard} at byte {damage.offset}"
@@ -50,7 +50,7 @@ class DamagedBlockError(UserError):
 
 
 class _Loaded(NamedTuple):
-    """A decoded block; `starts` [B + 1] as a list, which is faster to look single numbers up in."""
+    """A decoded block; `starts` [B + 1] is a list, because looking up single numbers is faster than in an array."""
 
     tokens: np.ndarray
     mentions: np.ndarray
@@ -61,11 +61,12 @@ class ShardReader:
     """Random access to a dataset's sequences; decoded blocks are cached.
 
     Args:
-        storage: where the dataset lies, or its folder.
-        cached_blocks: decoded blocks held in memory; at least the order's window, or blocks are read again.
+        storage: the dataset's storage or its folder.
+        cached_blocks: number of decoded blocks kept in memory; with less than the order's window, blocks are read
+            repeatedly.
 
     Raises:
-        UserError: no dataset, or its list of lengths is damaged.
+        UserError: there is no dataset, or its list of lengths is damaged.
     """
 
     def __init__(self, storage: Storage | Path, cached_blocks: int = 64) -> None:
@@ -81,14 +82,14 @@ class ShardReader:
         self.damaged: dict[int, DamagedBlockError] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardReader, (self.storage, self._cached_blocks)  # another process opens it anew
+        return ShardReader, (self.storage, self._cached_blocks)  # another process reopens it
 
     def blocks_of(self, sample_ids: np.ndarray) -> np.ndarray:
-        """The number of the block of each sample, int64 [n]."""
+        """Return the block of each sample, int64 [n]."""
         return np.searchsorted(self._first, sample_ids, side="right") - 1
 
     def sequence(self, sample_id: int) -> Sequence:
-        """The sequence with this id, 0 <= id < number of sequences.
+        """Read the sequence with this id, 0 <= id < number of sequences.
 
         Raises:
             DamagedBlockError: its block cannot be read.
@@ -101,7 +102,7 @@ class ShardReader:
         return Sequence(tokens, content.mentions[first:last, 1:])
 
     def tokens(self, sample_ids: np.ndarray) -> list[np.ndarray]:
-        """The tokens of each sample, uint16 or uint32 [T].
+        """Read the tokens of each sample, uint16 or uint32 [T].
 
         Raises:
             DamagedBlockError: a block cannot be read.
@@ -114,11 +115,11 @@ class ShardReader:
         return found
 
     def mentions(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The mentions of the samples, int64 [n], sample by sample and in order.
+        """Read the mentions of the samples, int64 [n], in the order of samples and within each by position.
 
         Returns:
-            mentions int32 [M, 4]: index into `sample_ids`, first token, last token + 1, number of the entity's QID; the
-            block int64 [M] that each is in; and its place int64 [M] among that block's mentions.
+            mentions int32 [M, 4]: index into `sample_ids`, first token, last token + 1, QID number; the block of each
+            mention, int64 [M]; and its index among that block's mentions, int64 [M].
 
         Raises:
             DamagedBlockError: a block cannot be read.
@@ -141,16 +142,17 @@ class ShardReader:
         return mentions, blocks[mentions[:, 0]], np.concatenate(places)[order]
 
     def load(self, block: int) -> _Loaded:
-        """A decoded block.
+        """Return a decoded block, from the cache if it is there.
 
         Raises:
-            DamagedBlockError: after three tries; from then on at once.
+            DamagedBlockError: the block could not be read in three tries; later calls fail immediately.
         """
         if block in self.damaged:
             raise self.damaged[block]
         return self._load(block)
 
     def _load_block(self, block: int) -> _Loaded:
+        """Read and decode a block, with retries."""
         number, offset, length, sequences, crc = self._places[block].tolist()
         name = self.manifest.shards[number].name
         reason = ""
@@ -162,14 +164,14 @@ class ShardReader:
                 if zlib.crc32(data) == crc:
                     return self._decode(block, data)
                 reason = "its checksum does not match"
-                self.storage.distrust(name)
+                self.storage.discard(name)
             except UserError as error:
                 reason = str(error)
                 break
             except OSError as error:
                 reason = error.strerror or str(error)
                 if isinstance(error, FileNotFoundError) and isinstance(self.storage, LocalFolder):
-                    break  # it will not come back
+                    break  # no other copy to wait for
         damage = Damage(block, name, offset, sequences, reason)
         self.damaged[block] = DamagedBlockError(damage, self.storage.place)
         raise self.damaged[block]
@@ -183,15 +185,15 @@ class ShardReader:
 
 
 def load_lengths(folder: Path, manifest: Manifest) -> np.ndarray:
-    """Tokens of each sequence by sample id, int32 [N], memory-mapped.
+    """Memory-map the number of tokens of each sequence by sample id, int32 [N].
 
-    The ranks deal out their work by it, so it has to be the same on all: its hash is checked.
+    Ranks divide their work by it, so it must be the same on all of them: its hash is checked.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     expected = manifest.files.get(LENGTHS, {}).get("sha256")
-    # The second name is what a repair leaves when it is killed between the manifest and the last rename.
+    # The second name remains if a repair is killed between writing the manifest and its last rename.
     for path in (folder / LENGTHS, folder / LENGTHS_NEXT):
         if path.is_file() and sha256_of(path) == expected:
             lengths = np.load(path, mmap_mode="r", allow_pickle=False)

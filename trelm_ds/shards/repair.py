@@ -1,4 +1,4 @@
-"""Drops what is damaged from a dataset, so that the rest can be used."""
+"""`trelm verify --repair`: drop what is damaged from a dataset, so that the rest can be used."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _END_OF_ARCHIVE = bytes(1024)
 
 
 class _Kept(NamedTuple):
-    """What is left of a shard: its description, and the tokens of its sequences, int32 [n]."""
+    """What is left of a shard: its description, None if nothing, and the tokens of its sequences, int32 [n]."""
 
     info: ShardInfo | None
     lengths: np.ndarray
 
 
 def repair(folder: Path) -> tuple[list[str], list[str]]:
-    """Drops damaged blocks and missing shards and rewrites the list of lengths and the manifest.
+    """Drop damaged blocks and missing shards, and rewrite the list of lengths and the manifest.
 
-    Shards that lose blocks are written anew under numbers of their own, then the manifest is replaced, then the old
-    ones go: killed at any moment, it leaves a dataset that is as it was or repaired, and can be run again. The
-    frequencies of tokens, words and entities go on counting what was dropped.
+    Shards that lose blocks are rewritten under new numbers, then the manifest is replaced, then the old shards are
+    removed. If it is killed at any moment, the dataset is either unchanged or repaired, and repair can run again. The
+    frequencies of tokens, words and entities still include what was dropped.
 
     Returns:
-        one line for everything that was dropped or rewritten, and one for every other file that is damaged, which only
+        one line for each thing that was dropped or rewritten, and one for each other damaged file, which only
         `trelm prepare` can make again.
 
     Raises:
-        UserError: no dataset, a damaged manifest, nothing sound in it, a folder that cannot be written, or another
-            repair at work.
+        UserError: there is no dataset, its manifest is damaged, no block is intact, the folder cannot be written, or
+            another repair is running.
     """
-    Manifest.load(folder)  # or it is no dataset
+    Manifest.load(folder)  # fails if there is no dataset, before a lock file is created
     try:
         with lock(folder / ".repair.lock", f"{folder}: verify --repair"):
             return _repair(folder)
@@ -50,13 +50,14 @@ def repair(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _repair(folder: Path) -> tuple[list[str], list[str]]:
+    """Do the work of `repair`, under its lock."""
     for path in folder.glob(".*.tmp"):
-        path.unlink()  # a repair was killed while it wrote
+        path.unlink()  # a repair was killed while writing
     manifest = Manifest.load(folder)
     before = manifest.n_sequences
-    current, following = folder / LENGTHS, folder / LENGTHS_NEXT
-    if following.is_file() and sha256_of(following) == manifest.files.get(LENGTHS, {}).get("sha256"):
-        following.replace(current)  # a repair was killed just before this
+    current, pending = folder / LENGTHS, folder / LENGTHS_NEXT
+    if pending.is_file() and sha256_of(pending) == manifest.files.get(LENGTHS, {}).get("sha256"):
+        pending.replace(current)  # a repair was killed just before this step
     done: list[str] = []
     free = 1 + max([_number(path.name) for path in folder.glob("shard-??????.tar")], default=-1)
     free = max(free, 1 + max((_number(shard.name) for shard in manifest.shards), default=-1))
@@ -66,15 +67,15 @@ def _repair(folder: Path) -> tuple[list[str], list[str]]:
         free += kept[-1].info is not None and kept[-1].info.name != shard.name
     manifest.shards = [item.info for item in kept if item.info is not None]
     if not manifest.shards:
-        raise UserError(f"{folder}: no block is sound; run `trelm prepare` again")
+        raise UserError(f"{folder}: no block is intact; run `trelm prepare` again")
     if manifest.n_sequences != before:
         manifest.counts[DROPPED] = manifest.counts.get(DROPPED, 0) + before - manifest.n_sequences
     _replace_lengths(folder, manifest, np.concatenate([item.lengths for item in kept]), done)
-    for path in folder.glob("shard-??????.tar"):  # replaced above, or left by a repair that was killed
+    for path in folder.glob("shard-??????.tar"):  # replaced above, or left behind by a repair that was killed
         if path.name not in {shard.name for shard in manifest.shards}:
             path.unlink()
             if path.name not in {line.split(":")[0] for line in done}:
-                done.append(f"{path.name}: removed, the manifest does not name it")
+                done.append(f"{path.name}: removed, not in the manifest")
     fsync_folder(folder)
     card = folder / CARD
     if manifest.n_sequences != before and card.is_file():
@@ -85,17 +86,18 @@ def _repair(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _number(name: str) -> int:
+    """Parse the number of a shard from its file name; -1 if it has none."""
     digits = name[len("shard-") : -len(".tar")]
     return int(digits) if digits.isdigit() else -1
 
 
 def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]) -> _Kept:
-    """Keeps the sound blocks of a shard, in a new file if there are others."""
+    """Keep the intact blocks of a shard, in a new file if any others had to be dropped."""
     path = folder / shard.name
     if not path.is_file():
         done.append(f"{shard.name}: missing, {shard.sequences} sequences dropped")
         return _Kept(None, np.zeros(0, dtype=np.int32))
-    sound: list[tuple[Block, bytes, int]] = []
+    intact: list[tuple[Block, bytes, int]] = []
     problems = []
     with path.open("rb") as stream:
         for offset, length, sequences, crc in shard.blocks:
@@ -107,21 +109,22 @@ def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]
                 block = Block.from_tar(data, "block")
                 if len(block.lengths) != sequences:
                     raise UserError(f"{len(block.lengths)} sequences, the manifest says {sequences}")
-                sound.append((block, data, crc))
+                intact.append((block, data, crc))
             except (UserError, OSError) as error:  # a failing disk is damage too
                 problems.append(f"{shard.name}: block at byte {offset} dropped, {sequences} sequences ({error})")
     done += problems
-    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(block.lengths for block, _, _ in sound)])
-    if not sound:
+    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(block.lengths for block, _, _ in intact)])
+    if not intact:
         return _Kept(None, lengths)
     if not problems and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256:
         return _Kept(shard, lengths)
     if not problems:
-        done.append(f"{shard.name}: damaged outside of its blocks, written anew")
-    return _Kept(_write(folder / new_name, sound), lengths)
+        done.append(f"{shard.name}: damaged outside of its blocks, rewritten")
+    return _Kept(_write(folder / new_name, intact), lengths)
 
 
 def _write(path: Path, blocks: list[tuple[Block, bytes, int]]) -> ShardInfo:
+    """Write a shard from encoded blocks: (block, its tar bytes, their crc32) each."""
     content = b"".join(data for _, data, _ in blocks) + _END_OF_ARCHIVE
     write_atomically(path, content)
     ends = np.cumsum([len(data) for _, data, _ in blocks]).tolist()
@@ -141,11 +144,12 @@ def _write(path: Path, blocks: list[tuple[Block, bytes, int]]) -> ShardInfo:
 
 
 def _replace_lengths(folder: Path, manifest: Manifest, lengths: np.ndarray, done: list[str]) -> None:
-    """Writes the list of lengths and the manifest, which must change together.
+    """Write the list of lengths and the manifest, which must change together.
 
-    The new list waits under a second name, where readers of the new manifest find it, until the manifest is in place.
+    The new list first gets a second name, under which readers of the new manifest find it, and is renamed once the
+    manifest is in place.
     """
-    following = folder / LENGTHS_NEXT
+    pending = folder / LENGTHS_NEXT
     temporary = folder / f".{LENGTHS}.tmp"
     with temporary.open("wb") as stream:
         np.save(stream, lengths.astype(np.int32))
@@ -155,21 +159,21 @@ def _replace_lengths(folder: Path, manifest: Manifest, lengths: np.ndarray, done
     current = folder / LENGTHS
     if current.is_file() and sha256_of(current) == about["sha256"]:
         temporary.unlink()
-        following.unlink(missing_ok=True)
+        pending.unlink(missing_ok=True)
     else:
         if manifest.files.get(LENGTHS) == about:
-            done.append(f"{LENGTHS}: written anew")
-        temporary.replace(following)
+            done.append(f"{LENGTHS}: rewritten")
+        temporary.replace(pending)
         fsync_folder(folder)
     manifest.files[LENGTHS] = about
     manifest.write(folder)
-    if following.is_file():
-        following.replace(current)
+    if pending.is_file():
+        pending.replace(current)
         fsync_folder(folder)
 
 
 def _damaged_others(folder: Path, manifest: Manifest) -> list[str]:
-    """The files that a repair cannot make, if they are not what the manifest says."""
+    """List damaged files that a repair cannot make again."""
     return [
         f"{folder / name}: missing or damaged, and nothing to repair it from; run `trelm prepare` again"
         for name, about in manifest.files.items()

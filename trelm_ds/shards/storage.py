@@ -1,4 +1,4 @@
-"""Where a dataset's files lie: in a folder, or behind an fsspec URL with a cache of its own on this machine."""
+"""Storage of a dataset's files: a local folder, or an fsspec URL with a cache on this machine."""
 
 from __future__ import annotations
 
@@ -9,58 +9,59 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of, turn
-from trelm_ds.shards.manifest import NAME, Manifest
+from trelm_ds.files import fsync_folder, sha256_of, waiting_lock
+from trelm_ds.shards.manifest import MANIFEST, Manifest
 
 
 class Storage(Protocol):
     """A dataset's files as local paths.
 
     Attributes:
-        folder: holds everything but, perhaps, the shards.
-        place: the folder or URL as the user knows it, for messages.
+        folder: local folder with all files, possibly without the shards.
+        place: the folder or URL as the user gave it, for messages.
     """
 
     folder: Path
     place: str
 
     def shard(self, name: str) -> Path:
-        """The local path of a shard.
+        """Return the local path of a shard, fetching it if necessary.
 
         Raises:
-            OSError: it cannot be fetched, or is not what the manifest says.
+            OSError: the shard cannot be fetched, or does not match the manifest.
         """
 
-    def distrust(self, name: str) -> None:
-        """Tells that the shard's local copy has turned out damaged."""
+    def discard(self, name: str) -> None:
+        """Discard the local copy of a shard, which turned out to be damaged."""
 
 
 class LocalFolder:
-    """A dataset in a folder."""
+    """A dataset in a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.place = folder, str(folder)
 
     def shard(self, name: str) -> Path:
+        """Return the path of a shard; it is not checked."""
         return self.folder / name
 
-    def distrust(self, name: str) -> None:
-        """Nothing to do: there is no other copy."""
+    def discard(self, name: str) -> None:
+        """Do nothing: there is no other copy."""
 
 
 class RemoteFolder:
-    """A dataset behind an fsspec URL. All but the shards is fetched at once, a shard when it is first read.
+    """A dataset at an fsspec URL. Shards are fetched when first read, all other files at once.
 
-    The cache is one folder for all datasets, with a folder for each by its fingerprint. Files appear there whole and
-    with the manifest's sha256 or not at all; ranks and workers of a machine take turns by `flock`.
+    The cache folder is shared by all datasets, with a subfolder for each, named by fingerprint. Files appear in it only
+    when complete and with the manifest's sha256. Ranks and workers on a machine take turns by `flock`.
 
     Args:
         url: such as `s3://bucket/dataset`.
         cache: folder of the cache.
-        cache_bytes: the shards least recently read are removed beyond this.
+        cache_bytes: size limit, beyond which the least recently read shards are removed.
 
     Raises:
-        UserError: no dataset there, or it cannot be read; the file system's package is not installed.
+        UserError: there is no dataset, it cannot be read, or the file system's package is not installed.
     """
 
     def __init__(self, url: str, cache: Path, cache_bytes: int) -> None:
@@ -78,43 +79,46 @@ class RemoteFolder:
             raise UserError(f"--data: cannot read {self.place}: {_reason(error)}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_remote": None}  # a connection does not travel to another process
+        return self.__dict__ | {"_remote": None}  # connections cannot be pickled
 
     def shard(self, name: str) -> Path:
+        """Return the local path of a shard, fetching it if necessary."""
         path = self._fetch(name)
         with contextlib.suppress(OSError):
-            os.utime(path)  # read just now: last in line for removal
+            os.utime(path)  # marks it as recently read, see `_make_room`
         return path
 
-    def distrust(self, name: str) -> None:
+    def discard(self, name: str) -> None:
+        """Remove a shard from the cache."""
         (self.folder / name).unlink(missing_ok=True)
 
     def _fetch_manifest(self) -> Manifest:
+        """Fetch and check the manifest, and put it into the dataset's folder in the cache."""
         with tempfile.TemporaryDirectory(dir=self._cache, prefix=".manifest-") as temporary:
             work = Path(temporary)
             try:
-                self._download(NAME, work / NAME)
+                self._download(MANIFEST, work / MANIFEST)
             except FileNotFoundError:
-                raise UserError(f"--data: {self.place} is no dataset: it has no {NAME}") from None
+                raise UserError(f"--data: {self.place} is no dataset: it has no {MANIFEST}") from None
             try:
                 manifest = Manifest.load(work)
             except UserError as error:
                 raise UserError(f"--data: {str(error).replace(str(work), self.place)}") from None
             folder = self._cache / manifest.fingerprint[:32]
             folder.mkdir(exist_ok=True)
-            (work / NAME).replace(folder / NAME)
+            (work / MANIFEST).replace(folder / MANIFEST)
         return manifest
 
     def _fetch(self, name: str) -> Path:
-        """The local path of a file of the dataset, fetched where it is not there yet."""
+        """Return the local path of a file, fetching it if it is not in the cache."""
         path = self.folder / name
         size, sha256 = self._about[name]
         if path.is_file() and path.stat().st_size == size:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with turn(path.with_name(f".{path.name}.lock")):
+        with waiting_lock(path.with_name(f".{path.name}.lock")):
             if path.is_file() and path.stat().st_size == size:
-                return path  # somebody else was faster
+                return path  # another process was faster
             temporary = path.with_name(f".{path.name}.tmp")
             self._download(name, temporary)
             if temporary.stat().st_size != size or sha256_of(temporary) != sha256:
@@ -132,7 +136,7 @@ class RemoteFolder:
             fs.get_file(f"{root}/{name}", str(target))
         except OSError:
             raise
-        except Exception as error:  # backends raise what their libraries raise
+        except Exception as error:  # backends let exceptions of their libraries through
             raise OSError(f"{type(error).__name__}: {_reason(error)}") from error
 
     def _connect(self) -> tuple[Any, str]:
@@ -146,8 +150,8 @@ class RemoteFolder:
         return self._remote
 
     def _make_room(self, keep: Path) -> None:
-        """Removes the shards least recently read until the cache is small enough."""
-        with turn(self._cache / ".lock"):
+        """Remove the least recently read shards until the cache is small enough."""
+        with waiting_lock(self._cache / ".lock"):
             found = []
             for path in self._cache.glob("*/shard-*.tar"):
                 with contextlib.suppress(FileNotFoundError):
@@ -162,10 +166,10 @@ class RemoteFolder:
 
 
 def open_storage(location: str, cache: Path, cache_gb: float) -> LocalFolder | RemoteFolder:
-    """The dataset at a folder's path or an fsspec URL.
+    """Open the dataset at a folder's path or an fsspec URL.
 
     Raises:
-        UserError: a URL that cannot be read.
+        UserError: the URL cannot be read.
     """
     if "://" not in location:
         return LocalFolder(Path(location))

@@ -1,4 +1,4 @@
-"""What is read in place of samples whose block is damaged: other samples, the same ones on every attempt."""
+"""Substitution of samples in damaged blocks by other samples, the same ones on every attempt."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import NoReturn
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.keyed_random import keyed_bits
+from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.shards.reader import Damage, DamagedBlockError, ShardReader
 from trelm_ds.shards.storage import LocalFolder
 
-_SUBSTITUTE = 3  # sets this draw's key apart
 _TRIES = 256
 
 
 class Substitution:
-    """Finds readable samples, within a budget of damaged ones.
+    """Substitutes readable samples for damaged ones, within a budget.
 
     Args:
-        reader: of the dataset.
-        seed: of the run's order; the substitute is keyed by (seed, epoch, sample id, try).
-        max_corrupted: share of the dataset's samples that may lie in damaged blocks.
+        reader: reader of the dataset.
+        seed: seed of the run's order; substitutes are keyed by (seed, epoch, sample id, try).
+        max_corrupted: share of the dataset's samples that may be in damaged blocks.
 
     Raises:
-        UserError: shards that are missing from a local folder hold more than that.
+        UserError: missing shards of a local folder alone exceed the budget.
     """
 
     def __init__(self, reader: ShardReader, seed: int, max_corrupted: float) -> None:
@@ -40,13 +39,13 @@ class Substitution:
             self._refuse(f"{reader.storage.place}: {names} missing, {self._of_all(lost)}")
 
     def readable(self, epochs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
-        """The sample ids with those in damaged blocks replaced; a substitute is never longer than what it replaces.
+        """Replace sample ids in damaged blocks; a substitute is never longer than the sample it replaces.
 
         Args:
             epochs, sample_ids: int64 [n].
 
         Raises:
-            UserError: more samples lie in damaged blocks than the budget allows; names a shard.
+            UserError: more samples are in damaged blocks than the budget allows; names a shard.
         """
         blocks = self._reader.blocks_of(sample_ids)
         damaged = [block for block in np.unique(blocks).tolist() if not self._can_load(block)]
@@ -58,7 +57,7 @@ class Substitution:
         return found
 
     def check(self, damages: list[Damage]) -> None:
-        """Raises the error of `readable` if the blocks, each counted once, hold more samples than the budget."""
+        """Raise the error of `readable` if the blocks, each counted once, hold more samples than the budget allows."""
         lost = sum(damage.sequences for damage in {damage.block: damage for damage in damages}.values())
         if lost > self.budget:
             place, first = self._reader.storage.place, damages[0]
@@ -66,6 +65,7 @@ class Substitution:
             self._refuse(f"{where}; damaged blocks so far hold {self._of_all(lost)}")
 
     def _of_all(self, lost: int) -> str:
+        """Format a number of samples as a share of the dataset."""
         total = self._reader.manifest.n_sequences
         return f"{lost} of {total} samples ({lost / total:.2%})"
 
@@ -77,7 +77,7 @@ class Substitution:
 
     @property
     def damages(self) -> list[Damage]:
-        """The damaged blocks met so far."""
+        """The damaged blocks encountered so far."""
         return [error.damage for error in self._reader.damaged.values()]
 
     def _can_load(self, block: int) -> bool:
@@ -89,11 +89,13 @@ class Substitution:
         return True
 
     def _substitute(self, epoch: int, sample: int) -> int:
+        """Draw a readable sample that is no longer than this one."""
         lengths = self._reader.lengths
-        draws = keyed_bits(self._seed, _SUBSTITUTE, epoch, sample, np.arange(_TRIES))
+        draws = keyed_bits(self._seed, Stream.SUBSTITUTE, epoch, sample, np.arange(_TRIES))
         candidates = (draws % np.uint64(len(lengths))).astype(np.int64)
         fitting = candidates[lengths[candidates] <= lengths[sample]]
-        if (chosen := self._first_readable(fitting)) is None:  # among the shortest: look at all that are as short
+        # For one of the shortest samples few draws fit, so draw again, from those that are as short.
+        if (chosen := self._first_readable(fitting)) is None:
             short = np.flatnonzero(lengths <= lengths[sample])
             chosen = self._first_readable(short[(draws % np.uint64(len(short))).astype(np.int64)])
         if chosen is None:

@@ -1,4 +1,4 @@
-"""Checks a dataset against its manifest."""
+"""Verification of a dataset against its manifest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trelm_ds.shards.manifest import Manifest, ShardInfo
 
 
 def verify(folder: Path) -> tuple[Manifest, list[str]]:
-    """Reads every byte of every file.
+    """Verify every byte of every file.
 
     Returns:
-        the manifest, and one line for each thing that is wrong, naming the shard; empty for a sound dataset.
+        the manifest, and one line for each problem, naming the file; none for an intact dataset.
 
     Raises:
-        UserError: `folder` is no dataset, or its manifest is damaged.
+        UserError: `folder` is not a dataset, or its manifest is damaged.
     """
     manifest = Manifest.load(folder)
     found: list[str] = []
@@ -34,10 +34,10 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
 
 
 def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...]) -> None:
-    """Checks files beside the shards against the manifest: those named, and all in folders named.
+    """Verify the files and folders in `names`, which must not be shards, against the manifest.
 
     Raises:
-        UserError: one is missing or damaged.
+        UserError: a file is missing or damaged.
     """
     for name, about in manifest.files.items():
         if name.split("/")[0] in names and (found := _readable(folder / name, partial(_other_content, **about))):
@@ -45,7 +45,7 @@ def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...]) -> Non
 
 
 def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
-    """What `check` finds, or that the file cannot be read."""
+    """Return what `check` finds, or that the file cannot be read."""
     try:
         return check(path)
     except OSError as error:
@@ -53,6 +53,7 @@ def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
 
 
 def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:
+    """Compare a file with its size and hash in the manifest."""
     if not path.is_file():
         return [f"{path}: missing"]
     if path.stat().st_size != bytes:
@@ -63,6 +64,7 @@ def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:
 
 
 def _problems(path: Path, shard: ShardInfo) -> list[str]:
+    """Compare a shard and each of its blocks with the manifest."""
     if found := _other_content(path, shard.bytes, shard.sha256):
         return found
     sequences = tokens = mentions = 0

@@ -1,4 +1,4 @@
-"""Writes sequences into webdataset tar shards."""
+"""Writer of webdataset tar shards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _END_OF_ARCHIVE = bytes(1024)
 
 
 class ShardWriter:
-    """Groups sequences into blocks and blocks into shards of about `shard_bytes`; keeps the length of every sequence.
+    """Groups sequences into blocks, and blocks into shards of about `shard_bytes`; also writes the list of lengths.
 
     Args:
-        folder: existing folder; `shard-000000.tar` ... are written there. The caller renames it when all is done.
-        vocab_size: decides the width of a stored token.
-        shard_bytes: a shard is closed once it is larger.
+        folder: existing folder, in which `shard-000000.tar` ... are written. The caller renames it when finished.
+        vocab_size: determines the dtype of stored tokens.
+        shard_bytes: a shard is closed once it reaches this size.
         block_sequences: sequences per block.
     """
 
@@ -36,11 +36,11 @@ class ShardWriter:
         self._lengths: list[np.ndarray] = []
 
     def add(self, sequence: Sequence) -> None:
-        """Appends one sequence."""
-        self.extend(Block.of([sequence], self._vocab_size))
+        """Append one sequence."""
+        self.extend(Block.from_sequences([sequence], self._vocab_size))
 
     def extend(self, block: Block) -> None:
-        """Appends any number of sequences; blocks on disk are cut regardless of how they come."""
+        """Append any number of sequences; how they are grouped does not affect the blocks on disk."""
         first = 0
         while first < len(block.lengths):
             last = min(first + self._block_sequences - self._n_pending, len(block.lengths))
@@ -51,7 +51,7 @@ class ShardWriter:
                 self._close_block()
 
     def close(self) -> list[ShardInfo]:
-        """Writes what is pending, and `lengths.npy`; returns the description of every shard."""
+        """Write what is pending, and `lengths.npy`; return the description of every shard."""
         if self._pending:
             self._close_block()
         if self._blocks:

@@ -1,4 +1,4 @@
-"""Follows a run: `metrics.jsonl` in the run folder, always; MLflow, if enabled. Rank 0 only."""
+"""Log a run to MLflow through the spool; rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from trelm_ds import log
 from trelm_ds.config import Config, flatten, public
 from trelm_ds.redact import without_password
 from trelm_ds.run_folder import tracking_uri
 from trelm_ds.tracking.sender import Sender
 from trelm_ds.tracking.spool import SPOOL, Spool
-from trelm_ds.tracking.uploader import Drain, say
+from trelm_ds.tracking.uploader import Uploader
 
 _WAIT_FINISHED_S = 60.0
 _WAIT_STOPPED_S = 10.0
 
 
 class MlflowRun:
-    """An MLflow run that outlives interruptions of training and of the server.
+    """An MLflow run that survives interruptions of training and of the server.
 
-    What is logged goes into the spool in the run folder; a thread brings it to MLflow.
+    Everything logged goes into the spool in the run folder first; a thread sends it to MLflow.
 
     Args:
-        config: of the run, logged as parameters.
-        run: its folder.
-        step: steps done before.
-        about: further parameters: what the configuration does not say.
-        tags: of the MLflow run.
-        key: of the run in MLflow, as the checkpoint has it; "" for a run that begins.
+        config: logged as parameters.
+        run: the run folder.
+        step: optimizer steps done before this process.
+        about: further parameters, for facts that the configuration does not state.
+        tags: tags of the MLflow run.
+        key: key of the run in MLflow according to its checkpoint; "" for a new run.
 
     Raises:
-        UserError: the tracking address cannot work. A server that does not answer is no such case.
+        UserError: the tracking address cannot work. A server that does not answer at the moment is not an error.
     """
 
     def __init__(
@@ -43,46 +44,52 @@ class MlflowRun:
     ) -> None:
         self._run, self._failed = run, False
         self._spool = Spool(run)
-        sender = Sender(run, tracking_uri(config, run), say)
+        sender = Sender(run, tracking_uri(config, run))
         params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
         self._spool.begin(
             step, config.tracking.experiment, config.tracking.run_name or run.resolve().name, params, tags, key
         )
-        self._drain = Drain(sender)
+        self._uploader = Uploader(sender)
 
     @property
     def key(self) -> str:
-        """Goes into checkpoints."""
+        """Key by which MLflow finds the run, stored in checkpoints."""
         return self._spool.key
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A log point; one of a step that is recorded already is left out."""
-        self._note(lambda: self._spool.metrics(step, metrics))
+        """Log metrics at a step; a step that is recorded already is ignored."""
+        self._record(lambda: self._spool.metrics(step, metrics))
 
     def log_file(self, name: str) -> None:
-        """A file of the run folder."""
-        self._note(lambda: self._spool.file(name))
+        """Log a file of the run folder."""
+        self._record(lambda: self._spool.file(name))
 
     def end(self, status: Literal["FINISHED", "KILLED", "FAILED"]) -> None:
-        """Waits for MLflow, but not for long: a run that is stopped has little time, and is to be continued."""
-        self._note(lambda: self._spool.status(status))
-        if left := self._drain.close(_WAIT_FINISHED_S if status == "FINISHED" else _WAIT_STOPPED_S):
-            say(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
+        """Record the final status and give MLflow some time to receive everything.
 
-    def _note(self, write: Callable[[], Any]) -> None:
+        A stopped run waits less: it may be killed soon, and its continuation sends the rest.
+        """
+        self._record(lambda: self._spool.status(status))
+        if left := self._uploader.close(_WAIT_FINISHED_S if status == "FINISHED" else _WAIT_STOPPED_S):
+            log.warning(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
+
+    def _record(self, write: Callable[[], Any]) -> None:
+        """Write to the spool and wake the uploader; a failing disk is reported once and does not stop training."""
         try:
             write()
-        except OSError as error:  # a full disk is no reason to stop training
+        except OSError as error:
             if not self._failed:
-                say(f"{self._run / SPOOL}: cannot be written ({error.strerror}); MLflow will lack what is logged now")
+                log.warning(
+                    f"{self._run / SPOOL}: cannot be written ({error.strerror}); MLflow will lack what is logged now"
+                )
             self._failed = True
-        self._drain.wake()
+        self._uploader.wake()
 
 
 def source_tags(hosts: list[str]) -> dict[str, str]:
-    """MLflow's tags of where a run comes from: program, user, commit of a checkout; and the names of the nodes."""
+    """Return MLflow's standard tags for the source of a run (program, user, git commit), and the names of the nodes."""
     tags = {"mlflow.source.name": "trelm pretrain", "mlflow.source.type": "JOB"}
-    with contextlib.suppress(OSError, KeyError):  # a user id without a name, as in containers
+    with contextlib.suppress(OSError, KeyError):  # a user id without a name, as is common in containers
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
@@ -90,8 +97,11 @@ def source_tags(hosts: list[str]) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit this package runs from; None where it is installed, also below somebody else's checkout."""
-    if commit := os.environ.get("TRELM_GIT_COMMIT"):  # of a snapshot, by `trelm submit`
+    """Return the commit of the checkout this package runs from; None for an installed package.
+
+    An installation may lie inside another project's checkout, so this file itself must be tracked.
+    """
+    if commit := os.environ.get("TRELM_GIT_COMMIT"):  # set by `trelm submit`, whose snapshots have no .git
         return commit
 
     def git(*arguments: str) -> str:

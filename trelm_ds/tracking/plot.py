@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""Plot the loss curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trelm_ds.run_folder import read_metrics
 
 
 def plot_loss(run: Path, path: Path) -> None:
-    """Draws loss, masked-token accuracy and learning rate against steps into a PNG."""
+    """Plot loss, masked-token accuracy and learning rate over steps, and save the figure as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

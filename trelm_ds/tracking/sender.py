@@ -1,4 +1,4 @@
-"""Brings the spool to MLflow: every entry, in order, once. The only module that talks to MLflow."""
+"""Send the spool to MLflow: every entry, in order, exactly once. The only module that talks to MLflow."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
-from trelm_ds.files import turn, write_atomically
+from trelm_ds.files import waiting_lock, write_atomically
 from trelm_ds.redact import scrub, shown
 from trelm_ds.run_folder import PROGRESS, SPOOL
-from trelm_ds.tracking.spool import Entry, read
+from trelm_ds.tracking.spool import SpoolEntry, read_spool
 
 _KEY = "trelm.run_key"
 _METRICS_PER_CALL = 1000  # MLflow's limit
@@ -26,13 +26,13 @@ _FILE_ATTEMPTS = 3
 
 @dataclass
 class Progress:
-    """How much of the spool MLflow has.
+    """How much of the spool MLflow has, as stored in the run folder.
 
     Attributes:
-        store: address, without password, that the run is sent to.
-        experiment, key, run_id: of the MLflow run that entries go to; None before the first.
-        begin: byte of the spool where that run's entries begin.
-        sent: bytes of the spool that MLflow has.
+        store: tracking URI that the run is sent to, without password.
+        experiment, key, run_id: identify the current MLflow run; None before the first.
+        begin: byte offset in the spool at which that run's entries begin.
+        sent: number of bytes of the spool that MLflow has.
     """
 
     store: str | None = None
@@ -44,53 +44,57 @@ class Progress:
 
     @classmethod
     def of(cls, run: Path) -> Progress:
-        """What is noted in a run folder; nothing sent where that is missing, damaged or about another spool.
+        """Read the progress stored in a run folder; start over if it is missing, damaged or about another spool.
 
-        Sending again what MLflow has does no harm, so in doubt everything is sent.
+        Sending again what MLflow already has does no harm.
         """
         try:
             found = cls(**json.loads((run / PROGRESS).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return cls()
-        first = next(read(run / SPOOL, found.begin), None)
+        first = next(read_spool(run / SPOOL, found.begin), None)
         known = first is not None and first.content.get("key") == found.key
         known = known and found.begin <= found.sent <= (run / SPOOL).stat().st_size
         return found if known else cls(store=found.store)
 
     def write(self, run: Path) -> None:
+        """Store the progress in a run folder."""
         write_atomically(run / PROGRESS, json.dumps(asdict(self)) + "\n")
 
 
 class Sender:
-    """Sends a run's spool.
+    """Sends a run's spool to one MLflow store.
 
-    Exactly once: a call may have been carried out although it failed here, or this process was killed before it
-    noted the answer. So whatever may have happened twice is made harmless:
+    A call may have taken effect although it failed here, or this process may have been killed before it stored the
+    progress. So every call is made safe to repeat, and each entry takes effect exactly once:
 
-    - An MLflow run carries our key as a tag and is looked for before it is created.
-    - Steps only grow and are sent in order, so of each metric MLflow's newest step says what has arrived. It is
-      asked after every failure and at the start, and what has arrived is left out.
-    - A call that timed out here and is carried out later meets its own repetition: MLflow's SQL stores (3.17, alone
-      and behind a server) have (run, key, timestamp, step, value) as primary key and pass over equal rows. Only its
-      file store, which MLflow itself refuses by default, would keep both.
-    - Parameters, tags, status and files may be written again.
+    - An MLflow run carries our key as a tag and is searched for before it is created.
+    - Steps only grow and are sent in order, so the newest step of each metric in MLflow tells what has arrived. It is
+      queried at the start and after every failure, and points up to it are not sent again.
+    - A call that timed out here may still take effect after it has been repeated. MLflow's SQL stores (3.17, alone and
+      behind a server) have (run, key, timestamp, step, value) as primary key and ignore equal rows. Only its file
+      store, which MLflow itself refuses by default, would keep both.
+    - Parameters, tags, status and files may be written twice.
 
     Args:
         run: the run folder.
-        address: tracking URI.
-        say: takes lines for people.
+        address: the tracking URI.
+
+    Attributes:
+        sent: number of entries sent by this object.
+        stop: set it from another thread to make `send_waiting` return after the current call.
 
     Raises:
         UserError: the address cannot work, whether or not a server is up.
     """
 
-    def __init__(self, run: Path, address: str, say: Callable[[str], None]) -> None:
-        self._run, self._address, self._say = run, address, say
+    def __init__(self, run: Path, address: str) -> None:
+        self._run, self._address = run, address
         self._progress = Progress.of(run)
         self._client: Any = None
-        self._arrived: dict[str, int] | None = None  # newest step of each metric; None: has to be asked
+        self._arrived: dict[str, int] | None = None  # newest step of each metric in MLflow; None: to be queried
         self._file_failures = 0
-        self.sent = 0  # entries, by this object
+        self.sent = 0
         self.stop = threading.Event()
         _quieten()
         try:
@@ -98,22 +102,22 @@ class Sender:
         except Exception as error:  # whatever the store raises
             raise UserError(f"tracking.uri: cannot use {shown(address)}: {self.reason(error)}") from None
         if self._progress.store != shown(address):
-            self._progress.store = shown(address)  # `trelm sync` has to know where to
+            self._progress.store = shown(address)  # `trelm sync` reads it
             self._progress.write(run)
 
     def waiting(self) -> int:
-        """Entries that MLflow does not have."""
-        return sum(1 for _ in read(self._run / SPOOL, self._progress.sent))
+        """Count the entries that MLflow does not have."""
+        return sum(1 for _ in read_spool(self._run / SPOOL, self._progress.sent))
 
     def reason(self, error: Exception) -> str:
-        """An exception's first line, without passwords."""
+        """Return an exception's first line, without passwords."""
         line = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if "Max retries exceeded" in line:  # how requests says that there is no connection or no answer
+        if "Max retries exceeded" in line:  # requests: no connection, or no answer
             line = f"{self._address} does not answer"
         return scrub(line, self._address)[:300]
 
     def _open_if_local(self) -> None:
-        """Opens a store that needs no network; of the others only the address is checked."""
+        """Open a store that needs no network; for any other, only check the address."""
         from mlflow.store.db.db_types import DATABASE_ENGINES
 
         scheme = urlsplit(self._address).scheme
@@ -127,18 +131,18 @@ class Sender:
             create_engine(self._address)  # loads the driver, connects to nothing
         else:
             if scheme.startswith("sqlite"):
-                _check_sqlite(self._address)  # MLflow would try for a minute
+                _check_sqlite(self._address)
             try:
                 self._client = _client(self._address)
             except Exception as error:
-                if "database is locked" not in str(error):  # by another run's writing, for now
+                if "database is locked" not in str(error):  # another run is writing; `send_waiting` tries again
                     raise
 
     def send_waiting(self) -> None:
-        """Sends what waits, in order, and notes each success.
+        """Send all waiting entries, in order, storing the progress after each call.
 
         Raises:
-            Exception: whatever MLflow's client raises when the store does not answer; nothing is lost by it.
+            Exception: whatever MLflow's client raises when the store does not answer; call again later to continue.
         """
         try:
             if self._client is None:
@@ -152,7 +156,7 @@ class Sender:
             raise
 
     def _attach(self) -> None:
-        """Finds out what has arrived. A run that the store does not have is sent to it from its beginning."""
+        """Query which points have arrived; where MLflow lacks the run, go back to the run's first entry."""
         from mlflow.exceptions import MlflowException
 
         progress = self._progress
@@ -170,11 +174,11 @@ class Sender:
         else:
             self._arrived = _newest_steps(found)
 
-    def _next_batch(self) -> list[Entry]:
-        """The next entry, or log points that go into one call."""
-        batch: list[Entry] = []
+    def _next_batch(self) -> list[SpoolEntry]:
+        """Return the next entry, or as many log points as fit into one call."""
+        batch: list[SpoolEntry] = []
         size = 0
-        for entry in read(self._run / SPOOL, self._progress.sent):
+        for entry in read_spool(self._run / SPOOL, self._progress.sent):
             size += len(entry.content.get("metrics", ()))
             if batch and (entry.kind != "metrics" or size > _METRICS_PER_CALL):
                 break
@@ -183,9 +187,9 @@ class Sender:
                 break
         return batch
 
-    def _send(self, batch: list[Entry]) -> None:
-        """Sends entries of one kind and notes it. What the store refuses for good is reported and left out."""
-        # Not before it is on disk: after a power cut the log must not be shorter than what MLflow has.
+    def _send(self, batch: list[SpoolEntry]) -> None:
+        """Send entries of one kind and store the progress; skip, with a warning, what the store refuses for good."""
+        # The spool must be on disk first: after a power cut it may not hold less than MLflow has.
         descriptor = os.open(self._run / SPOOL, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -196,7 +200,7 @@ class Sender:
             if kind == "run":
                 self._start_run(batch[0])
             elif self._progress.run_id is None:
-                pass  # its run's line was lost
+                pass  # the line that begins its run is damaged
             elif kind == "metrics":
                 self._send_metrics(batch)
             elif kind == "file":
@@ -211,17 +215,18 @@ class Sender:
             before = self._progress
             self._attach()
             if self._progress is not before:
-                raise  # the run was deleted there: begin again
-            if len(batch) > 1:
+                raise  # the run was deleted in MLflow: send it from its beginning
+            if len(batch) > 1:  # one of them is refused; find out which
                 for entry in batch:
                     self._send([entry])
                 return
-            self._say(f"MLflow refuses an entry of kind {kind}, which is left out: {self.reason(error)}")
+            log.warning(f"MLflow refuses an entry of kind {kind}, which is left out: {self.reason(error)}")
         self._progress.sent = batch[-1].end
         self._progress.write(self._run)
         self.sent += len(batch)
 
-    def _start_run(self, entry: Entry) -> None:
+    def _start_run(self, entry: SpoolEntry) -> None:
+        """Find the MLflow run with the entry's key, or create it, and continue with it from this entry on."""
         from mlflow.entities import Param, RunTag, ViewType
 
         content, client = entry.content, self._client
@@ -237,7 +242,7 @@ class Sender:
             created = client.create_run(experiment_id, content["time"], tags, content["name"])
             runs = found() or [created.info.run_id]
         run_id, *twins = runs
-        for twin in twins:  # empty ones, of a creation that timed out here and was carried out after all
+        for twin in twins:  # empty, left by a creation that timed out here but took effect later
             client.delete_run(twin)
         params = [Param(key, value) for key, value in content["params"].items()]
         client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in content["tags"].items()])
@@ -246,20 +251,22 @@ class Sender:
         self._progress = Progress(store, content["experiment"], content["key"], run_id, entry.start, entry.start)
 
     def _experiment(self, name: str) -> str:
+        """Return the id of an experiment, creating it where there is none."""
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(name)
         if found is None:
             local = self._address.startswith("sqlite:")
             location = (self._run.resolve().parent / "mlartifacts").as_uri() if local else None
-            with contextlib.suppress(MlflowException):  # another run has created it just now
+            with contextlib.suppress(MlflowException):  # another run may create it at the same time
                 return str(self._client.create_experiment(name, artifact_location=location))
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise ConnectionError(f"the experiment {name} cannot be created")
         return str(found.experiment_id)
 
-    def _send_metrics(self, batch: list[Entry]) -> None:
+    def _send_metrics(self, batch: list[SpoolEntry]) -> None:
+        """Send log points in one call, leaving out the values that have arrived."""
         from mlflow.entities import Metric
 
         assert self._arrived is not None
@@ -283,22 +290,27 @@ class Sender:
             self._client.set_terminated(self._progress.run_id, content["status"], content["time"])
 
     def _send_file(self, name: str) -> None:
-        """A file that cannot be stored while the server answers does not hold up the metrics for ever."""
+        """Upload a file of the run folder.
+
+        A file that cannot be stored although the server answers is skipped after a few attempts, so that it does not
+        hold up the metrics behind it.
+        """
         path = self._run / name
         if not path.is_file():
             return
         try:
             self._client.log_artifact(self._progress.run_id, str(path))
         except Exception as error:
-            self._client.get_run(self._progress.run_id)  # raises where the whole server is away
+            self._client.get_run(self._progress.run_id)  # raises if the server does not answer at all
             self._file_failures += 1
             if self._file_failures < _FILE_ATTEMPTS:
                 raise
-            self._say(f"MLflow: {name} is left out, it stays in the run folder: {self.reason(error)}")
+            log.warning(f"MLflow: {name} is left out, it stays in the run folder: {self.reason(error)}")
         self._file_failures = 0
 
 
 def _check_sqlite(address: str) -> None:
+    """Raise at once if a sqlite file cannot be used; MLflow would retry for a minute."""
     import sqlite3
 
     if path := _sqlite_file(address):
@@ -315,23 +327,23 @@ def _sqlite_file(address: str) -> Path | None:
 
 
 def _client(address: str) -> Any:
-    """MLflow's client. It makes the tables of a new sqlite file, which two runs at a time would only spoil."""
+    """Open an MLflow client, one process at a time: it creates a new sqlite file's tables, and two would collide."""
     from mlflow import MlflowClient
 
     path = _sqlite_file(address)
     if path is None:
         return MlflowClient(address)
-    with turn(path.with_name(f".{path.name}.lock")):
+    with waiting_lock(path.with_name(f".{path.name}.lock")):
         return MlflowClient(address)
 
 
 def _newest_steps(run: Any) -> dict[str, int]:
-    """The last step of every metric of an MLflow run."""
+    """Return the last step of each metric of an MLflow run."""
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
 def _refused(error: Exception) -> bool:
-    """Whether the store will never take this, as told from one that cannot answer now or asks who we are."""
+    """Return whether the store rejects a request for good, rather than for now or for want of credentials."""
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException):
@@ -341,7 +353,7 @@ def _refused(error: Exception) -> bool:
 
 
 def _quieten() -> None:
-    """Failures are reported here, in one line; and a request is repeated here, not within MLflow's client."""
+    """Silence MLflow's own logs and retries: failures are reported, and requests repeated, by this module."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     for name, level in (("alembic", logging.WARNING), ("mlflow", logging.ERROR), ("urllib3", logging.ERROR)):

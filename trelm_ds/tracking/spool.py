@@ -1,15 +1,15 @@
-"""What MLflow is to hear of a run, in order: lines appended to a file in the run folder.
+"""The spool: an append-only file in the run folder with everything to be sent to MLflow, in order.
 
-The file is the whole log, not a queue: how much of it MLflow has is noted beside it (`mlflow_run.json`), and what is in
-doubt can be sent again from the start. Each line is a JSON object with a "kind":
+It is a log, not a queue: nothing is removed once it is sent. How much MLflow has is stored beside it, in
+`mlflow_run.json`, so in case of doubt the whole run can be sent again. Each line is a JSON object with a "kind":
 
 - run: an MLflow run begins. key (unique), experiment, name, time, params, tags
-- tags: what a continuation does otherwise
-- metrics: of one log point. step, time, metrics. Steps only grow within a run
-- file: name of a file in the run folder
+- tags: settings that a continuation has changed
+- metrics: one log point. step, time, metrics. Steps only grow within a run
+- file: a file of the run folder. name
 - status: RUNNING, FINISHED, KILLED or FAILED. time
 
-Times are milliseconds since 1970, taken when the thing happened.
+Times are milliseconds since 1970 at which the event happened, not at which it was sent.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _KINDS = ("run", "tags", "metrics", "file", "status")
 _CONTINUED = "continued."
 
 
-class Entry(NamedTuple):
-    """A line of the spool.
+class SpoolEntry(NamedTuple):
+    """One line of the spool.
 
     Attributes:
         content: the JSON object.
-        start, end: its bytes in the file.
+        start, end: byte offsets of the line in the file.
     """
 
     content: dict[str, Any]
@@ -44,18 +44,19 @@ class Entry(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """One of run, tags, metrics, file and status."""
         return str(self.content["kind"])
 
 
 @dataclass
-class Recorded:
-    """What the spool says of the newest run in it.
+class SpooledRun:
+    """State of the newest run in a spool.
 
     Attributes:
-        settings: its parameters and tags as last recorded, by name; None where no run has begun.
-        step: of its last log point; 0 before the first.
-        status: its last one.
-        key: its own.
+        settings: its current parameters and tags, by name; None where no run has begun.
+        step: step of its last log point; 0 before the first.
+        status: its last status.
+        key: its unique key, "" where no run has begun.
     """
 
     settings: dict[str, str] | None = None
@@ -63,8 +64,8 @@ class Recorded:
     status: str = "RUNNING"
     key: str = ""
 
-    def note(self, content: dict[str, Any]) -> None:
-        """Takes in the next entry."""
+    def update(self, content: dict[str, Any]) -> None:
+        """Apply the next entry."""
         kind = content["kind"]
         if kind == "run":
             self.settings, self.step, self.status = content["params"] | content["tags"], 0, "RUNNING"
@@ -78,10 +79,9 @@ class Recorded:
 
 
 class Spool:
-    """The writing side. One process writes at a time (the run folder is locked), others may read.
+    """Writes the spool. Only one process writes at a time, since it holds the run folder's lock; others may read.
 
-    Args:
-        run: the run folder. A line that a kill cut short is taken off the file there; it was never read.
+    Opening it cuts off a partial last line, left by a kill; no reader has ever returned that line.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -89,31 +89,33 @@ class Spool:
 
     def __init__(self, run: Path) -> None:
         self._path = run / SPOOL
-        self._recorded = Recorded()
-        for entry in read(self._path):
-            self._recorded.note(entry.content)
+        self._newest = SpooledRun()
+        for entry in read_spool(self._path):
+            self._newest.update(entry.content)
         if self._path.is_file():
             os.truncate(self._path, _whole_lines(self._path))
 
     @property
     def key(self) -> str:
-        """By which MLflow knows the run; "" before it has begun."""
-        return self._recorded.key
+        """Key by which MLflow finds the run; "" before the run has begun."""
+        return self._newest.key
 
     def begin(
         self, step: int, experiment: str, name: str, params: dict[str, str], tags: dict[str, str], key: str = ""
     ) -> None:
-        """A training process begins, at `step` steps done before.
+        """Record that a training process starts after `step` steps.
 
-        Parameters of a run cannot be changed, so what a continuation does otherwise becomes a tag
-        `continued.<name>`. A run that starts from step 0 again with other settings is another MLflow run. `key` is what
-        the checkpoint says of the run, for where the spool has been lost.
+        MLflow does not allow parameters to change, so a setting that a continuation changes becomes a tag
+        `continued.<name>`. A run that starts over from step 0 with other settings becomes another MLflow run.
+
+        Args:
+            key: the run's key in the checkpoint, used where the spool has been lost; "" for a new run.
         """
-        before, now = self._recorded.settings, params | tags
+        before, now = self._newest.settings, params | tags
         changed = {} if before is None else {key: value for key, value in now.items() if before.get(key) != value}
         if before is None or (step == 0 and changed):
-            if before is not None and self._recorded.status == "RUNNING":
-                self.status("FAILED")  # it was killed
+            if before is not None and self._newest.status == "RUNNING":
+                self.status("FAILED")  # its process was killed
             self._append(
                 {
                     "kind": "run",
@@ -131,33 +133,33 @@ class Spool:
         self.status("RUNNING")
 
     def metrics(self, step: int, metrics: dict[str, float]) -> bool:
-        """A log point. One at or before a step that is recorded already is not recorded again.
+        """Record a log point unless its step is recorded already; return whether it was recorded.
 
-        A continued run repeats the steps after its checkpoint, exactly; recording them twice would show every point
-        twice. Returns whether it was recorded.
+        A continued run repeats the steps after its checkpoint exactly, and each point must appear once.
         """
-        if step <= self._recorded.step:
+        if step <= self._newest.step:
             return False
         self._append({"kind": "metrics", "step": step, "time": _now(), "metrics": metrics})
         return True
 
     def file(self, name: str) -> None:
-        """A file of the run folder, as it is when it is sent."""
+        """Record a file of the run folder to upload, with the content it has when it is sent."""
         self._append({"kind": "file", "name": name})
 
     def status(self, status: str) -> None:
+        """Record the run's status: RUNNING, FINISHED, KILLED or FAILED."""
         self._append({"kind": "status", "status": status, "time": _now()})
 
     def _append(self, content: dict[str, Any]) -> None:
         append_line(self._path, json.dumps(content))
-        self._recorded.note(content)
+        self._newest.update(content)
 
 
-def read(path: Path, start: int = 0) -> Iterator[Entry]:
-    """The whole entries from byte `start` on. Lines that are no entry (a power cut) are passed over.
+def read_spool(path: Path, start: int = 0) -> Iterator[SpoolEntry]:
+    """Yield the complete entries from byte `start` on, skipping lines that are no entries, as a power cut may leave.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: the file exists but cannot be read.
     """
     if not path.is_file():
         return
@@ -166,7 +168,7 @@ def read(path: Path, start: int = 0) -> Iterator[Entry]:
         end = start
         for line in stream:
             if not line.endswith(b"\n"):
-                return  # still being written, or cut short
+                return  # still being written, or cut short by a kill
             begin, end = end, end + len(line)
             try:
                 content = json.loads(line)
@@ -174,11 +176,11 @@ def read(path: Path, start: int = 0) -> Iterator[Entry]:
             except (ValueError, TypeError, KeyError):
                 continue
             if kind in _KINDS:
-                yield Entry(content, begin, end)
+                yield SpoolEntry(content, begin, end)
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes up to and with the last newline."""
+    """Count the bytes up to and including the last newline, reading from the end."""
     with path.open("rb") as stream:
         end = stream.seek(0, os.SEEK_END)
         while end > 0:

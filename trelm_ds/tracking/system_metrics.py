@@ -1,4 +1,4 @@
-"""How busy the nodes are: CPU, memory, disk, network and GPUs, looked at on a thread of each node."""
+"""Sample CPU, memory, disk, network and GPU use on every node, each from a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,69 +15,72 @@ from trelm_ds.distributed import Ranks
 
 
 class SystemMetrics:
-    """Means of what was seen since the last log point, of every node. Collective, as its `means`.
+    """Averages of the samples of all nodes since the last log point. Creating one is collective, and so is `means`.
 
-    A node's numbers are named `system/node-<n>/...`; nodes are numbered by the ranks that run there.
+    Metrics are named `system/node-<n>/...`, with nodes numbered in the order of their ranks.
 
     Args:
-        every_s: seconds between two looks; 0 looks at nothing.
-        folder: the run folder, whose disk is watched.
-        ranks: of the run.
+        every_s: seconds between samples; 0 turns sampling off.
+        folder: the run folder, whose disk is sampled.
 
     Attributes:
         hosts: names of the nodes, by number; empty with `every_s` 0.
     """
 
     def __init__(self, every_s: float, folder: Path, ranks: Ranks) -> None:
-        self._on, self._ranks = every_s > 0, ranks
-        self._sampler = Sampler(every_s, folder) if self._on and ranks.local_rank == 0 else None
+        self._enabled, self._ranks = every_s > 0, ranks
+        self._sampler = Sampler(every_s, folder) if self._enabled and ranks.local_rank == 0 else None
         own = socket.gethostname() if self._sampler else None
-        self.hosts = [host for host in ranks.gather(own) if host is not None] if self._on else []
+        self.hosts = [host for host in ranks.gather(own) if host is not None] if self._enabled else []
 
     def means(self) -> dict[str, float]:
-        """By name; empty for a node that was not looked at since the last call. Collective."""
-        if not self._on:
+        """Return the mean of every metric since the last call, by name; collective.
+
+        A node without a sample since then has none.
+        """
+        if not self._enabled:
             return {}
-        seen = self._ranks.gather(self._sampler.means() if self._sampler else None)
-        nodes = [node for node in seen if node is not None]
+        means = self._ranks.gather(self._sampler.means() if self._sampler else None)
+        nodes = [node for node in means if node is not None]
         return {f"system/node-{n}/{name}": value for n, node in enumerate(nodes) for name, value in node.items()}
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stop sampling."""
         if self._sampler:
             self._sampler.close()
 
 
 class Sampler:
-    """Looks at this node every `every_s` seconds; see docs/tracking.md for the names and units."""
+    """Samples this node every `every_s` seconds; docs/tracking.md lists the names and units."""
 
     def __init__(self, every_s: float, folder: Path) -> None:
         self._every, self._folder = every_s, folder
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="system metrics", daemon=True)
         self._thread.start()
 
     def means(self) -> dict[str, float]:
-        """Of each number since the last call; empty when nothing was looked at since."""
+        """Return the mean of each metric since the last call; empty without a sample since then."""
         with self._lock:
             means = {name: value / self._counts[name] for name, value in self._sums.items()}
             self._sums, self._counts = {}, {}
         return means
 
     def close(self) -> None:
+        """Stop the thread."""
         self._stop.set()
         self._thread.join(5)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         import psutil
 
         gpus = Gpus()
-        psutil.cpu_percent()  # it measures from call to call
+        psutil.cpu_percent()  # the first call starts the measurement; each later one covers the time since
         traffic, since = _traffic(psutil), time.monotonic()
         while not self._stop.wait(self._every):
-            # A number that cannot be had (a sensor, a folder that is not there yet) is left out.
+            # A metric that cannot be read (no sensor, a folder that does not exist yet) is left out.
             seen = {"cpu_percent": psutil.cpu_percent()}
             with contextlib.suppress(OSError):
                 memory = psutil.virtual_memory()
@@ -97,7 +100,7 @@ class Sampler:
 
 
 def _traffic(psutil: ModuleType) -> dict[str, float]:
-    """Bytes received and sent so far, by all interfaces but the loopback; RDMA is not among them."""
+    """Sum the bytes received and sent so far over all interfaces except loopback; RDMA traffic is not included."""
     try:
         interfaces = [card for name, card in psutil.net_io_counters(pernic=True).items() if name != "lo"]
     except OSError:
@@ -109,7 +112,7 @@ def _traffic(psutil: ModuleType) -> dict[str, float]:
 
 
 class Gpus:
-    """This node's NVIDIA GPUs, by NVML's numbers; none where pynvml (nvidia-ml-py) or the driver is missing."""
+    """This node's NVIDIA GPUs in NVML's order; none where pynvml (nvidia-ml-py) or the driver is missing."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
@@ -123,7 +126,7 @@ class Gpus:
         self._nvml = pynvml
 
     def read(self) -> dict[str, float]:
-        """Of each GPU: utilization_percent, memory_used_gb, power_w, temperature_c, as far as it tells them."""
+        """Read utilization_percent, memory_used_gb, power_w and temperature_c of each GPU, where it reports them."""
         seen: dict[str, float] = {}
         for number, gpu in enumerate(self._handles):
             for name, look in (

@@ -1,13 +1,13 @@
-"""When the spool is sent: beside training, on a thread of its own, or by `trelm sync`."""
+"""Decide when the spool is sent: by a thread during training, or by `trelm sync`."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.redact import shown
@@ -15,60 +15,56 @@ from trelm_ds.run_folder import LOCK, SPOOL
 from trelm_ds.tracking.sender import Progress, Sender
 
 _LONGEST_PAUSE_S = 30.0
-_LAST_ATTEMPTS = 10  # a second apart, when training has ended
+_CLOSING_ATTEMPTS = 10  # one second apart, once training has ended
 _SYNC_ATTEMPTS = 3
 
 
-def say(line: str) -> None:
-    """A line for people; from a thread, so not as a warning, which Python shows once only."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+class Uploader:
+    """Sends the spool from a thread while training appends to it, so that training never waits for MLflow.
 
-
-class Drain:
-    """Sends a run's spool while it grows, so that training never waits for MLflow.
-
-    Says so in one line when MLflow does not answer, and in another when it is back.
+    One warning says that MLflow does not answer, another that it is back.
     """
 
     def __init__(self, sender: Sender) -> None:
         self._sender, self._problem = sender, ""
-        self._news, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something new."""
-        self._news.set()
+        """Tell the thread that the spool has new entries."""
+        self._wake.set()
 
     def close(self, wait_s: float) -> str:
-        """Ends the thread when all is sent, when MLflow does not answer, or after `wait_s` seconds.
+        """Stop once everything is sent, MLflow does not answer, or `wait_s` seconds have passed.
 
-        Returns what to tell people of what is left, or "".
+        Returns:
+            a message about the entries that are still waiting, "" where there are none.
         """
         self._closing.set()
-        self._news.set()
+        self._wake.set()
         self._thread.join(wait_s)
-        self._sender.stop.set()  # what is under way ends by itself, or with the process
+        self._sender.stop.set()  # a call in progress ends by itself, or with the process
         left = self._sender.waiting()
         because = f" ({self._problem})" if self._problem else ""
         return f"{left} entries wait for MLflow{because}" if left else ""
 
-    def _work(self) -> None:
-        failures = sent = last_attempts = 0
+    def _run(self) -> None:
+        failures = sent = closing_attempts = 0
         while not self._sender.stop.is_set():
-            self._news.clear()
+            self._wake.clear()  # before sending: an entry appended meanwhile wakes the thread again
             closing = self._closing.is_set()
             try:
                 self._sender.send_waiting()
             except Exception as error:
                 self._problem = self._sender.reason(error)
                 failures += 1
-                if failures == 2:  # one failure alone is nobody's business
+                if failures == 2:  # a single failure is not worth a warning
                     sent = self._sender.sent
-                    say(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
+                    log.warning(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
                 pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE_S)
-                last_attempts += closing
-                if last_attempts == _LAST_ATTEMPTS:
+                closing_attempts += closing
+                if closing_attempts == _CLOSING_ATTEMPTS:
                     return
                 if closing:
                     self._sender.stop.wait(min(pause, 1.0))
@@ -76,31 +72,31 @@ class Drain:
                     self._closing.wait(pause)
                 continue
             if failures > 1:
-                say(f"MLflow is back and has {self._sender.sent - sent} more entries")
+                log.warning(f"MLflow is back and has {self._sender.sent - sent} more entries")
             self._problem, failures = "", 0
             if closing:
                 return
-            self._news.wait()
+            self._wake.wait()
 
 
 def sync(run: Path, address: str | None = None) -> tuple[int, str]:
-    """Sends what waits in a run folder.
+    """Send the waiting entries of a run that no process is training.
 
     Args:
-        run: folder of a run that no process is training.
-        address: tracking URI; default: the one that the run uses.
+        run: the run folder.
+        address: tracking URI; default: the one the run has used.
 
     Returns:
         the number of entries sent, and the store's address without password.
 
     Raises:
-        UserError: no spool there, no address to send it to, or the store does not answer.
+        UserError: no spool there, the run is in progress, no address to send it to, or the store does not answer.
     """
     if not (run / SPOOL).is_file():
         raise UserError(f"{run}: holds no {SPOOL}; give the folder of a run with tracking")
     with lock(run / LOCK, f"{run}"):
         address = address or _known_address(run)
-        sender = Sender(run, address, say)
+        sender = Sender(run, address)
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()
@@ -113,7 +109,7 @@ def sync(run: Path, address: str | None = None) -> tuple[int, str]:
 
 
 def _known_address(run: Path) -> str:
-    """The address that the run uses; a password is not kept there, so it has to be in the environment."""
+    """Return the address that the run has used; it is stored without password, which the environment must provide."""
     store, given = Progress.of(run).store, os.environ.get("MLFLOW_TRACKING_URI", "")
     if store is None:
         raise UserError(f"{run}: does not say where to; give --uri")

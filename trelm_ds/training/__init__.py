@@ -1,7 +1,7 @@
 """Pre-training: one run built from its settings, its loop, and the guards around it."""
 
 from trelm_ds.training.first_failure import FailedElsewhereError
+from trelm_ds.training.pretrain import pretrain
 from trelm_ds.training.routing import FOLDER as ROUTING_FOLDER
-from trelm_ds.training.trainer import pretrain
 
 __all__ = ["ROUTING_FOLDER", "FailedElsewhereError", "pretrain"]

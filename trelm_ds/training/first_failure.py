@@ -1,28 +1,31 @@
-"""Of ranks that fail one after the other, because the first takes the others along, only the first explains itself."""
+"""When one rank fails and the others fail because of it, let only the first explain itself."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.errors import CommonError, RankError, UserError
 
 _KEY = "trelm/failed"
-_GRACE_S = 5.0  # for the failing rank to say so before those who only miss it
+_GRACE_S = 5.0  # for the rank that failed to say so before a rank that has only lost its connection to it
+# gloo reports a lost peer as a plain RuntimeError, whose text alone tells it from other errors: "Connection closed by
+# peer", "Connection reset by peer", "Connection refused", or "Broken pipe" where it was sending.
+_GLOO_LOST_PEER = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe")
 
 
 class FailedElsewhereError(Exception):
-    """This rank ends because another has failed."""
+    """Raised on a rank that ends because another has failed."""
 
 
 @contextlib.contextmanager
 def first_failure_speaks() -> Iterator[None]:
-    """Lets an exception through on the rank where it came first; elsewhere it becomes one line.
+    """Let an exception through on the rank where it came first; on the others, log one line that names that rank.
 
     Raises:
         FailedElsewhereError: another rank has failed before.
@@ -36,26 +39,33 @@ def first_failure_speaks() -> Iterator[None]:
         if store is None:
             raise
         rank = dist.get_rank()
-        lost = isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "onnection" in str(error)
+        lost = _lost_peer(error)
         try:
-            if lost:  # a symptom: give the cause time to speak
+            if lost:  # a symptom: give the rank with the cause time to speak
                 deadline = time.monotonic() + _GRACE_S
                 while not store.check([_KEY]) and time.monotonic() < deadline:
                     time.sleep(0.1)
             line = f"rank {rank} on {socket.gethostname()}: {_in_a_line(error)}"
             first = store.compare_set(_KEY, "", line).decode()
-        except RuntimeError:  # the store has gone with its process
+        except RuntimeError:  # the store is gone, with the process that kept it
             if not lost:
                 raise error from None
-            print(f"trelm: rank {rank} on {socket.gethostname()} has lost the others", file=sys.stderr, flush=True)
+            log.info(f"trelm: rank {rank} on {socket.gethostname()} has lost the others")
             raise FailedElsewhereError("the rank that kept the store") from None
         if first == line:
             if isinstance(error, UserError):
-                raise RankError(str(error)) from None  # which the command line prints on every rank
-            print(f"trelm: error: {line}", file=sys.stderr, flush=True)
+                raise RankError(str(error)) from None  # the command line prints it, whichever rank this is
+            log.error(line)
             raise
-        print(f"trelm: rank {rank} ends because of {first}", file=sys.stderr, flush=True)
+        log.info(f"trelm: rank {rank} ends because of {first}")
         raise FailedElsewhereError(first) from None
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Return whether an exception says that another rank is gone."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _GLOO_LOST_PEER)
 
 
 def _in_a_line(error: Exception) -> str:

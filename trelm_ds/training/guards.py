@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import statistics
-import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,16 +13,19 @@ from typing import Any
 
 import torch
 
+from trelm_ds import log
+from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
 from trelm_ds.errors import CommonError
-from trelm_ds.files import append_line, write_atomically
+from trelm_ds.files import append_line, read_json_lines, write_atomically
+from trelm_ds.training.component import Component
 
 SKIPPED = "skipped_steps.jsonl"  # in the run folder
 _RECENT = 1000  # steps over which skipped ones are counted
 LOSS, GRADIENT, SPIKE = "loss not finite", "gradient not finite", "loss spike"
 
 
-class Guard:
+class Guard(Component):
     """Judges steps by numbers that are the same on all ranks, so that all of them come to the same decision.
 
     Args:
@@ -39,7 +41,7 @@ class Guard:
         self.count = 0  # of the whole run
 
     def judge(self, loss: float) -> str | None:
-        """Why a step with this loss must not be taken; None where nothing speaks against it.
+        """Say why a step with this loss must not be taken; None where nothing speaks against it.
 
         Args:
             loss: mean over the whole global batch.
@@ -53,11 +55,11 @@ class Guard:
         return None
 
     def took(self, loss: float) -> None:
-        """A step was taken."""
+        """Record the loss of a step that was taken."""
         self._losses.append(loss)
 
     def skipped(self, step: int, reason: str, loss: float, samples: Iterable[int]) -> None:
-        """Writes down that a step was not.
+        """Record a step that was not taken.
 
         Args:
             step: its number, from 1.
@@ -77,7 +79,7 @@ class Guard:
             try:
                 append_line(self._path, json.dumps(entry))
             except OSError as error:  # a full disk is no reason to stop training
-                warnings.warn(f"{self._path}: cannot be written: {error.strerror}", stacklevel=2)
+                log.warning_once(f"{self._path}: cannot be written: {error.strerror}")
         if len(self._skipped) > (budget := self._settings.max_skipped):
             raise CommonError(
                 f"guards.max_skipped: {len(self._skipped)} of the last {min(step, _RECENT):,} steps were skipped, "
@@ -85,34 +87,27 @@ class Guard:
                 "at them and raise the budget, or start another run with a lower optimizer.lr"
             )
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint's manifest."""
-        return {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}
+    def manifest(self) -> dict[str, Any]:
+        """Give the losses and skipped steps that later judgements depend on."""
+        return {"guard": {"losses": list(self._losses), "skipped": list(self._skipped), "count": self.count}}
 
-    def load(self, state: dict[str, Any], step: int) -> None:
-        """Takes a state up again.
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Count the skipped steps of the whole run."""
+        return {"skipped_steps": float(self.count)}
 
-        Args:
-            state: of a checkpoint.
-            step: of that checkpoint; what was noted of later steps goes, since they come again.
-        """
+    def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
+        """Restore what the manifest has; what was noted of later steps goes, since they come again."""
+        state, step = info.guard, info.step
         if self._writes and self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [entry for entry in read_json_lines(self._path) if entry.get("step", math.inf) <= step]
             with contextlib.suppress(OSError):
-                write_atomically(self._path, "".join(line for line in lines if _step_of(line) <= step))
+                write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._losses.extend(state.get("losses", []))
         self._skipped.extend(state.get("skipped", []))
         self.count = state.get("count", 0)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):  # a line that a kill cut short
-        return math.inf
-
-
 def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
-    """Of all gradients together. They must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
+    """Compute the norm of all gradients; they must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))

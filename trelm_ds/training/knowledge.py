@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trelm_ds.batches import Annotator, Batch, KnowledgeIndex, StepBatches
-from trelm_ds.checkpoints import Captured
+from trelm_ds.batches import Annotator, Step
+from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks
+from trelm_ds.engine import word_embedding
+from trelm_ds.injection import SourceContext, fill_vectors
+from trelm_ds.injection_sources import source_class
 from trelm_ds.knowledge.tables import (
     MemoryBank,
     MemoryUpdate,
@@ -22,120 +24,136 @@ from trelm_ds.knowledge.tables import (
     VectorTable,
     local_memories,
     memory_lambda,
-    vectors_from_file,
+    token_means,
     word_statistics,
 )
-from trelm_ds.model import Injected, Questions
-from trelm_ds.ragged import gather, offsets_of
-from trelm_ds.training.vector_sources import FromFile, NameEncoder, token_means, word_embedding
+from trelm_ds.model import Batch, KnowledgeItems, ModelOutput, StepTables
+from trelm_ds.training.component import Component
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 FOLDER = "knowledge"  # in a checkpoint
-_BATCH = 1024  # rows whose vectors are computed at a time
 
 
-class Knowledge:
-    """Vector table and memory bank of one rank; every method is collective.
+class Knowledge(Component):
+    """Vector table and memory bank of one rank; every method is collective but `load`.
 
     Args:
-        config: of the run.
-        index: which rows the two have.
-        info: of the tokenizer.
-        log_counts: [V], how often each token is expected among a step's negatives, as logarithms; None without logQ.
-        size: D.
-        ranks: of the run.
+        annotator: of its loader, which knows the rows that the two have.
+        epoch_samples: samples of an epoch, by which lambda decays.
     """
 
     def __init__(
         self,
         config: Config,
-        index: KnowledgeIndex,
+        annotator: Annotator,
         info: TokenizerInfo,
-        log_counts: Tensor | None,
-        size: int,
+        engine: DeepSpeedEngine,
+        epoch_samples: int,
         ranks: Ranks,
     ) -> None:
-        self._config, self._index, self._info, self.size = config, index, info, size
-        self._ranks = ranks
-        self._log_counts = None if log_counts is None else log_counts.to(ranks.device)
+        self._config, self._annotator, self._info, self._engine = config, annotator, info, engine
+        self._index, self._ranks, self._epoch_samples = annotator.index, ranks, epoch_samples
+        self.size: int = engine.module.config.hidden_size
+        self._log_counts = _log_counts(config, annotator, ranks.device)
         self.vectors: VectorTable | None = None
         self.bank: MemoryBank | None = None
-        group = TableGroup.of_all_ranks(ranks.device)
+        self.lookup: StepLookup | None = None  # of the step that is under way
+        self.influence = 0.0  # lambda of Eq. 8, in that step
+        group, index = TableGroup.of_all_ranks(ranks.device), self._index
         if index.n_vectors:
             device = torch.device("cpu") if config.injection.placement == "cpu" else ranks.device
             dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-            self.vectors = VectorTable(len(index.vector_entities), index.n_relations, size, dtype, device, group)
+            self.vectors = VectorTable(len(index.vector_entities), index.n_relations, self.size, dtype, device, group)
         if index.n_memory:
-            self.bank = MemoryBank(index.n_memory, size, config.memory, ranks.device, group)
+            self.bank = MemoryBank(index.n_memory, self.size, config.memory, ranks.device, group)
 
-    def start(self, engine: DeepSpeedEngine) -> None:
-        """Fills both from the model as it is now."""
-        word = word_embedding(engine)
-        self._fill_vectors(engine, word)
+    def start(self) -> None:
+        """Fill both from the model as it is now."""
+        word = word_embedding(self._engine)
+        self._fill_vectors(word)
         if self.bank is not None:
             self.bank.initialise(token_means(word, *self._index.memory_tokens()))
 
-    def refresh_due(self, step: int) -> bool:
-        """Whether the schedule has the vectors computed anew before this step."""
+    def refresh_due(self, number: int) -> bool:
+        """Whether the schedule has the vectors computed anew after `number` steps."""
         injection = self._config.injection
-        due = step > 0 and injection.refresh_every > 0 and step % injection.refresh_every == 0
-        return due and injection.source != "file"
+        due = number > 0 and injection.refresh_every > 0 and number % injection.refresh_every == 0
+        return due and source_class(injection.source).refreshes
 
-    def refresh(self, engine: DeepSpeedEngine) -> None:
-        """Computes the vectors anew."""
-        self._fill_vectors(engine, word_embedding(engine))
+    def refresh(self) -> None:
+        """Compute the vectors anew."""
+        self._fill_vectors(word_embedding(self._engine))
 
-    def _fill_vectors(self, engine: DeepSpeedEngine, word: Tensor) -> None:
-        if self.vectors is None:
-            return
-        injection, index = self._config.injection, self._index
-        n_entities, n_relations = len(index.graph.entities), len(index.graph.relations)
-        vectors_of: Callable[[Tensor], Tensor]
-        if injection.source == "file":
-            file = Path(injection.file or "")
-            rows = np.concatenate([index.vector_entities, n_entities + np.arange(index.n_relations)])
-            seed = self._config.trainer.seed
-            vectors_of = FromFile(vectors_from_file, file, n_entities, n_relations, rows, self.size, seed)
-        elif injection.source == "alias_mean":
-            vectors_of = token_means(word, *self._alias_tokens())
-        else:  # where nothing is injected, decoder product needs the relations all the same
-            vectors_of = NameEncoder(engine, index, self._info, injection.max_name_tokens)
-        self.vectors.fill(vectors_of, _BATCH)
-        if isinstance(vectors_of, FromFile):
-            self._ranks.all_agree(vectors_of.check)
-        self.vectors.match(*word_statistics(word), centre_relations=injection.source != "file")
+    def before_step(self, step: Step, number: int) -> None:
+        """Start the look-ups of a step; with lambda at 0 the bank is left alone."""
+        self.influence = self._memory_lambda(number)
+        bank = self.bank if self.influence > 0 else None
+        self.lookup = StepLookup(step, self.vectors, bank, self.influence, self.size, self._log_counts, self._ranks)
 
-    def _alias_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets and tokens of the names of every row."""
-        names = self._index.names
-        tokens, lengths = gather(names.alias_offsets, names.alias_tokens, self._index.vector_entities)
-        lengths = np.concatenate([lengths, np.diff(names.relation_offsets)])
-        return offsets_of(lengths), np.concatenate([tokens, names.relation_tokens])
+    def model_inputs(self) -> dict[str, Any]:
+        """Give what was looked up; waits for it the first time."""
+        assert self.lookup is not None
+        return {"tables": self.lookup.tables()}
 
-    def open_step(self, read: StepBatches, influence: float) -> StepKnowledge:
-        """Starts the look-ups of a step.
+    def after_micro_batch(self, batch: Batch, output: ModelOutput) -> None:
+        """Note what the memory bank learns from a micro-batch (Eq. 4, 6)."""
+        if self.lookup is not None and batch.items is not None:
+            self.lookup.observe(batch.items, output.states)
 
-        Args:
-            read: this rank's part of it.
-            influence: lambda of Eq. 8; at 0 the bank is left alone.
-        """
-        return StepKnowledge(self, read, influence, self._ranks.device, self._log_counts)
+    def after_step(self, taken: bool) -> dict[str, int | Tensor]:
+        """Update the bank (Eq. 5, 6), unless the step was skipped."""
+        lookup, self.lookup = self.lookup, None
+        return lookup.update() if taken and lookup is not None else {}
 
-    def memory_lambda(self, step: int, epoch: int) -> float:
-        """lambda of a step (Eq. 8); 0 without a memory bank."""
+    def _memory_lambda(self, number: int) -> float:
+        """Compute lambda of a step (Eq. 8); 0 without a memory bank."""
         if self.bank is None:
             return 0.0
-        return memory_lambda(self._config.memory, step, self._config.trainer.max_steps, epoch)
+        trainer = self._config.trainer
+        epoch = number * trainer.global_batch_size // self._epoch_samples
+        return memory_lambda(self._config.memory, number, trainer.max_steps, epoch)
 
-    def describe(self) -> dict[str, int]:
-        """Rows of both, and bytes of this rank's share."""
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Measure how much memory counts, and how many rows have any."""
+        if self.bank is None:
+            return {}
+        rows, filled = self._ranks.sum(len(self.bank.contexts.local), self.bank.filled_rows)
+        return {"memory_lambda": self.influence, "memory_filled": filled / max(1.0, rows)}
+
+    def describe(self) -> dict[str, str]:
+        """Say how large both are, and by what mentions are chosen."""
+        sizes = ", ".join(f"{size:,} {name}" for name, size in self._sizes().items())
+        return {"knowledge": sizes, "selection": self._index.describe_importance()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Give the sizes of both."""
+        return {f"knowledge.{name}": size for name, size in self._sizes().items()}
+
+    def _sizes(self) -> dict[str, int]:
+        """Count rows of both, and bytes of this rank's share."""
         tables = {"bytes of vectors on this rank": self.vectors, "bytes of memory on this rank": self.bank}
         return self._index.describe() | {name: table.bytes for name, table in tables.items() if table is not None}
 
+    def _fill_vectors(self, word: Tensor) -> None:
+        if self.vectors is None:
+            return
+        config = self._config
+        context = SourceContext(
+            settings=config.injection,
+            index=self._index,
+            tokenizer=self._info,
+            engine=self._engine,
+            word=word,
+            ranks=self._ranks,
+            seed=config.trainer.seed,
+        )
+        source = fill_vectors(self.vectors, context)
+        self.vectors.match(*word_statistics(word), centre_relations=source.centre_relations)
+
     def capture(self) -> Captured:
-        """This rank's rows for a checkpoint. Not copied: nothing may change them before they are written."""
+        """Give this rank's rows for a checkpoint, uncopied: nothing may change them before they are written."""
         return Captured(sum(table.bytes for table in (self.vectors, self.bank) if table is not None), self._save)
 
     def _save(self, checkpoint: Path) -> list[Path]:
@@ -146,8 +164,8 @@ class Knowledge:
             files += self.bank.save(checkpoint / FOLDER)
         return files
 
-    def load(self, checkpoint: Path) -> None:
-        """Takes this rank's rows from a checkpoint, of whatever number of ranks.
+    def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
+        """Read this rank's rows from a checkpoint, of whatever number of ranks.
 
         Raises:
             UserError: a shard is missing or does not fit.
@@ -158,119 +176,76 @@ class Knowledge:
             self.bank.load(checkpoint / FOLDER)
 
 
-class StepKnowledge:
-    """What one step's micro-batches take from vector table and memory bank, and what they give back."""
+class StepLookup:
+    """What one step takes from vector table and memory bank, and what it gives back.
+
+    Args:
+        step: this rank's part of it.
+        vectors, bank: to look up in; None where there is none, or where it has no part in this step.
+        influence: lambda of Eq. 8.
+        size: D.
+        log_counts: float32 [V], as in `StepTables`.
+        ranks: all of which look up.
+    """
 
     def __init__(
         self,
-        knowledge: Knowledge,
-        read: StepBatches,
+        step: Step,
+        vectors: VectorTable | None,
+        bank: MemoryBank | None,
         influence: float,
-        device: torch.device,
+        size: int,
         log_counts: Tensor | None,
+        ranks: Ranks,
     ) -> None:
-        self._bank = knowledge.bank if influence > 0 else None
-        self._influence, self._device, self._log_counts = influence, device, log_counts
-        self._size = knowledge.size
-        self._negatives = read.negatives.to(device, non_blocking=True)
-        vectors, bank = knowledge.vectors, self._bank
-        self._vector_lookup = vectors.start_lookup(read.vector_rows) if vectors is not None else None
-        self._memory_lookup = bank.start_lookup(read.memory_rows) if bank is not None else None
-        self._update = MemoryUpdate(read.memory_rows, bank.size, device) if bank is not None else None
-        self._vectors: Tensor | None = None
-        self._memories: Tensor | None = None
+        self._bank, self._influence, self._size, self._device = bank, influence, size, ranks.device
+        self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
+        self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
+        self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
+        self._learned = MemoryUpdate(step.memory_rows, bank.size, ranks.device) if bank is not None else None
+        self._tables: StepTables | None = None
         self._looked_up, self._hits = 0, torch.zeros(())
 
-    def _arrive(self) -> None:
-        """Waits for the look-ups, which have run beside what came since."""
+    def tables(self) -> StepTables:
+        """Return what was looked up; the first call waits for it, so what comes before runs beside the look-ups."""
+        if self._tables is None:
+            self._tables = self._arrived()
+        return self._tables
+
+    def _arrived(self) -> StepTables:
+        vectors = memories = torch.zeros(0, self._size, device=self._device)
         if self._vector_lookup is not None:
-            self._vectors = self._vector_lookup.wait().to(self._device).float()
-            self._vector_lookup = None
+            vectors = self._vector_lookup.wait().to(self._device).float()
         if self._memory_lookup is not None:
-            memories = self._memory_lookup.wait()
-            self._memories = (memories.local.float() + memories.global_.float()).to(self._device)
-            self._looked_up, self._hits = len(memories.seen), memories.seen.sum()
-            self._memory_lookup = None
-
-    def inputs(self, batch: Batch) -> tuple[Injected | None, Questions | None]:
-        """What the model is given with a micro-batch; waits for the look-ups the first time."""
-        self._arrive()
-        return self._injected(batch), self._questions(batch)
-
-    def _injected(self, batch: Batch) -> Injected | None:
-        """Eq. 7 for the items of a micro-batch that follow it in this pass."""
-        items = batch.items
-        if items is None:
-            return None
-        count, has_triple = len(items.memory), items.entity >= 0
-        h_e = memories = torch.zeros(count, self._size, device=self._device)
-        share = torch.zeros(count, device=self._device)
-        if self._vectors is not None and len(self._vectors):
-            entity, relation = (self._vectors[rows.clamp(min=0)] for rows in (items.entity, items.relation))
-            h_e = (entity + items.sign[:, None] * relation) * has_triple[:, None]
-        if self._memories is not None and len(self._memories):
-            share = self._influence * (items.memory >= 0)
-            memories = self._memories[items.memory.clamp(min=0)]
-        vectors = (1 - share)[:, None] * h_e + (share / 2)[:, None] * memories
-        return Injected(items.token_rows, items.token_items, (1 - share) * ~has_triple, vectors)
-
-    def _questions(self, batch: Batch) -> Questions | None:
-        """The facts of a micro-batch."""
-        facts = batch.facts
-        if facts is None:
-            return None
-        relations = torch.zeros(0, self._size, device=self._device)
-        if self._vectors is not None and len(facts.relations):
-            relations = self._vectors[facts.relations]
-        return Questions(
-            facts.labels,
-            facts.fact,
-            facts.place,
-            facts.positions,
-            facts.spans,
-            relations,
-            facts.inverse,
-            self._negatives,
-            self._log_counts,
+            found = self._memory_lookup.wait()
+            memories = (found.local.float() + found.global_.float()).to(self._device)
+            self._looked_up, self._hits = len(found.seen), found.seen.sum()
+        return StepTables(
+            vectors=vectors,
+            memories=memories,
+            influence=self._influence,
+            candidates=self._negatives,
+            log_counts=self._log_counts,
         )
 
-    def observe(self, batch: Batch, window: Tensor | None, states: Tensor) -> None:
-        """Notes what the memory bank learns from a micro-batch (Eq. 4, 6).
+    def observe(self, items: KnowledgeItems, states: Tensor) -> None:
+        """Note what the memory bank learns from a micro-batch (Eq. 4, 6); states: [T, D], of the last layer."""
+        if self._learned is not None:
+            local = local_memories(states, items.window)
+            self._learned.add(items.memory, local, states[items.cls], items.new_context)
 
-        Args:
-            batch: on the device.
-            window: of its items, on the CPU, where nothing waits for the device to learn its sizes.
-            states: [T, D], of the last layer.
-        """
-        if self._update is not None and batch.items is not None and window is not None:
-            items = batch.items
-            self._update.add(items.memory, local_memories(states, window), states[items.cls], items.new_context)
-
-    def close(self) -> dict[str, int | Tensor]:
-        """Updates the bank (Eq. 5, 6); returns what was counted, in part on the device."""
-        if self._bank is None or self._update is None:
+    def update(self) -> dict[str, int | Tensor]:
+        """Update the bank (Eq. 5, 6); collective. Returns what was counted, in part on the device."""
+        if self._bank is None or self._learned is None:
             return {}
-        updated = self._update.apply(self._bank)
+        updated = self._learned.apply(self._bank)
         return {"memory rows": updated, "looked up": self._looked_up, "hits": self._hits}
 
 
-def open_knowledge(
-    config: Config, annotator: Annotator | None, info: TokenizerInfo, size: int, ranks: Ranks
-) -> Knowledge | None:
-    """The tables of a run with knowledge; collective.
-
-    Args:
-        config: of the run.
-        annotator: of its loader; None for a run without knowledge.
-        info: of the tokenizer.
-        size: D.
-        ranks: of the run.
-    """
-    if annotator is None:
+def _log_counts(config: Config, annotator: Annotator, device: torch.device) -> Tensor | None:
+    """Compute how often each token is expected among a step's negatives, as logarithms [V]; None without logQ."""
+    if not (config.cka.log_q and config.cka.negatives):
         return None
-    log_counts = None
-    if config.cka.log_q and config.cka.negatives:
-        expected = config.cka.negatives * annotator.negative_probabilities()
-        # A token that the corpus lacks is never drawn; corrected by log 0 it would win by any margin.
-        log_counts = torch.from_numpy(np.log(np.maximum(expected, expected[expected > 0].min())))
-    return Knowledge(config, annotator.index, info, log_counts, size, ranks)
+    expected = config.cka.negatives * annotator.negative_probabilities()
+    # A token that the corpus lacks is never drawn; corrected by log 0 it would win by any margin.
+    return torch.from_numpy(np.log(np.maximum(expected, expected[expected > 0].min()))).to(device)

@@ -8,11 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trelm_ds.batches import Batch
 from trelm_ds.distributed import Ranks
-from trelm_ds.model import MaskedLMOutput
-
-_ON_DEVICE = ("mlm_loss", "mlm_correct", "cka_loss", "cka_correct")
+from trelm_ds.model import Batch, ModelOutput
 
 
 class Window:
@@ -22,25 +19,22 @@ class Window:
         self._sums: dict[str, Tensor] = {}
         self.counts: Counter[str] = Counter()
 
-    def add(self, batch: Batch, output: MaskedLMOutput) -> None:
-        """Counts a micro-batch."""
-        for name in _ON_DEVICE:
-            if (value := getattr(output, name)) is not None:
-                self._sums[name] = self._sums.get(name, 0) + value.detach().double()
-        self.counts["masked"] += len(batch.labels)
-        self.counts["asked"] += 0 if batch.facts is None else len(batch.facts.labels)
-        self.counts["tokens"] += len(batch.input_ids)
-        self.counts["sequences"] += batch.sequences
+    def add(self, batch: Batch, output: ModelOutput) -> None:
+        """Count a micro-batch."""
+        for kind, values in (("loss", output.losses), ("correct", output.correct)):
+            self.count({f"{name}_{kind}": value.detach().double() for name, value in values.items()})
+        self.count({f"{name}_targets": count for name, count in batch.targets.items()})
+        self.count({"tokens": len(batch.input_ids), "sequences": batch.n_sequences})
 
     def absorb(self, step: Window, taken: bool) -> None:
-        """Adds a step's window; of one that was not taken only what it has cost."""
+        """Add a step's window; of one that was not taken only what it has cost."""
         if taken:
             self.count(step._sums | dict(step.counts))
         else:
             self.count({name: step.counts[name] for name in ("tokens", "sequences")})
 
     def count(self, numbers: Mapping[str, int | Tensor]) -> None:
-        """Adds to the counts."""
+        """Add to the counts."""
         for name, number in numbers.items():
             if isinstance(number, Tensor):
                 self._sums[name] = self._sums.get(name, 0) + number
@@ -48,7 +42,7 @@ class Window:
                 self.counts[name] += number
 
     def totals(self, ranks: Ranks) -> dict[str, float]:
-        """Every sum and count over all ranks; collective. A name that no rank has counted is 0 and not there."""
+        """Sum everything over all ranks; collective. A name that no rank has counted is not there."""
         own = {name: float(value) for name, value in self._sums.items()} | dict(self.counts)
         totals: dict[str, float] = {}
         for counted in ranks.gather(own):
@@ -57,28 +51,33 @@ class Window:
         return totals
 
 
-def summary(totals: dict[str, float], mlm_weight: float, seconds: float) -> dict[str, float]:
-    """The metrics of a window: means over all ranks' tokens, shares, rates.
+def summary(totals: dict[str, float], weights: dict[str, float], seconds: float) -> dict[str, float]:
+    """Make the metrics of a window: means over all ranks' targets, shares, rates.
 
     Args:
         totals: of `Window.totals`.
-        mlm_weight: theta of Eq. 3; 1 where nothing is assessed.
+        weights: of the objectives in the loss, "mlm" first.
         seconds: of training in the window.
     """
     of = Counter(totals)
-    mlm = of["mlm_loss"] / of["masked"] if of["masked"] else math.nan  # no step was taken
-    cka = of["cka_loss"] / max(1.0, of["asked"])
+    means = {name: of[f"{name}_loss"] / max(1.0, of[f"{name}_targets"]) for name in weights}
+    if not of["mlm_targets"]:
+        means["mlm"] = math.nan  # no step was taken
     sequences = max(1.0, of["sequences"])
     metrics = {
-        "loss": mlm_weight * mlm + (1 - mlm_weight) * cka,
-        "mlm_loss": mlm,
-        "accuracy": of["mlm_correct"] / max(1.0, of["masked"]),
+        "loss": sum(weight * means[name] for name, weight in weights.items()),
+        "mlm_loss": means["mlm"],
+        "accuracy": of["mlm_correct"] / max(1.0, of["mlm_targets"]),
         "tokens_per_s": of["tokens"] / seconds,
         "sequences_per_s": of["sequences"] / seconds,
         "corrupted_samples": of["corrupted"],
     }
+    for name in weights:
+        if name != "mlm" and f"{name}_loss" in totals:
+            metrics[f"{name}_loss"] = means[name]
+            if f"{name}_correct" in totals:
+                metrics[f"{name}_accuracy"] = of[f"{name}_correct"] / max(1.0, of[f"{name}_targets"])
     if "cka_loss" in totals:
-        metrics |= {"cka_loss": cka, "cka_accuracy": of["cka_correct"] / max(1.0, of["asked"])}
         metrics |= {"facts_per_sequence": of["facts"] / sequences}
         metrics |= {"query_token_share": of["query tokens"] / max(1.0, of["tokens"])}
     if "mentions" in totals:

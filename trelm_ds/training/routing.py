@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trelm_ds.batches import StepBatches
-from trelm_ds.checkpoints import Captured
+from trelm_ds import faults, log
+from trelm_ds.batches import Step
+from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, import_deepspeed
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
-from trelm_ds.routing import QUADRATURES, Documents, KnowledgePaths, Scores, attribute, frozen, no_scores, save_paths
-from trelm_ds.training.knowledge import StepKnowledge
+from trelm_ds.routing import (
+    QUADRATURES,
+    KnowledgePaths,
+    NeuronScores,
+    attribute,
+    frozen,
+    no_scores,
+    routed_facts,
+    save_paths,
+)
+from trelm_ds.training.component import Component
+from trelm_ds.training.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -27,72 +37,63 @@ if TYPE_CHECKING:
 FOLDER = "routing"  # in a checkpoint
 
 
-class Routing:
-    """The paths of one run on one rank: the same on all ranks. Every method but `save` is collective.
+class Routing(Component):
+    """The paths of one run on one rank: the same on all ranks.
 
     Args:
-        config: of the run.
-        sizes: of the encoder.
-        ranks: of the run.
+        knowledge: by which mentions are injected in attribution as in training.
     """
 
-    def __init__(self, config: Config, sizes: EncoderConfig, ranks: Ranks) -> None:
-        self._config, self._sizes, self._ranks = config, sizes, ranks
-        self.paths = KnowledgePaths(config.routing, sizes, ranks.device)
+    def __init__(self, config: Config, engine: DeepSpeedEngine, knowledge: Knowledge, ranks: Ranks) -> None:
+        self._config, self._engine, self._knowledge, self._ranks = config, engine, knowledge, ranks
+        self._sizes: EncoderConfig = engine.module.config
+        self.paths = KnowledgePaths(config.routing, self._sizes, ranks.device)
         self._seconds, self._warned = 0.0, False  # of attribution since the last log point
 
-    def refresh(self, engine: DeepSpeedEngine, read: StepBatches, knowledge: StepKnowledge, step: int) -> None:
-        """Chooses the paths anew where the schedule says so; before the step.
-
-        Args:
-            engine: around the model.
-            read: this rank's part of the step; the facts that are marked in it are looked at.
-            knowledge: of the step, by which its mentions are injected as in training.
-            step: optimizer steps done.
-        """
-        routing = self._config.routing
-        since_start = step - routing.start_step
+    def before_step(self, step: Step, number: int) -> None:
+        """Choose the paths anew where the schedule says so, by the facts that are marked in the step; collective."""
+        routing, engine = self._config.routing, self._engine
+        since_start = number - routing.start_step
         if since_start < 0 or since_start % routing.refresh_every:
             return
         begun = self._now()
         with whole_weights(engine) as weights:
-            scores = self._attribute(frozen(engine.module, weights), read, knowledge)
+            scores = self._attribute(frozen(engine.module, weights), step)
         for score in scores:
             dist.all_reduce(score)
             dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
         if all(bool(score.isfinite().all()) for score in scores):
             self.paths.update(scores)
             self.paths.install(engine.module)
-            self._warn_of_nothing(step, "no fact was looked at, so all neurons are updated; raise sample_fraction")
+            self._warn_of_nothing(number, "no fact was looked at, so all neurons are updated; raise sample_fraction")
         else:
-            self._warn_of_nothing(step, "scores are not finite numbers, so there is no path yet")
+            self._warn_of_nothing(number, "scores are not finite numbers, so there is no path yet")
         self._seconds += self._now() - begun
+        faults.reach("routing-refreshed")
 
     def _warn_of_nothing(self, step: int, reason: str) -> None:
-        """Once, where a refresh has left the run without a path."""
-        if self.paths.neurons is None and not self._warned and self._ranks.rank == 0:
+        """Warn once, where a refresh has left the run without a path."""
+        if self.paths.neurons is None and not self._warned:
             self._warned = True
-            warnings.warn(f"routing: at step {step} {reason}", stacklevel=3)
+            log.warning_rank0(f"routing: at step {step} {reason}")
 
-    def _attribute(self, view: MaskedLanguageModel, read: StepBatches, knowledge: StepKnowledge) -> Scores:
+    def _attribute(self, view: MaskedLanguageModel, step: Step) -> NeuronScores:
         routing, device = self._config.routing, self._ranks.device
         total = no_scores(view, self.paths.first_layer, device)
-        for batch in read.micro_batches:
-            part = batch.routed()
+        for batch in step.micro_batches:
+            part = routed_facts(batch)
             if part is None:
                 continue
-            moved = part.to(device)
-            injected, questions = knowledge.inputs(moved)
-            assert questions is not None
             found = attribute(
                 view,
-                Documents(moved.input_ids, moved.cu_seqlens, part.max_seqlen, injected, questions),
-                QUADRATURES[routing.quadrature],
-                self.paths.first_layer,
-                self._config.trainer.micro_batch_tokens,
+                part.to(device),
+                quadrature=QUADRATURES[routing.quadrature],
+                first_layer=self.paths.first_layer,
+                max_tokens=self._config.trainer.micro_batch_tokens,
                 with_coordinates=routing.path == "full",
+                **self._knowledge.model_inputs(),
             )
-            total = Scores(*map(torch.add, total, found))
+            total = NeuronScores(*map(torch.add, total, found))
         return total
 
     def _now(self) -> float:
@@ -101,7 +102,7 @@ class Routing:
         return time.monotonic()
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """What is known of the paths; `seconds` have passed since the last call."""
+        """Measure the paths; collective."""
         paths = self.paths
         found = {"attribution_time_share": self._seconds / seconds}
         self._seconds = 0.0
@@ -123,33 +124,34 @@ class Routing:
             found["path_gradient_kept"] = (kept / whole) ** 0.5
         return found
 
-    def describe(self) -> str:
-        """For people: what is updated."""
+    def describe(self) -> dict[str, str]:
+        """Say what is updated."""
         routing, sizes = self._config.routing, self._sizes
         layers = sizes.num_hidden_layers - self.paths.first_layer
         every = f"chosen every {routing.refresh_every} steps by {routing.sample_fraction:.3g} of the facts"
-        return f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons are updated, {every}"
+        neurons = f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons"
+        return {"routing": f"{neurons} are updated, {every}"}
 
     def capture(self) -> Captured:
-        """The paths for a checkpoint, from rank 0."""
+        """Give the paths for a checkpoint, from rank 0."""
         state = self.paths.state() if self._ranks.rank == 0 else {}
         return Captured(
             sum(tensor.nbytes for tensor in state.values()), lambda checkpoint: save_paths(state, checkpoint / FOLDER)
         )
 
-    def load(self, checkpoint: Path, model: MaskedLanguageModel) -> None:
-        """Takes the paths from a checkpoint.
+    def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
+        """Read the paths from a checkpoint.
 
         Raises:
             UserError: they do not fit the model.
         """
         self.paths.load(checkpoint / FOLDER)
-        self.paths.install(model)
+        self.paths.install(self._engine.module)
 
 
 @contextlib.contextmanager
 def whole_weights(engine: DeepSpeedEngine) -> Iterator[dict[str, Tensor]]:
-    """The model's weights by name; under ZeRO-3, which has shards of them on all ranks, whole for the time being."""
+    """Yield the model's weights by name; under ZeRO-3, which shards them over all ranks, whole for the time being."""
     parameters = dict(engine.module.named_parameters())
     with contextlib.ExitStack() as held:
         if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):

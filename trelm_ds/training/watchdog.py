@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
+from trelm_ds import log
 from trelm_ds.distributed import Ranks
 
 EXIT_CODE = 71  # EX_OSERR: something below the program does not answer
@@ -44,8 +44,6 @@ class Watchdog:
     ends the others then.
 
     Args:
-        ranks: of the run.
-        run: the run folder.
         minutes: the limit; 0 watches nothing.
     """
 
@@ -71,11 +69,11 @@ class Watchdog:
             self._thread.join()
 
     def beat(self) -> None:
-        """Something has moved."""
+        """Record progress."""
         self._last = time.monotonic()
 
     def stepped(self, step: int) -> None:
-        """A step has ended. After the first, neither this nor a collective may take longer than the limit."""
+        """Record the end of a step; after the first, neither a step nor a collective may take longer than the limit."""
         first, self._step = self._step == 0, step
         if first and self._limit:
             self._allowed = self._limit
@@ -87,7 +85,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Within it things may take ten times as long."""
+        """Allow ten times the limit within the block."""
         before, self._allowed = self._allowed, max(self._allowed, _PATIENT * self._limit)
         self.beat()
         try:
@@ -118,7 +116,7 @@ class Watchdog:
                 self._store.set(self._key(self._ranks.rank), json.dumps(sign))
 
     def _called(self) -> bool:
-        """Whether another rank has found that nothing moves."""
+        """Whether another rank has raised the alarm."""
         try:
             return self._store is not None and self._store.check([self._key("hang")])
         except RuntimeError:
@@ -138,18 +136,16 @@ class Watchdog:
                 faulthandler.dump_traceback(stream, all_threads=True)
 
     def _report(self, late: float, silent_s: float) -> None:
-        """One line for all, from the first rank that can speak."""
+        """Print one line for all, from the first rank that can."""
         signs = self._signs()
         dead = {rank: sign for rank, sign in signs.items() if sign is None or time.time() - sign.at > silent_s}
         if self._ranks.rank != min((rank for rank in signs if rank not in dead), default=self._ranks.rank):
             return
         words = [_describe(rank, sign) for rank, sign in dead.items()]
         who = f"; {', '.join(words)} does not answer" if words else ""
-        print(
-            f"trelm: error: nothing has moved for {late:,.0f} s after step {self._step}{who}; "
-            f"where the ranks were is in {self._folder}; the same command continues from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+        log.error(
+            f"nothing has moved for {late:,.0f} s after step {self._step}{who}; "
+            f"where the ranks were is in {self._folder}; the same command continues from the last checkpoint"
         )
 
     def _signs(self) -> dict[int, _Sign | None]:

@@ -1,4 +1,4 @@
-"""Entity linking beyond anchors: a dictionary of phrases counted in the corpus itself, and votes between entities."""
+"""Entity linking beyond anchors: a dictionary of phrases counted in the corpus itself, and voting between entities."""
 
 from trelm_ds.corpus.linking.build import DictionaryOptions, build_dictionary, set_link_probabilities
 from trelm_ds.corpus.linking.dictionary import LinkDictionary

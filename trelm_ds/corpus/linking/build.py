@@ -1,4 +1,4 @@
-"""Merging what was counted: anchors and names to a dictionary, then occurrences to link probabilities."""
+"""Reduce steps of entity linking: merge anchors and names into a dictionary, then occurrences to link probabilities."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from trelm_ds.files import fsync_folder, write_atomically
 from trelm_ds.keyed_random import keyed_permutation
 from trelm_ds.knowledge import KnowledgeGraph
 
-_OPEN_FILES = 256  # runs merged at a time; the usual limit of a process is 1,024 files
+_OPEN_FILES = 256  # runs merged at a time; the usual limit is 1,024 open files per process
 _RUN = 2_000_000  # names sorted in memory at a time
-_BUFFER = 20_000_000  # links held before entities with many are cut back to their sample
+_BUFFER = 20_000_000  # links held in memory before they are reduced to the sample of each entity
 _DOCUMENT_ORDER = 0x11  # key of the random order of documents
 ALIAS, LABEL = 1, 2
-LABEL_WEIGHT = 4  # a label names its entity more often than an alias does
-NAME_LINKS = 1.0  # links that being a name is worth, shared among all entities of that name
-SMOOTHING = 1.0  # documents that the prior link probability is worth
-RARE = 20  # documents; the prior comes from names in no more
+LABEL_WEIGHT = 4  # weight of a label relative to an alias
+NAME_LINKS = 1.0  # pseudo-count of links for being a name, shared among all entities with that name
+SMOOTHING = 1.0  # pseudo-count of documents for the prior link probability
+RARE = 20  # the prior is estimated from names that occur in at most this many documents
 
 
 @dataclass
@@ -39,10 +39,10 @@ class DictionaryOptions:
     """What enters a dictionary.
 
     Attributes:
-        minimum_links: links that a phrase needs if it is no name in Wikidata5M; a single one is often a slip.
-        minimum_name_length: characters that a name needs if nobody links it; shorter ones are codes ("ca", "no").
+        minimum_links: links required of a phrase that is not a name in Wikidata5M; a single one is often a mistake.
+        minimum_name_length: characters required of a name without links; shorter ones are codes ("ca", "no").
         maximum_candidates: entities kept per phrase, the most common ones.
-        sample: documents kept per entity for relatedness. Its error falls with the square root.
+        sample: documents kept per entity for relatedness, whose error is proportional to 1 / sqrt(sample).
     """
 
     minimum_links: int = 2
@@ -58,22 +58,22 @@ def build_dictionary(
     folder: Path,
     options: DictionaryOptions | None = None,
 ) -> LinkDictionary:
-    """Reduce 1: merges the anchors of all chunks with the names of all entities.
+    """Build a dictionary from the anchors of all chunks and the names of all entities (reduce 1).
 
-    Commonness (Milne & Witten 2008) is the share of a phrase's links that go to a candidate. Being a name in Wikidata5M
-    counts as `NAME_LINKS` links in all, shared among the entities of that name by (1 + triples), times `LABEL_WEIGHT`
-    for a label: decisive without anchors, drowned out by a few.
+    Commonness (Milne & Witten 2008) is the share of a phrase's links that go to a candidate. If the phrase is a name in
+    Wikidata5M, `NAME_LINKS` links are added, shared among the entities with that name in proportion to 1 + triples,
+    times `LABEL_WEIGHT` for a label. So names decide where there are no anchors, and hardly matter where there are.
 
-    Memory: the phrases as a list (about 75 bytes each) and 16 bytes per candidate; links and names are merged in runs.
+    Memory: the list of phrases (about 75 bytes each) and 16 bytes per candidate; links and names are merged in runs.
 
     Args:
-        partials: folders of `AnchorCounts.save`, of any chunking and order.
+        partials: folders written by `AnchorCounts.save`, for any chunking and in any order.
         names: (QID number, names with the label first).
-        graph: for the number of triples and for edges between entities.
-        folder: made anew; it must not exist.
+        graph: provides the number of triples and the edges between entities.
+        folder: folder to create; it must not exist.
 
     Raises:
-        UserError: a damaged partial result, or nothing to put into the dictionary.
+        UserError: a partial result is damaged, or there is nothing to put into the dictionary.
     """
     options = options or DictionaryOptions()
     work = folder.with_name(f".{folder.name}.partial")
@@ -96,7 +96,7 @@ def build_dictionary(
 
 
 def _merged(paths: list[Path], folder: Path, name: str) -> Iterator[Row]:
-    """Rows of sorted files in one order; files are merged into fewer first where there are too many to open."""
+    """Yield the rows of sorted files in sorted order; if there are too many to open, merge them into fewer first."""
     for level in itertools.count():
         if len(paths) <= _OPEN_FILES:
             break
@@ -108,7 +108,7 @@ def _merged(paths: list[Path], folder: Path, name: str) -> Iterator[Row]:
 
 
 def _name_runs(names: Iterator[tuple[int, list[str]]], folder: Path) -> list[Path]:
-    """Sorted files of (phrase, QID number, LABEL or ALIAS)."""
+    """Write sorted files of (phrase, QID number, LABEL or ALIAS)."""
     rows = (row for qid, spellings in names for row in _name_rows(qid, spellings))
     paths = list[Path]()
     while run := sorted(itertools.islice(rows, _RUN)):
@@ -118,7 +118,7 @@ def _name_runs(names: Iterator[tuple[int, list[str]]], folder: Path) -> list[Pat
 
 
 def _name_rows(qid: int, spellings: list[str]) -> Iterator[Row]:
-    """One entity's names, without "the Red Sea" where it is called "Red Sea" too: anchors leave the article out."""
+    """Yield one entity's names, without "the Red Sea" if there is also "Red Sea": anchors leave out the article."""
     phrases = list(map(phrase_of, spellings))
     known = set(phrases)
     for index, phrase in enumerate(phrases):
@@ -129,7 +129,12 @@ def _name_rows(qid: int, spellings: list[str]) -> Iterator[Row]:
 def _collect(
     anchors: Iterator[Row], names: Iterator[Row], options: DictionaryOptions
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The phrases to keep, ascending, and their candidates as columns: phrase (row), qid, links, kind (or 0)."""
+    """Select the phrases that enter the dictionary.
+
+    Returns:
+        the phrases, ascending, and their candidates as int32 columns: phrase (index), qid, links, kind (ALIAS, LABEL,
+        or 0 for an entity that does not have the phrase as a name).
+    """
     phrases = list[str]()
     columns = {name: array("i") for name in ("phrase", "qid", "links", "kind")}
     tagged = heapq.merge(((*row, 0) for row in anchors), ((*row, 1) for row in names))
@@ -156,6 +161,7 @@ def _assemble(
     graph: KnowledgeGraph,
     options: DictionaryOptions,
 ) -> LinkDictionary:
+    """Compute the arrays of a dictionary from what `_collect` returned."""
     trie = marisa_trie.Trie(phrases)
     ids = np.fromiter((trie[phrase] for phrase in phrases), dtype=np.int64, count=len(phrases))
     words = np.zeros(len(phrases), dtype=np.uint8)
@@ -193,7 +199,7 @@ def _assemble(
 
 
 def _commonness(phrase: np.ndarray, rows: dict[str, np.ndarray], graph: KnowledgeGraph, size: int) -> np.ndarray:
-    """float64 [C]: links plus the share of `NAME_LINKS`, over the phrase's sum of both."""
+    """Compute commonness, float64 [C]: links plus the share of `NAME_LINKS`, divided by the phrase's sum of both."""
     weight = np.where(rows["kind"] == LABEL, LABEL_WEIGHT, 1) * (1.0 + graph.degrees(rows["qid"]))
     weight[rows["kind"] == 0] = 0
     total = np.bincount(phrase, weight, size)[phrase]
@@ -205,7 +211,12 @@ def _commonness(phrase: np.ndarray, rows: dict[str, np.ndarray], graph: Knowledg
 def _links(
     partials: Sequence[Path], entities: np.ndarray, sample: int
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Number of documents; per entity the documents that link to it, and a sample of them (offsets, places)."""
+    """Count the documents that link to each entity, and sample them.
+
+    Returns:
+        the number of documents with a link; per entity the number of documents that link to it, int32 [E]; offsets
+        int64 [E + 1] and values int32 of the samples: positions in a random order of all documents, ascending.
+    """
     ids = np.empty(0, dtype=np.int64)
     for partial in partials:
         ids = np.union1d(ids, load_links(partial)[:, 0])
@@ -227,14 +238,17 @@ def _links(
 
 
 def _smallest(parts: list[np.ndarray], count: int) -> np.ndarray:
-    """Sorted keys (entity row << 32 | place), of each row only the `count` first: bottom-k samples merge exactly."""
+    """Merge keys (entity row << 32 | position) and keep the `count` smallest of each row, sorted.
+
+    Such bottom-k samples merge exactly: the result does not depend on how the links were divided.
+    """
     keys = np.sort(np.concatenate(parts))
     rows = keys >> 32
     return keys[np.arange(len(keys)) - np.searchsorted(rows, rows) < count]
 
 
 def _edges(graph: KnowledgeGraph, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outgoing triples between `entities` as offsets and rows; parallel ones once."""
+    """Find the outgoing triples between `entities`, as offsets int64 [E + 1] and rows int32, without duplicates."""
     row = np.searchsorted(entities, graph.entities)
     row = np.where(entities[np.minimum(row, len(entities) - 1)] == graph.entities, row, -1)
     tails = row[graph.out_entities]
@@ -246,15 +260,15 @@ def _edges(graph: KnowledgeGraph, entities: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def set_link_probabilities(folder: Path, partials: Iterable[OccurrenceCounts]) -> LinkDictionary:
-    """Reduce 2: adds link probabilities to a dictionary's folder.
+    """Add link probabilities to a dictionary's folder (reduce 2).
 
-    lp = (documents that link the phrase + s * prior) / (documents that hold it + s), per case class, s = `SMOOTHING`
+    lp = (documents that link the phrase + s * prior) / (documents that contain it + s), per case class, s = `SMOOTHING`
     (Mihalcea & Csomai 2007, smoothed). The prior is the share of links among the occurrences of phrases that are names
-    in Wikidata5M and rare (at most `RARE` documents), of as many words (1, 2, 3 or more) and the same case class. Only
-    names, because a phrase that is in the dictionary for having been linked tells nothing about one that is not.
+    in Wikidata5M and rare (at most `RARE` documents), with as many words (1, 2, 3 or more) and the same case class. A
+    phrase that entered the dictionary because it was linked would bias the estimate, so only names are used.
 
     Raises:
-        UserError: partial results of another dictionary.
+        UserError: the partial results belong to another dictionary.
     """
     dictionary = LinkDictionary.load(folder)
     held = np.zeros((len(dictionary.named), CASES), dtype=np.int64)
@@ -270,13 +284,16 @@ def set_link_probabilities(folder: Path, partials: Iterable[OccurrenceCounts]) -
     probability = ((linked + SMOOTHING * prior[rare]) / (held + SMOOTHING)).astype(np.float32)
     stream = io.BytesIO()
     np.save(stream, probability)
-    write_atomically(folder / f"{LINK_PROBABILITY}.npy", stream.getvalue())  # an older one may be mapped somewhere
+    write_atomically(folder / f"{LINK_PROBABILITY}.npy", stream.getvalue())  # a process may have mapped an old file
     write_manifest(folder, dictionary.documents)
     return LinkDictionary.load(folder)
 
 
 def _prior(dictionary: LinkDictionary, held: np.ndarray, linked: np.ndarray) -> np.ndarray:
-    """float64 [4, CASES]: prior link probability by words (row 0 unused) and case class; 0 where nothing was seen."""
+    """Estimate prior link probabilities by number of words (row 0 unused) and case class, float64 [4, CASES].
+
+    0 where there are no occurrences.
+    """
     names = np.asarray(dictionary.named) & (held.sum(axis=1) <= RARE)
     prior = np.zeros((4, CASES))
     for words in (1, 2, 3):

@@ -1,8 +1,8 @@
-"""The dictionary of phrases with their entities, on disk as arrays that any number of processes map into memory.
+"""The dictionary of phrases and their entities, stored as arrays that any number of processes can memory-map.
 
 Phrases are the keys of a MARISA trie (marisa-trie). Measured on 447,000 names of Wikidata5M (tools/bench/linking.py),
-it is faster than pyahocorasick and than hashed word n-grams in a sorted array, and takes 6 bytes a phrase against 352
-and 8. Its file is mapped, not loaded: 64 workers share one copy where every automaton would be private.
+it is faster than pyahocorasick and than hashed word n-grams in a sorted array, and takes 6 bytes per phrase against 352
+and 8. Its file is memory-mapped: 64 workers share one copy, where each would need an automaton of its own.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ PHRASES, MANIFEST, LINK_PROBABILITY = "phrases.marisa", "manifest.json", "link_p
 
 @dataclass(frozen=True)
 class LinkDictionary:
-    """P phrases, C candidates, E entities (rows ascend with the QID number).
+    """A dictionary of P phrases, C candidates and E entities.
 
     Attributes:
-        phrases: trie; a phrase's id is its row in what follows.
-        documents: number of documents with a link, those that relatedness is measured by.
+        phrases: trie; a phrase's id is its row in the arrays below.
+        documents: number of documents with a link, on which relatedness is based.
         named: bool [P], whether the phrase is a name in Wikidata5M.
-        words: uint8 [P], words of the phrase, at most 255.
+        words: uint8 [P], number of words in the phrase, at most 255.
         candidate_offsets: int64 [P + 1].
-        candidates: int32 [C], entity rows; a phrase's most common one first.
+        candidates: int32 [C], entity rows, the most common one of each phrase first.
         commonness: float32 [C], share of the phrase's links that go to the candidate.
         entities: int32 [E], QID numbers, ascending.
-        link_counts: int32 [E], documents that link to the entity.
-        link_offsets, links: int64 [E + 1], int32: places of these documents in a random order of all documents,
-            ascending; only the first ones of entities with many, which makes them a uniform sample.
-        edge_offsets, edges: int64 [E + 1], int32: rows of the entities that its triples lead to, ascending.
-        link_probability: float32 [P, CASES], or None as long as occurrences have not been counted.
+        link_counts: int32 [E], number of documents that link to the entity.
+        link_offsets, links: int64 [E + 1], int32: positions of these documents in a random order of all documents,
+            ascending. Only the first ones are kept for entities with many, which makes them a uniform sample.
+        edge_offsets, edges: int64 [E + 1], int32: rows of the tails of the entity's outgoing triples, ascending.
+        link_probability: float32 [P, CASES], or None if occurrences have not been counted yet.
     """
 
     phrases: marisa_trie.Trie
@@ -59,11 +59,11 @@ class LinkDictionary:
 
     @classmethod
     def array_names(cls) -> list[str]:
-        """The attributes that are arrays, each in a file of its name."""
+        """List the attributes that are arrays, each stored in a file of its name."""
         return [field.name for field in fields(cls)][2:]
 
     def save(self, folder: Path) -> None:
-        """Writes the trie, one .npy file per array and a manifest with every file's size and hash into a new folder."""
+        """Write the trie, one .npy file per array, and a manifest with every file's size and hash into a new folder."""
         folder.mkdir(parents=True)
         self.phrases.save(str(folder / PHRASES))
         for name in self.array_names():
@@ -73,10 +73,10 @@ class LinkDictionary:
 
     @classmethod
     def load(cls, folder: Path) -> LinkDictionary:
-        """Maps the arrays of a folder into memory.
+        """Memory-map a dictionary.
 
         Raises:
-            UserError: a missing, damaged or foreign file.
+            UserError: a file is missing, damaged or of another kind.
         """
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -85,7 +85,7 @@ class LinkDictionary:
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 raise UserError(f"{path}: missing or not of {size} bytes; build the linking dictionary again")
-        # The trie's library trusts its file; a flipped bit in it may read outside of the mapping.
+        # The library does not validate the trie: a flipped bit could make it read out of bounds.
         if sha256_of(folder / PHRASES) != manifest["files"][PHRASES][1]:
             raise UserError(f"{folder / PHRASES}: damaged; build the linking dictionary again")
         arrays = {}
@@ -97,15 +97,15 @@ class LinkDictionary:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (ValueError, OSError) as error:
                 raise UserError(f"{path}: damaged ({error}); build the linking dictionary again") from None
-            arrays[name] = mapped.view(np.ndarray)  # the same memory; np.memmap is slow to index
+            arrays[name] = mapped.view(np.ndarray)  # the same memory; indexing an np.memmap is slow
         trie = marisa_trie.Trie()
         trie.mmap(str(folder / PHRASES))
         return cls(trie, manifest["documents"], **arrays)
 
     def find(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """Yields (start, end, phrase id) of every occurrence in a normalized text, overlapping ones included.
+        """Yield (start, end, phrase id) of every occurrence in a normalized text, including overlapping ones.
 
-        In order of start, then end. An occurrence begins and ends where tokens do (`text.boundaries`).
+        Sorted by start, then end. Occurrences begin and end at token boundaries (`text.boundaries`).
         """
         starts, ends = boundaries(text)
         prefixes = self.phrases.iter_prefixes_with_ids
@@ -116,16 +116,16 @@ class LinkDictionary:
                     yield start, end, number
 
     def rows_of(self, qids: np.ndarray) -> np.ndarray:
-        """int64 rows of QID numbers [n]; -1 for an unknown one."""
+        """Look up the rows, int64 [n], of QID numbers [n]; -1 for unknown ones."""
         if not len(self.entities):
             return np.full(len(qids), -1)
-        known = np.asarray(qids, dtype=self.entities.dtype)  # of another type, the search would copy all entities
+        known = np.asarray(qids, dtype=self.entities.dtype)  # with another dtype the search would copy all entities
         rows = np.minimum(np.searchsorted(self.entities, known), len(self.entities) - 1)
         return np.where(self.entities[rows] == qids, rows, -1)
 
 
 def write_manifest(folder: Path, documents: int) -> None:
-    """Records [bytes, sha256] of every file in `folder`."""
+    """Write the manifest: [bytes, sha256] of every file in `folder`."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".marisa"))
     files = {path.name: [path.stat().st_size, sha256_of(path)] for path in paths}
     write_atomically(folder / MANIFEST, canonical_json({"schema": SCHEMA, "documents": documents, "files": files}))

@@ -1,4 +1,4 @@
-"""How good a linker is: known anchors are hidden and have to be found again."""
+"""Evaluation of a linker: hide known anchors, and check how many it finds again."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Scorer = Callable[[Document], list[LinkedMention]]
 
 
 def text_key(text: str) -> int:
-    """A 63-bit hash of a text: equal texts fall into the same share of a corpus."""
+    """Hash a text to 63 bits, so that equal texts fall into the same fold."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
 def fold_of(text: str, folds: int = 10) -> int:
-    """The fold of a document; one fold is for evaluation and must not enter the statistics."""
+    """Return the fold of a document; one fold is held out for evaluation and must not enter the statistics."""
     return text_key(text) % folds
 
 
 @dataclass
 class LinkingScore:
-    """Counts at one threshold, and rates, which are 0 where nothing was counted.
+    """Counts at one threshold, and rates derived from them, which are 0 for empty counts.
 
     Attributes:
-        threshold: mentions of lower rho were dropped.
-        predicted: mentions.
-        judged: mentions that overlap a hidden anchor. Anchors are not complete, so the others may be right or wrong.
+        threshold: mentions with a lower rho are dropped.
+        predicted: predicted mentions.
+        judged: mentions that overlap a hidden anchor. Anchors are incomplete, so the others may be right or wrong.
         right: judged mentions with a hidden anchor's span and entity.
         right_span: judged mentions with a hidden anchor's span.
-        right_entity: judged mentions with the entity of a hidden anchor that they overlap.
-        right_known: right ones whose phrase has the entity as a candidate in the dictionary.
+        right_entity: judged mentions with the entity of a hidden anchor they overlap.
+        right_known: right mentions whose phrase has the entity as a candidate in the dictionary.
         hidden: hidden anchors.
         known: hidden anchors whose phrase has their entity as a candidate in the dictionary.
     """
@@ -57,22 +57,26 @@ class LinkingScore:
 
     @property
     def precision(self) -> float:
+        """Share of the judged mentions that are right."""
         return self.right / max(self.judged, 1)
 
     @property
     def recall(self) -> float:
+        """Share of the hidden anchors that were found."""
         return self.right / max(self.hidden, 1)
 
     @property
     def known_recall(self) -> float:
+        """Recall among the anchors that the dictionary can link at all."""
         return self.right_known / max(self.known, 1)
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
         return 2 * self.right / max(self.judged + self.hidden, 1)
 
     def add(self, found: list[LinkedMention], hidden: set[Mention], known: set[Mention]) -> None:
-        """Counts one document."""
+        """Add the counts of one document."""
         spans = {(anchor.start, anchor.end) for anchor in hidden}
         self.hidden += len(hidden)
         self.known += len(known)
@@ -91,7 +95,14 @@ class LinkingScore:
 
 @dataclass
 class LinkingEvaluation:
-    """What `evaluate_linker` found; `seconds` are the linker's in one process, `mentions` all that it scored."""
+    """Result of `evaluate_linker`.
+
+    Attributes:
+        scores: counts per threshold.
+        documents, characters: size of the text.
+        mentions: mentions scored by the linker, whatever their rho.
+        seconds: time spent in the linker, in one process.
+    """
 
     scores: list[LinkingScore]
     documents: int = 0
@@ -101,10 +112,12 @@ class LinkingEvaluation:
 
     @property
     def mentions_per_second(self) -> float:
+        """Mentions scored per second of the linker's time."""
         return self.mentions / max(self.seconds, 1e-9)
 
     @property
     def characters_per_second(self) -> float:
+        """Characters read per second of the linker's time."""
         return self.characters / max(self.seconds, 1e-9)
 
 
@@ -115,14 +128,14 @@ def evaluate_linker(
     into: LinkingEvaluation,
     hidden_share: float = 1.0,
 ) -> LinkingEvaluation:
-    """Hides anchors of documents that the dictionary has not seen, and looks for them.
+    """Hide anchors of held-out documents, and count how many the linker finds.
 
     Args:
         scorer: a linker, or a function from a document to scored mentions without overlap.
-        dictionary: tells which hidden anchors could be found.
-        documents: with QID numbers as targets; none may have entered the statistics.
-        into: `LinkingEvaluation.scores` has the thresholds; counts are added to what it holds, so that folds add up.
-        hidden_share: share of anchors that are hidden, by a hash; the others are visible to the linker.
+        dictionary: determines which hidden anchors can be found.
+        documents: documents with QID numbers as targets, none of which entered the statistics.
+        into: the evaluation to add to, so that folds can be summed; its `scores` define the thresholds.
+        hidden_share: share of anchors that are hidden, chosen by a hash; the others are visible to the linker.
     """
     score = scorer.score if isinstance(scorer, Linker) else scorer
     for document in documents:
@@ -141,7 +154,7 @@ def evaluate_linker(
 
 
 def most_common_sense(dictionary: LinkDictionary) -> Scorer:
-    """The baseline: longest matches from the left, each with its most common entity; rho is the link probability."""
+    """Make the baseline: longest matches from the left with their most common entity; rho is the link probability."""
     probabilities = dictionary.link_probability
     assert probabilities is not None
 
@@ -149,8 +162,8 @@ def most_common_sense(dictionary: LinkDictionary) -> Scorer:
         text, found = normalize(document.text), list[LinkedMention]()
         longest: dict[int, tuple[int, int]] = {}
         for first, last, phrase in dictionary.find(text.text):
-            longest[first] = (last, phrase)  # in order of end
-        # A match is taken whatever its probability as long as it can be one at all; the sweep of thresholds drops it.
+            longest[first] = (last, phrase)  # matches come in order of end, so the longest one remains
+        # Nearly every match is kept, however improbable: the thresholds of the evaluation drop the rest.
         end = 0
         for first, (last, phrase) in longest.items():
             start, stop = text.span(first, last)
@@ -170,7 +183,7 @@ def most_common_sense(dictionary: LinkDictionary) -> Scorer:
 
 
 def _hide(document: Document, share: float) -> tuple[set[Mention], list[Mention]]:
-    """Hidden anchors, narrowed to what can be a phrase at all, and visible ones."""
+    """Divide a document's anchors into hidden ones, trimmed to what can be a phrase, and visible ones."""
     draws = keyed_uniform(_HIDE, text_key(document.text), np.arange(len(document.mentions)))
     hidden, visible = set[Mention](), list[Mention]()
     for mention, draw in zip(document.mentions, draws.tolist(), strict=True):
@@ -183,6 +196,7 @@ def _hide(document: Document, share: float) -> tuple[set[Mention], list[Mention]
 
 
 def _is_known(text: str, anchor: Mention, dictionary: LinkDictionary) -> bool:
+    """Tell whether the anchor's entity is a candidate of its phrase."""
     phrase = phrase_of(text[anchor.start : anchor.end])
     number = dictionary.phrases.get(phrase)
     if number is None:

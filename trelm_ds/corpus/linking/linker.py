@@ -1,4 +1,4 @@
-"""Finds and disambiguates mentions that nobody linked: TAGME (Ferragina & Scaiella 2010) with known anchors."""
+"""A linker that finds and disambiguates unlinked mentions: TAGME (Ferragina & Scaiella 2010), with known anchors."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from trelm_ds.corpus.linking.relatedness import Relatedness
 from trelm_ds.corpus.linking.text import case_of, normalize
 from trelm_ds.errors import UserError
 
-_BLOCK = 32  # spots whose relatedness is computed in one go
+_BLOCK = 32  # spots whose relatedness is computed together
 _ANCHOR = -1  # phrase of a spot that is one of the document's own anchors
-# TAGME drops a phrase within a longer one unless it is linked more often. Of the factors 2, 3 and 5, tried by hand on
-# both corpora of tools/bench/linking.py, 5 was best in articles, 2 or 3 (by 0.2 points of precision) in sentences.
+# TAGME drops a phrase within a longer one unless it is linked more often, here by this factor. Of 2, 3 and 5, tried by
+# hand on both corpora of tools/bench/linking.py, 5 was best in articles, 2 or 3 (by 0.2 points of precision) in
+# sentences.
 _PART_FACTOR = 5
-_DECIMALS = 6  # scores are compared after rounding, so that the order of a sum does not decide
+_DECIMALS = 6  # scores are rounded before comparison, so that the order of summation does not matter
 
 
 @dataclass
 class LinkingOptions:
-    """How the linker decides.
+    """Parameters of the linker.
 
     Attributes:
-        minimum_link_probability: phrases linked more rarely than in this share of the documents that hold them are not
-            looked at. It bounds the work: most of a text's words are phrases of some entity.
-        minimum_commonness: share of a phrase's links below which a candidate is not considered.
+        minimum_link_probability: phrases linked in a smaller share of the documents that contain them are ignored. This
+            bounds the work: most of a text's words are phrases of some entity.
+        minimum_commonness: candidates with a smaller share of a phrase's links are ignored.
         maximum_candidates: candidates considered per phrase, the most common ones.
-        epsilon: among candidates with at least (1 - epsilon) of the most votes the most common one is chosen: 0 trusts
+        epsilon: the most common candidate is chosen among those with at least (1 - epsilon) of the most votes: 0 uses
             votes alone, 1 commonness alone.
-        window: spots on either side that vote.
-        graph_weight: relatedness that an edge in Wikidata is worth at least; 0 leaves the graph out. It is no default
-            because it gained nothing in articles, and in T-REx anchors are joined by an edge by construction.
+        window: number of spots on either side that vote.
+        graph_weight: minimum relatedness of entities joined by an edge in Wikidata; 0 ignores the graph. Off by
+            default: it gained nothing in articles, and in T-REx anchors are joined by an edge by construction.
         coherence_weight: rho is (1 - weight) * link probability + weight * coherence; 0.5 is TAGME's mean.
-        minimum_rho: mentions of lower rho are dropped. Higher: fewer, surer. At the default about seven in eight judged
-            mentions are right in Wikipedia articles and 98% in sentences (tools/bench/linking.py).
+        minimum_rho: mentions with a lower rho are dropped; higher values give fewer, more precise mentions. At the
+            default about seven in eight judged mentions are right in Wikipedia articles, and 98% in sentences
+            (tools/bench/linking.py).
     """
 
     minimum_link_probability: float = 0.02
@@ -52,7 +54,7 @@ class LinkingOptions:
     minimum_rho: float = 0.15
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the values, one line each."""
+        """Yield one line for each value out of range."""
         shares = ("minimum_link_probability", "minimum_commonness", "epsilon", "graph_weight", "coherence_weight")
         for name in (*shares, "minimum_rho"):
             if not 0 <= getattr(self, name) <= 1:
@@ -63,7 +65,7 @@ class LinkingOptions:
 
 
 class LinkedMention(NamedTuple):
-    """A mention found by the linker: characters [start, end), QID number, and why."""
+    """A mention found by the linker: characters [start, end), QID number, and its scores."""
 
     start: int
     end: int
@@ -90,10 +92,10 @@ class Linker:
 
     Args:
         dictionary: a folder made by `build_dictionary` and `set_link_probabilities`, or the loaded dictionary.
-        options: see there.
+        options: None for the defaults.
 
     Raises:
-        UserError: a damaged folder, one without link probabilities, or an option out of its range.
+        UserError: the folder is damaged or has no link probabilities, or an option is out of range.
     """
 
     def __init__(self, dictionary: Path | LinkDictionary, options: LinkingOptions | None = None) -> None:
@@ -107,15 +109,18 @@ class Linker:
         self._relatedness = Relatedness(self.dictionary, self.options.graph_weight)
 
     def link(self, document: Document) -> list[Mention]:
-        """The additional mentions in order of appearance; none overlaps another or one that is there already.
+        """Find additional mentions, by position; none overlaps another or one of the document's own.
 
-        The document's mentions need QID numbers as targets.
+        The document's mentions must have QID numbers as targets.
         """
         least = self.options.minimum_rho
         return [Mention(found.start, found.end, found.qid) for found in self.score(document) if found.rho >= least]
 
     def score(self, document: Document) -> list[LinkedMention]:
-        """As `link` with `minimum_rho` 0, with scores: filtering by rho gives what a higher `minimum_rho` would."""
+        """Find mentions as `link` does, with scores and without the threshold `minimum_rho`.
+
+        Filtering the result by rho equals raising `minimum_rho`.
+        """
         spots = self.spots(document)
         weight = self.options.coherence_weight
         found = list[LinkedMention]()
@@ -129,7 +134,7 @@ class Linker:
         return _without_overlap(found)
 
     def spots(self, document: Document) -> list[Spot]:
-        """Occurrences worth looking at, and the document's anchors as certain ones, in order of start, then -end."""
+        """Find the occurrences to consider, plus the document's anchors as certain ones; by start, longest first."""
         options, dictionary = self.options, self.dictionary
         taken = bytearray(len(document.text) + 1)
         for start, end, _ in document.mentions:
@@ -155,9 +160,12 @@ class Linker:
         return _without_parts(spots)
 
     def _disambiguate(self, spots: list[Spot]) -> tuple[list[int], list[float]]:
-        """For every spot the number of the candidate chosen, and that choice's coherence.
+        """Choose a candidate for every spot, and compute the coherence of that choice.
 
-        Works block by block, a block's coherence one behind: it needs the choices of the first voters after it.
+        Works in blocks. A block's coherence also depends on choices in the next block, so it lags one block behind.
+
+        Returns:
+            per spot the index of the chosen candidate, and its coherence.
         """
         chosen, coherence = [0] * len(spots), list[float]()
         waiting: _Block | None = None
@@ -174,16 +182,16 @@ class Linker:
 
 
 class _Block:
-    """Some neighbouring spots and all their voters, `window` spots on either side of each.
+    """A block of consecutive spots with all their voters, `window` spots on either side of each.
 
-    Spots that overlap or hold the same phrase do not vote for each other.
+    Spots that overlap or have the same phrase do not vote for each other.
     """
 
     def __init__(self, spots: list[Spot], block: slice, window: int, relatedness: Relatedness) -> None:
         first, last = max(block.start - window, 0), min(block.stop + window, len(spots))
         self.start, self.context = block.start, slice(first, last)
         near = spots[self.context]
-        self.own = slice(block.start - first, block.stop - first)  # the block's spots among the context's
+        self.own = slice(block.start - first, block.stop - first)  # the block's spots within the context
         self.sizes = np.array([len(spot.candidates) for spot in near])
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])
         self.commonness = np.concatenate([spot.commonness for spot in near])
@@ -193,7 +201,7 @@ class _Block:
         self.voters = self._voters(near, window)
 
     def _voters(self, near: list[Spot], window: int) -> np.ndarray:
-        """float64 [block, context]: 1 where the second spot votes for the first."""
+        """Compute who votes for whom, float64 [block, context]: 1 where the second spot votes for the first."""
         start, end, phrase = np.array([(spot.start, spot.end, spot.phrase) for spot in near]).T
         number, own = np.arange(len(near)), self.own
         close = np.abs(number[own, None] - number) <= window
@@ -202,9 +210,9 @@ class _Block:
         return (close & apart & different).astype(np.float64)
 
     def choose(self, chosen: list[int], epsilon: float) -> None:
-        """Chooses by votes, then commonness, and writes into `chosen`, which has an entry for every spot of the text.
+        """Choose candidates by votes, then commonness; write them to `chosen`, which has an entry for every spot.
 
-        A voter gives a candidate the mean over its own candidates of relatedness times commonness.
+        A voter gives each candidate the mean, over the voter's own candidates, of relatedness times commonness.
         """
         sizes, offsets, own = self.sizes, self.offsets, self.own
         if sizes[own].max() == 1:
@@ -218,12 +226,12 @@ class _Block:
         for number, size in enumerate(sizes[own].tolist(), self.start):
             mean = totals[first : first + size]
             least = (1 - epsilon) * max(mean)
-            # Candidates are sorted by commonness.
+            # Candidates are sorted by commonness, so the first with enough votes is the most common one.
             chosen[number] = next(pick for pick, vote in enumerate(mean) if vote >= least)
             first += size
 
     def coherence(self, chosen: list[int]) -> list[float]:
-        """Mean relatedness of each spot's entity to those of its voters, weighted by their link probability."""
+        """Compute the mean relatedness of each spot's entity to its voters', weighted by their link probability."""
         at = self.at[self.offsets[:-1] + chosen[self.context]]
         shares = self.voters * self.probability
         total = shares.sum(axis=1)
@@ -233,7 +241,7 @@ class _Block:
 
 
 def _without_parts(spots: list[Spot]) -> list[Spot]:
-    """Drops a spot within a longer one unless its own link probability is `_PART_FACTOR` times as high."""
+    """Drop spots within a longer one unless their own link probability is `_PART_FACTOR` times as high."""
     kept, around = list[Spot](), list[Spot]()
     for spot in spots:
         around = [other for other in around if other.end > spot.start]
@@ -246,7 +254,7 @@ def _without_parts(spots: list[Spot]) -> list[Spot]:
 
 
 def _without_overlap(found: list[LinkedMention]) -> list[LinkedMention]:
-    """The best of overlapping mentions: higher rho, then longer, then earlier."""
+    """Keep the best of overlapping mentions: higher rho, then longer, then earlier; return them by position."""
     kept = list[LinkedMention]()
     covered = set[int]()
     for mention in sorted(found, key=lambda one: (-one.rho, one.start - one.end, one.start)):

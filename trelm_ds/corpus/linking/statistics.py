@@ -1,6 +1,6 @@
-"""What is counted in the text, chunk by chunk: anchors first, then every occurrence of a dictionary's phrases.
+"""Map steps of entity linking, per chunk: count anchors, then occurrences of a dictionary's phrases.
 
-Partial results are sums and unions, so they merge to the same totals however documents were cut into chunks.
+Partial results are sums and unions, so the merged totals do not depend on how documents are divided into chunks.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ class AnchorCounts:
 
     Attributes:
         anchors: (normalized anchor text, QID number, times), ascending.
-        links: int64 [n, 2], the distinct (document id, QID number) pairs, ascending: who links to what.
+        links: int64 [n, 2], distinct pairs (document id, QID number of an entity it links to), ascending.
     """
 
     anchors: list[Row]
     links: np.ndarray
 
     def save(self, folder: Path) -> None:
-        """Writes `anchors.tsv` and `links.npy` into a new folder."""
+        """Write `anchors.tsv` and `links.npy` into a new folder."""
         folder.mkdir(parents=True)
         write_rows(self.anchors, folder / _ANCHORS)
         np.save(folder / _LINKS, self.links)
 
     @classmethod
     def load(cls, folder: Path) -> AnchorCounts:
-        """Reads what `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            UserError: missing or damaged file.
+            UserError: a file is missing or damaged.
         """
         return cls(list(read_rows(folder / _ANCHORS)), load_links(folder))
 
 
 def count_anchors(documents: Iterable[Document], first_document: int = 0) -> AnchorCounts:
-    """Map 1: who is linked under which name, and from where.
+    """Count which entities are linked under which names, and from which documents (map 1).
 
     Args:
-        documents: their mentions' targets must be QID numbers.
-        first_document: id of the first document; the following ones count up. Ids must be unique over all chunks and
-            ascend in the corpus' order for the result not to depend on chunking.
+        documents: documents whose mentions have QID numbers as targets.
+        first_document: id of the first document; the others are numbered from there. For the result not to depend on
+            chunking, ids must be unique over all chunks and ascend in corpus order.
     """
     anchors: Counter[tuple[str, int]] = Counter()
     links = list[tuple[int, int]]()
@@ -73,17 +73,17 @@ def count_anchors(documents: Iterable[Document], first_document: int = 0) -> Anc
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Writes rows as tab separated lines; a normalized phrase holds neither tab nor newline."""
+    """Write rows as tab-separated lines; normalized phrases contain neither tab nor newline."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for phrase, qid, times in rows:
             stream.write(f"{phrase}\t{qid}\t{times}\n")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yields the rows of a file that `write_rows` wrote.
+    """Yield the rows of a file written by `write_rows`.
 
     Raises:
-        UserError: missing file or malformed line; names file and line.
+        UserError: the file is missing or a line is malformed; names file and line.
     """
     number = 0
     try:
@@ -99,15 +99,15 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def anchors_file(folder: Path) -> Path:
-    """Where `AnchorCounts.save` put the sorted rows."""
+    """Return the path of the sorted rows written by `AnchorCounts.save`."""
     return folder / _ANCHORS
 
 
 def load_links(folder: Path) -> np.ndarray:
-    """The `links` that `AnchorCounts.save` put into `folder`.
+    """Load the `links` that `AnchorCounts.save` wrote to `folder`.
 
     Raises:
-        UserError: missing or damaged file.
+        UserError: the file is missing or damaged.
     """
     return _load_array(folder / _LINKS, 2, np.int64)
 
@@ -129,31 +129,31 @@ class OccurrenceCounts:
     """Occurrences of a dictionary's phrases in a chunk of documents.
 
     Attributes:
-        rows: int32 [n, 1 + 2 * CASES]: phrase id, ascending; by case class the number of documents that hold the
-            phrase; by case class the number of documents that hold it as an anchor.
+        rows: int32 [n, 1 + 2 * CASES]: phrase id, ascending; per case class the number of documents that contain the
+            phrase; per case class the number of documents that contain it as an anchor.
     """
 
     rows: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Writes one .npy file."""
+        """Write one .npy file."""
         with path.open("wb") as stream:
             np.save(stream, self.rows)
 
     @classmethod
     def load(cls, path: Path) -> OccurrenceCounts:
-        """Reads what `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            UserError: missing or damaged file.
+            UserError: the file is missing or damaged.
         """
         return cls(_load_array(path, 1 + 2 * CASES, np.int32))
 
 
 def count_occurrences(dictionary: LinkDictionary, documents: Iterable[Document]) -> OccurrenceCounts:
-    """Map 2: in how many documents each phrase occurs, and in how many of them it is linked.
+    """Count the documents in which each phrase occurs, and those in which it is linked (map 2).
 
-    Documents are counted, not places: an article links a name once and goes on using it.
+    Counts documents, not occurrences, because an article links a name once and then keeps using it without a link.
     """
     held, linked = Counter[int](), Counter[int]()
     for document in documents:

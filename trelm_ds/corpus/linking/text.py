@@ -1,4 +1,4 @@
-"""The spelling under which phrases are compared, with a way back to the characters of the text."""
+"""Normalization of text for comparing phrases, with a mapping back to the original characters."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAXIMUM_LENGTH = 80  # characters of a normalized phrase; one in a thousand names of Wikidata5M is longer
+MAXIMUM_LENGTH = 80  # characters of a normalized phrase; one in a thousand names in Wikidata5M is longer
 LOWER, CAPITALIZED, UPPER = 0, 1, 2  # case classes of a surface form
 CASES = 3
 
 
 def _marks() -> str:
-    """Combining marks as ranges of a regular expression's character class."""
+    """List all combining marks, as ranges for a regular expression's character class."""
     ranges = list[str]()
     kinds = "".join(unicodedata.category(chr(point))[0] for point in range(0x20000))
     for found in re.finditer("M+", kinds):
         ranges.append(f"{chr(found.start())}-{chr(found.end() - 1)}")
-    return "".join(ranges) + "\U000e0100-\U000e01ef"  # variation selectors, the only marks further up
+    return "".join(ranges) + "\U000e0100-\U000e01ef"  # variation selectors, the only marks beyond 0x20000
 
 
-# Python's \w lacks combining marks, which belong to the character in front of them.
+# Python's \w lacks combining marks, which belong to the character before them.
 _MARKS = _marks()
 _TOKEN = re.compile(rf"([^\W_](?:[^\W_]|[{_MARKS}])*)|\S[{_MARKS}]*")
 _ODD_SPACE = re.compile(r"[^\S \n]|\s\s")
@@ -31,29 +31,29 @@ _TRAILING = " \n\"',;:"
 
 
 class NormalizedText(NamedTuple):
-    """A text as phrases are compared: case folded, NFC, single spaces, plain quotes and hyphens.
+    """A text normalized for comparison: case-folded, NFC, single spaces, plain quotes and hyphens.
 
     Attributes:
         text: the normalized text.
-        origin: None where character i comes from character i of the original; else int32 [len(text) + 1], the original
-            offset at which normalized character i begins, the original's length last.
+        origin: None if every character i comes from character i of the original; else int32 [len(text) + 1], the
+            original offset of each normalized character, followed by the original's length.
     """
 
     text: str
     origin: np.ndarray | None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Original offsets [start, end) of normalized offsets that begin and end a token."""
+        """Map normalized offsets at token boundaries to original offsets [start, end)."""
         if self.origin is None:
             return start, end
         return int(self.origin[start]), int(self.origin[end])
 
 
 def normalize(text: str) -> NormalizedText:
-    """Normalizes a text; `normalize(a + b)` is the concatenation of both where `b` begins a token."""
+    """Normalize a text; `normalize(a + b)` equals `normalize(a) + normalize(b)` if `b` begins a token."""
     plain = text.translate(_SAME_LENGTH) if not text.isascii() else text
     folded = plain.casefold()
-    # Folding maps every character to at least one: equal length means one to one.
+    # Folding maps every character to at least one, so equal length means one to one.
     one_to_one = len(folded) == len(plain) and not _ODD_SPACE.search(folded)
     if one_to_one and (text.isascii() or all(unicodedata.is_normalized("NFC", form) for form in (plain, folded))):
         return NormalizedText(folded, None)
@@ -61,7 +61,7 @@ def normalize(text: str) -> NormalizedText:
 
 
 def _normalize_slowly(text: str) -> NormalizedText:
-    """Cluster by cluster: a character with its combining marks, or a run of white space."""
+    """Normalize cluster by cluster: a character with its combining marks, or a run of white space."""
     parts, origin, start = list[str](), list[int](), 0
     while start < len(text):
         end = start + 1
@@ -82,13 +82,13 @@ def _normalize_slowly(text: str) -> NormalizedText:
 
 
 def boundaries(text: str) -> tuple[list[int], bytearray]:
-    """Where phrases may begin and end in a normalized text.
+    """Find where phrases may begin and end in a normalized text.
 
     A token is a word (letters, digits and their marks) or one other visible character. A phrase begins with a word, so
     that quotes and brackets stay outside, and ends with any token: "C++", "Inc.".
 
     Returns:
-        offsets at which words begin, and a mask [len(text) + 1] that is 1 where a token ends.
+        the offsets at which words begin, and a mask [len(text) + 1] that is 1 where a token ends.
     """
     starts, ends = list[int](), bytearray(len(text) + 1)
     for match in _TOKEN.finditer(text):
@@ -99,7 +99,7 @@ def boundaries(text: str) -> tuple[list[int], bytearray]:
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """Narrows [start, end) to what can be a phrase: a letter or digit first, no quote, comma or space last."""
+    """Narrow [start, end) to what can be a phrase: begins with a letter or digit, no quote, comma or space last."""
     while start < end and not text[start].isalnum():
         start += 1
     while end > start and (text[end - 1] in _TRAILING or text[end - 1] in "’‘“”" or text[end - 1].isspace()):
@@ -108,13 +108,13 @@ def trim(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def phrase_of(name: str) -> str:
-    """The normalized spelling of a name on its own; empty where nothing of it can be a phrase."""
+    """Normalize a single name; empty if no part of it can be a phrase."""
     start, end = trim(name, 0, len(name))
     return normalize(name[start:end]).text
 
 
 def case_of(surface: str) -> int:
-    """`LOWER` (no capital), `UPPER` (only capitals, two at least: NATO) or `CAPITALIZED` (anything else)."""
+    """Classify a surface form: `LOWER` (no capitals), `UPPER` (two or more capitals only: NATO), else `CAPITALIZED`."""
     if surface.islower():
         return LOWER
     if surface.isupper():
@@ -122,8 +122,9 @@ def case_of(surface: str) -> int:
     return CAPITALIZED if surface != surface.lower() else LOWER
 
 
-# English function words. Alone they name an entity so rarely that looking at each would cost more than all other
-# phrases together. Those that are a name in capitals (US, IT, WHO, May, Will) are not here: statistics go by case.
+# English function words. On their own they name an entity so rarely that considering each would cost more than all
+# other phrases together. Words that are names when capitalized (US, IT, WHO, May, Will) are not listed: the statistics
+# distinguish case.
 _FUNCTION_WORDS = """
 a about above after again against all also although always am among an and another any are around as at away back be
 became because become been before being below between both but by came can cannot could did do does doing down during
@@ -139,10 +140,10 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 def is_phrase(phrase: str) -> bool:
-    """Whether a normalized name may stand in a dictionary at all.
+    """Tell whether a normalized name may enter a dictionary.
 
-    Left out: more than `MAXIMUM_LENGTH` characters, a single character, no letter (numbers, dates), more than one line,
-    one function word.
+    Excluded are names of more than `MAXIMUM_LENGTH` characters, single characters, names without a letter (numbers,
+    dates), of several lines, or of a single function word.
     """
     return (
         1 < len(phrase) <= MAXIMUM_LENGTH

@@ -1,4 +1,4 @@
-"""Tables spread over the ranks of a training run: vectors of entities and relations, and the memory bank."""
+"""Tables sharded over the ranks of a training run: entity and relation vectors, and the memory bank."""
 
 from trelm_ds.knowledge.tables.memory_bank import (
     Memories,
@@ -10,7 +10,7 @@ from trelm_ds.knowledge.tables.memory_bank import (
     memory_window,
 )
 from trelm_ds.knowledge.tables.sharded_table import Lookup, Route, ShardedTable, TableGroup
-from trelm_ds.knowledge.tables.vectors import VectorTable, mean_of_tokens, vectors_from_file, word_statistics
+from trelm_ds.knowledge.tables.vectors import VectorTable, mean_of_tokens, token_means, word_statistics
 
 __all__ = [
     "Lookup",
@@ -26,6 +26,6 @@ __all__ = [
     "mean_of_tokens",
     "memory_lambda",
     "memory_window",
-    "vectors_from_file",
+    "token_means",
     "word_statistics",
 ]

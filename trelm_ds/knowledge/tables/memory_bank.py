@@ -1,4 +1,4 @@
-"""The knowledge-augmented memory bank (paper 3.2, Eq. 4-8), spread over the ranks."""
+"""The knowledge-augmented memory bank (paper 3.2, Eq. 4-8), sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def memory_window(
     first: np.ndarray, last: np.ndarray, start: np.ndarray, stop: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens l-k .. r+k of Eq. 4 that exist.
+    """Clip the window l-k .. r+k of Eq. 4 to the mention's sequence.
 
     Args:
-        first, last: int [I], l and r: a mention's first and last token, last included.
-        start, stop: int [I], first and last + 1 of the tokens of its sequence that are not special.
+        first, last: int [I], l and r: a mention's first and last token, inclusive.
+        start, stop: int [I], range [start, stop) of the non-special tokens of its sequence.
         k: half the window.
 
     Returns:
-        first and last + 1 of the window, int [I] each.
+        range [begin, end) of the window, int [I] each.
     """
     begin = np.clip(first - k, start, stop)
     return begin, np.clip(last + k + 1, begin, stop)
 
 
 def local_memories(states: Tensor, window: Tensor) -> Tensor:
-    """Eq. 4: the mean of the last layer's states over a window around each mention, outside of autograd.
+    """Average the last layer's states over a window around each mention (Eq. 4), outside of autograd.
 
-    It divides by the number of states it sums (the paper's 2k + r - l is off by one, and knows no sequence ends).
+    Divides by the number of states in the window (the paper's 2k + r - l is off by one and ignores sequence ends).
 
     Args:
-        states: [T, D], of any float dtype; sums are fp32.
-        window: int64 [I, 2], first and last + 1 of the rows to average (`memory_window`), on any device; where it is
-            on the GPU, this waits for the GPU to learn how many rows there are in all.
+        states: [T, D], any float dtype; sums are fp32.
+        window: int64 [I, 2], ranges [first, last) of rows to average (`memory_window`), on any device. On the GPU this
+            causes a host sync, to learn the total number of rows.
 
     Returns:
         float32 [I, D]; 0 where a window is empty. Deterministic: see `sum_by_row`.
@@ -59,49 +59,49 @@ def local_memories(states: Tensor, window: Tensor) -> Tensor:
 
 
 def sum_by_row(values: Tensor, rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """The sums and numbers of the values that belong to each row, the same to the bit on every call.
+    """Sum and count the values of each row, bit-identically on every call.
 
-    Not `index_add`, whose atomic additions come in any order on a GPU: after a stable sort, `embedding_bag` adds up
-    each row in one thread per column, in the order of `values`, on CPU and GPU.
+    `index_add` will not do: on a GPU its atomic additions happen in any order. After a stable sort, `embedding_bag`
+    sums each row with one thread per column, in the order of `values`, on CPU and GPU alike.
 
     Args:
         values: float32 [I, W].
-        rows: int64 [I] in 0 .. n_rows - 1; -1: belongs to none.
+        rows: int64 [I] in 0 .. n_rows - 1; -1 to ignore the value.
 
     Returns:
-        float32 [n_rows, W], int64 [n_rows].
+        sums float32 [n_rows, W] and counts int64 [n_rows].
     """
     if not len(rows):
         return values.new_zeros(n_rows, values.shape[1]), rows.new_zeros(n_rows)
     ascending, order = torch.sort(rows, stable=True)
-    # One bag more in front, for the -1, so that nothing waits for the GPU to learn how many there are.
+    # The first bag collects the -1: dropping them beforehand would need a host sync to learn their number.
     offsets = torch.searchsorted(ascending, torch.arange(-1, n_rows + 1, device=rows.device))
     sums = F.embedding_bag(order, values, offsets, mode="sum", include_last_offset=True)
     return sums[1:], offsets.diff()[1:]
 
 
 def memory_lambda(settings: MemoryConfig, step: int, max_steps: int, epoch: int) -> float:
-    """Eq. 8: how much of an embedding is memory: lambda_0 / beta^q, and 0 in the last part of the training.
+    """Compute lambda of Eq. 8, the share of memory in an embedding: lambda_0 / beta^q, 0 in the last part of training.
 
     Args:
-        settings: q is the epoch, or counts `decay_every_steps`.
+        settings: q is the number of `decay_every_steps` periods if that is set, else the epoch.
         step: optimizer steps done before this one.
-        max_steps: of the whole run.
-        epoch: from 0.
+        max_steps: optimizer steps of the whole run.
+        epoch: counted from 0.
     """
-    # Rounded, because 100 * (1 - 0.43) is 57.00000000000001.
+    # Rounded first, because 100 * (1 - 0.43) is 57.00000000000001.
     if step >= math.ceil(round(max_steps * (1 - settings.release_fraction), 6)):
         return 0.0
     q = step // settings.decay_every_steps if settings.decay_every_steps else epoch
-    return settings.initial_lambda * settings.beta**-q  # beta^q would overflow
+    return settings.initial_lambda * settings.beta**-q  # not / beta**q, which overflows for a large q
 
 
 class Memories(NamedTuple):
-    """What the bank holds of n rows.
+    """The memories of n rows.
 
     Attributes:
         local, global_: [n, D], in the bank's dtype, on its device.
-        seen: bool [n], whether the row has ever been updated; else it holds what it started with.
+        seen: bool [n], whether the row has ever been updated; otherwise it still holds its initial value.
     """
 
     local: Tensor
@@ -110,32 +110,33 @@ class Memories(NamedTuple):
 
 
 class MemoryLookup(NamedTuple):
-    """A look-up on its way."""
+    """A lookup in progress."""
 
     memories: Lookup
     contexts: Lookup
 
     def wait(self) -> Memories:
+        """Wait for the lookup and return its result."""
         local, global_ = self.memories.wait().chunk(2, dim=1)
         return Memories(local, global_, self.contexts.wait()[:, 0] > 0)
 
 
 class MemoryBank:
-    """Local and global memory of R entities and words, and the number of contexts that each has had.
+    """Local and global memory of R entities and words, and the number of contexts each has been seen in.
 
-    In bf16 a running mean no longer moves once a row has had some hundreds of contexts: what they add is less than
-    half a unit in the last place. An average with gamma keeps moving, if in coarse steps.
+    In bf16 a running mean stops moving once a row has had a few hundred contexts, because each adds less than half a
+    unit in the last place. A moving average with gamma keeps moving, if in coarse steps.
 
     Args:
         n_rows: R.
         size: D.
         settings: gamma, form of Eq. 6, dtype, placement.
-        device: of the model; the bank is there too, unless `settings.placement` is cpu.
-        group: the ranks that share it.
+        device: the model's device, which also holds the bank unless `settings.placement` is cpu.
+        group: the ranks that share the bank.
 
     Attributes:
-        table: [R, 2 D], local memory beside global memory, so that one exchange fetches both.
-        contexts: int64 [R, 1], the contexts of Eq. 6 so far.
+        table: [R, 2 D], local and global memory side by side, so that one exchange fetches both.
+        contexts: int64 [R, 1], number of contexts in Eq. 6 so far.
     """
 
     def __init__(self, n_rows: int, size: int, settings: MemoryConfig, device: torch.device, group: TableGroup) -> None:
@@ -146,49 +147,50 @@ class MemoryBank:
 
     @property
     def bytes(self) -> int:
-        """Of this rank's share."""
+        """Size of this rank's shard in bytes."""
         return self.table.bytes + self.contexts.bytes
 
     @property
     def filled_rows(self) -> int:
-        """How many of this rank's rows have ever been updated."""
+        """Number of this rank's rows that have ever been updated."""
         return int((self.contexts.local > 0).sum())
 
     def initialise(self, vectors_of: Callable[[Tensor], Tensor], batch: int = 8192) -> None:
-        """Starts both memories of every row, as of no context: paper 3.2, from the pre-trained word embeddings.
+        """Initialise both memories of every row (paper 3.2: from the pre-trained word embeddings), with 0 contexts.
 
-        Every rank makes the same number of calls, perhaps with no row, and nothing else is collective.
+        Every rank calls `vectors_of` the same number of times, possibly with no rows; nothing else is collective.
 
         Args:
-            vectors_of: from rows, int64 [n] on the CPU, to vectors [n, D].
-            batch: the most rows of a call.
+            vectors_of: maps rows, int64 [n] on the CPU, to vectors [n, D].
+            batch: maximum number of rows per call.
         """
         self.table.fill(lambda rows: vectors_of(rows).repeat(1, 2), batch)
         self.contexts.local.zero_()
 
     def start_lookup(self, rows: Tensor) -> MemoryLookup:
-        """Starts to fetch rows, int64 [n] on the CPU, whose `wait()` gives `Memories`; collective."""
+        """Start fetching rows, int64 [n] on the CPU; collective. `wait()` on the result returns `Memories`."""
         route = self.table.route(rows)
         return MemoryLookup(self.table.start_lookup(route), self.contexts.start_lookup(route))
 
     def update(self, rows: Tensor, local_sum: Tensor, occurrences: Tensor, cls_sum: Tensor, contexts: Tensor) -> int:
-        """Eq. 5 and 6 for all that one optimizer step has seen on all ranks; collective, once a step.
+        """Apply Eq. 5 and 6 for everything one optimizer step has seen on all ranks; collective, once per step.
 
-        A row's c occurrences count at once, whatever their order and rank: local memory goes 1 - (1 - gamma)^c of the
-        way to their mean, which is c steps of Eq. 5 towards it. Global memory becomes the mean over all contexts so
-        far, or goes 1 - (1 - gamma)^c of the way to the mean of c new ones. Computed in fp32.
+        The c occurrences of a row are applied together, independent of their order and rank: local memory moves
+        1 - (1 - gamma)^c of the way to their mean, which equals c steps of Eq. 5 towards it. Global memory becomes the
+        mean over all contexts so far, or moves 1 - (1 - gamma)^c of the way to the mean of c new ones. Uses fp32.
 
         Args:
-            rows: int64 [U] on the CPU, each once; U may be 0.
-            local_sum: float32 [U, D], the sum of Eq. 4 over this rank's occurrences of each row.
-            occurrences: int64 [U], their number; less than 2^24.
-            cls_sum: float32 [U, D], the sum of the first tokens' states over this rank's contexts of each row.
-            contexts: int64 [U], their number: at least 1 where there is an occurrence.
+            rows: int64 [U] on the CPU, distinct; U may be 0.
+            local_sum: float32 [U, D], sum of Eq. 4 over this rank's occurrences of each row.
+            occurrences: int64 [U], number of these occurrences; less than 2^24.
+            cls_sum: float32 [U, D], sum of the first tokens' states over this rank's contexts of each row.
+            contexts: int64 [U], number of these contexts: at least 1 where there is an occurrence.
 
         Returns:
-            the number of distinct rows that this owner was sent.
+            the number of distinct rows owned by this rank that were updated.
         """
-        counts = torch.stack([occurrences, contexts], dim=1).to(local_sum)  # exact: floats below 2^24
+        # As floats, counts travel with the sums in one exchange; below 2^24 they are exact.
+        counts = torch.stack([occurrences, contexts], dim=1).to(local_sum)
         named, values = self.table.send(rows, torch.cat([local_sum, cls_sum, counts], dim=1))
         distinct, index = torch.unique(named, return_inverse=True)
         sums, _ = sum_by_row(values, index.to(values.device), len(distinct))
@@ -199,7 +201,7 @@ class MemoryBank:
         before = self.contexts.local[places]
         local_weight, global_weight = (1 - (1 - self.settings.gamma) ** count for count in (seen, new))
         if self.settings.global_update == "mean":
-            global_weight = new / (before + new).clamp(min=1)  # 1 at the first: the start value counts for nothing
+            global_weight = new / (before + new).clamp(min=1)  # 1 at first, which discards the initial value
         local, global_ = self.table.local[places].float().chunk(2, dim=1)
         local = torch.lerp(local, local_sum / seen.clamp(min=1).float(), local_weight.float())
         global_ = torch.lerp(global_, cls_sum / new.clamp(min=1).float(), global_weight.float())
@@ -208,26 +210,26 @@ class MemoryBank:
         return len(distinct)
 
     def save(self, folder: Path) -> list[Path]:
-        """Writes this rank's share, into a folder that all ranks share; returns the files."""
+        """Write this rank's shard into a folder shared by all ranks; return the files."""
         return [self.table.save(folder, "memory"), self.contexts.save(folder, "memory-contexts")]
 
     def load(self, folder: Path) -> None:
-        """Reads what any number of ranks saved.
+        """Load what any number of ranks saved.
 
         Raises:
-            UserError: a file is missing, cannot be read, or is of another bank.
+            UserError: a file is missing, cannot be read, or belongs to a bank of another size.
         """
         self.table.load(folder, "memory")
         self.contexts.load(folder, "memory-contexts")
 
 
 class MemoryUpdate:
-    """What a step's micro-batches add to the memory of its U rows: the sums that `MemoryBank.update` takes.
+    """Accumulates over a step's micro-batches the sums that `MemoryBank.update` takes.
 
     Args:
-        rows: int64 [U] on the CPU, the step's rows, each once.
+        rows: int64 [U] on the CPU, the step's rows, distinct.
         size: D.
-        device: of the states.
+        device: device of the states.
     """
 
     def __init__(self, rows: Tensor, size: int, device: torch.device) -> None:
@@ -238,12 +240,12 @@ class MemoryUpdate:
         self.contexts = torch.zeros_like(self.occurrences)
 
     def add(self, index: Tensor, local: Tensor, cls_states: Tensor, new_context: Tensor) -> None:
-        """Adds a micro-batch's I items; all on the states' device.
+        """Add a micro-batch's I items; all tensors are on the states' device.
 
         Args:
-            index: int64 [I], which of the U rows each item is about; -1: none.
+            index: int64 [I], which of the U rows each item belongs to; -1: none.
             local: float32 [I, D], Eq. 4 (`local_memories`).
-            cls_states: [I, D], the state of the first token of each item's sequence.
+            cls_states: [I, D], state of the first token of each item's sequence.
             new_context: bool [I], whether the item is the first of its row in its sequence.
         """
         sums, counts = sum_by_row(local.detach(), index, len(self.rows))
@@ -254,5 +256,5 @@ class MemoryUpdate:
         self.contexts += counts
 
     def apply(self, bank: MemoryBank) -> int:
-        """`MemoryBank.update` with the sums; collective. Returns the distinct rows that this owner was sent."""
+        """Pass the sums to `MemoryBank.update` and return its result; collective."""
         return bank.update(self.rows, self.local_sum, self.occurrences, self.cls_sum, self.contexts)

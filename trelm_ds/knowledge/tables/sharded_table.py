@@ -1,4 +1,4 @@
-"""A table whose rows are spread over the ranks: looked up and sent to with all-to-all, re-sharded on loading."""
+"""A table whose rows are sharded over the ranks: read and written with all-to-all, resharded on load."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trelm_ds.errors import UserError
 class TableGroup:
     """N ranks that share tables. `TableGroup()` is a world of one, which never communicates.
 
-    The groups are the tables' own: an all-to-all on a communicator that DeepSpeed uses too could meet one of its
-    collectives in another order on another rank.
+    Tables have process groups of their own: on a communicator shared with DeepSpeed, an all-to-all could be issued in a
+    different order relative to DeepSpeed's collectives on different ranks, and deadlock.
 
     Attributes:
         rank, world_size: this process among the N.
-        control: gloo, for row numbers and counts, and for the values of tables on the CPU.
-        payload: NCCL, for the values of tables on a GPU; None where no table is on one.
+        control: gloo group for row numbers, counts, and the values of tables on the CPU.
+        payload: NCCL group for the values of tables on a GPU; None if no table is on one.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class TableGroup:
 
     @classmethod
     def of_all_ranks(cls, device: torch.device) -> TableGroup:
-        """New groups of the whole default process group; collective. `device` is where the tables may live."""
+        """Create groups of all ranks of the default process group; collective. `device` is where tables may live."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
         if world_size == 1:
             return cls()
@@ -44,11 +44,11 @@ class TableGroup:
         return cls(rank, world_size, dist.new_group(backend="gloo"), payload)
 
     def group_for(self, device: torch.device) -> dist.ProcessGroup | None:
-        """The group for values on `device`."""
+        """Return the group for values on `device`."""
         return self.control if device.type == "cpu" else self.payload
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a CPU tensor over the ranks, in place; collective."""
+        """Sum a CPU tensor over the ranks in place, and return it; collective."""
         if self.world_size > 1:
             dist.all_reduce(values, group=self.control)
         return values
@@ -56,13 +56,15 @@ class TableGroup:
 
 @dataclass(frozen=True)
 class Route:
-    """Which rows this rank names to which owner, and which of its own rows the others name; see `ShardedTable.route`.
+    """Which rows this rank requests from each owner, and which of its own rows the others request.
+
+    Made by `ShardedTable.route`.
 
     Attributes:
-        order: int64 [n], the n rows named, sorted by owner, else in their order.
-        sent: rows named to each rank, N numbers.
-        rows: int64 [m], rows that the others named here: by rank, then in the order they were named.
-        received: of them by each rank, N numbers.
+        order: int64 [n], stable permutation that sorts the n requested rows by owner.
+        sent: number of rows requested from each of the N ranks.
+        rows: int64 [m], rows requested from this rank: by requesting rank, then in the order of its request.
+        received: number of rows requested by each of the N ranks.
     """
 
     order: Tensor
@@ -72,15 +74,18 @@ class Route:
 
 
 class Lookup:
-    """A look-up on its way."""
+    """A lookup in progress."""
 
     def __init__(self, values: Tensor, order: Tensor, exchange: tuple[dist.Work, Tensor] | None) -> None:
         self._values, self._order, self._exchange = values, order, exchange
 
     def wait(self) -> Tensor:
-        """The rows [n, W] in the order asked, as they were when all had started; on the table's device."""
+        """Wait for the rows [n, W], in the order requested; on the table's device.
+
+        Their values are those at the time all ranks had started the lookup.
+        """
         if self._exchange is not None:
-            work, _ = self._exchange  # holds what is being sent until it has been
+            work, _ = self._exchange  # the second keeps the send buffer alive until it has been sent
             work.wait()
             self._values = torch.empty_like(self._values).index_copy_(0, self._order, self._values)
             self._exchange = None
@@ -88,7 +93,7 @@ class Lookup:
 
 
 class ShardedTable:
-    """R rows of W numbers over N ranks: row r is with rank r mod N, at place r // N of its shard. Zeros at the start.
+    """A table [R, W] over N ranks, initially zero: rank r mod N owns row r, at index r // N of its shard.
 
     Attributes:
         n_rows: R.
@@ -109,27 +114,27 @@ class ShardedTable:
 
     @property
     def owned(self) -> Tensor:
-        """int64 [R_local], the rows of this rank's shard, ascending."""
+        """The rows of this rank's shard, int64 [R_local], ascending."""
         return self._rows_of(self.group.rank, self.group.world_size)
 
     @property
     def bytes(self) -> int:
-        """Of this rank's shard."""
+        """Size of this rank's shard in bytes."""
         return self.local.numel() * self.local.element_size()
 
     def place(self, rows: Tensor) -> Tensor:
-        """int64 [m], where in `local` the rows [m] of this rank are, on its device."""
+        """Map rows [m] owned by this rank to their indices in `local`, int64 [m] on its device."""
         return (rows // self.group.world_size).to(self.local.device)
 
     def fill(self, values_of: Callable[[Tensor], Tensor], batch: int = 8192) -> None:
-        """Sets every row, each rank its own.
+        """Set every row; each rank sets its own.
 
-        Every rank makes the same number of calls, at the end perhaps with no row, because what it calls may be
-        collective: reading the model's parameters is, under ZeRO-3.
+        Every rank calls `values_of` the same number of times, the last times possibly with no rows, because it may be
+        collective: under ZeRO-3, reading the model's parameters is.
 
         Args:
-            values_of: from rows, int64 [n] on the CPU, to their values [n, W].
-            batch: the most rows of a call.
+            values_of: maps rows, int64 [n] on the CPU, to their values [n, W].
+            batch: maximum number of rows per call.
         """
         owned = self.owned
         most = len(self._rows_of(0, self.group.world_size))
@@ -140,9 +145,9 @@ class ShardedTable:
             self.local[first : first + len(rows)] = values.to(self.local)
 
     def route(self, rows: Tensor) -> Route:
-        """Tells the owners of `rows`, int64 [n] on the CPU, of them; collective, on the CPU. n may be 0.
+        """Tell the owners which `rows`, int64 [n] on the CPU, this rank requests; collective on the CPU. n may be 0.
 
-        A route serves for any number of look-ups in tables with the same R and the same ranks.
+        A route can be reused for any number of lookups in tables with the same R and the same ranks.
         """
         assert (rows.dtype, rows.device.type) == (torch.int64, "cpu")
         assert not len(rows) or 0 <= int(rows.min()) <= int(rows.max()) < self.n_rows, "no such row"
@@ -159,10 +164,10 @@ class ShardedTable:
         return Route(order, sent.tolist(), named, received.tolist())
 
     def start_lookup(self, rows: Tensor | Route) -> Lookup:
-        """Starts to fetch rows; collective. They travel while the caller computes, until it waits.
+        """Start fetching rows; collective. The transfer overlaps with computation until the caller waits.
 
         Args:
-            rows: int64 [n] on the CPU; a row may be asked for more than once, and n may be 0. Or their route.
+            rows: int64 [n] on the CPU, may repeat, n may be 0; or the route of such rows.
         """
         route = rows if isinstance(rows, Route) else self.route(rows)
         found = self.local.index_select(0, self.place(route.rows))
@@ -173,15 +178,15 @@ class ShardedTable:
         return Lookup(values, route.order.to(values.device), (work, found))
 
     def send(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Sends values to the owners of their rows; collective.
+        """Send values to the owners of their rows; collective.
 
         Args:
             rows: int64 [n] on the CPU; n may be 0.
-            values: [n, W'], of any width and dtype.
+            values: [n, W'], any width and dtype.
 
         Returns:
             what all ranks sent to this one: rows int64 [m] on the CPU and values [m, W'] on the table's device, ordered
-            by rank, then as sent.
+            by sending rank, then as sent.
         """
         values = values.to(self.local.device)
         route = self.route(rows)
@@ -198,27 +203,27 @@ class ShardedTable:
         return dist.all_to_all_single(output, values, received, sent, group=group, async_op=True)
 
     def save(self, folder: Path, name: str) -> Path:
-        """Writes this rank's shard, `{name}-{rank}-of-{N}.safetensors`, in `folder`; returns its path.
+        """Write this rank's shard to `folder/{name}-{rank}-of-{N}.safetensors`; return the path.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{self.group.rank:05d}-of-{self.group.world_size:05d}.safetensors"
         try:
-            # One entry of metadata, since safetensors writes several in any order and the bytes would differ.
+            # A single metadata entry: safetensors writes several in arbitrary order, so equal tables would differ.
             save_file({"rows": self.local}, path, {"table": self._size})
-        except SafetensorError as error:  # what a full disk is to safetensors
+        except SafetensorError as error:  # raised, for instance, when the disk is full
             raise OSError(f"{path}: {error}") from error
         return path
 
     def load(self, folder: Path, name: str) -> None:
-        """Reads what any number of ranks saved, each rank its own rows, with one old shard in memory at a time.
+        """Load this rank's rows from what any number of ranks saved, with one saved shard in memory at a time.
 
         Values are converted to the table's dtype.
 
         Raises:
-            UserError: a shard is missing, cannot be read, or is of a table with other rows or another width.
+            UserError: a shard is missing, cannot be read, or belongs to a table of another size.
         """
         size = self.group.world_size
         for rank, path in enumerate(shards := _find_shards(folder, name)):
@@ -242,7 +247,11 @@ class ShardedTable:
 
 
 def _find_shards(folder: Path, name: str) -> list[Path]:
-    """The shards of a table by the rank that wrote them."""
+    """List the saved shards of a table, ordered by the rank that wrote them.
+
+    Raises:
+        UserError: there are none, some are missing, or there are sets from different numbers of ranks.
+    """
     matches = [re.fullmatch(rf"{re.escape(name)}-(\d+)-of-(\d+)\.safetensors", path.name) for path in folder.glob("*")]
     found = sorted((int(match[2]), int(match[1]), match[0]) for match in matches if match)
     if not found:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from tests.batches.knowledge_dataset import open_annotator, open_masker, open_steps, read, settings
-from trelm_ds.batches.batch import Batch
+from trelm_ds.batches.collator import collate
+from trelm_ds.model import AssessingBatch, Batch
+from trelm_ds.routing import routed_facts
 from trelm_ds.shards import ShardReader
 
 QUERY: dict[str, Any] = {"cka__max_token_share": 2.0, "routing__enabled": True, "routing__sample_fraction": 0.4}
@@ -24,10 +26,14 @@ def documents_of(batch: Batch) -> list[list[int]]:
     return [batch.input_ids[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
+def asked(batch: Batch) -> AssessingBatch:
+    found: AssessingBatch = batch.objectives["cka"]
+    return found
+
+
 def facts_of(batch: Batch, only_routed: bool) -> Counter[Any]:
     """Every fact: its document, what it asks, where, and which of the document's rows follow which item."""
-    facts, items, bounds = batch.facts, batch.items, batch.cu_seqlens.tolist()
-    assert facts is not None
+    facts, items, bounds = asked(batch), batch.items, batch.cu_seqlens.tolist()
     assert items is not None
     found: Counter[Any] = Counter()
     for number in range(len(facts.inverse)):
@@ -44,8 +50,8 @@ def facts_of(batch: Batch, only_routed: bool) -> Counter[Any]:
             if first <= row < last
         ]
         relation = facts.relations[number].item() if len(facts.relations) else None
-        asked = facts.labels[mine].tolist(), facts.place[mine].tolist(), relation, facts.inverse[number].item()
-        found[repr((batch.input_ids[first:last].tolist(), [row - first for row in rows], asked, injected))] += 1
+        about = facts.labels[mine].tolist(), facts.place[mine].tolist(), relation, facts.inverse[number].item()
+        found[repr((batch.input_ids[first:last].tolist(), [row - first for row in rows], about, injected))] += 1
     return found
 
 
@@ -58,20 +64,19 @@ def test_the_part_holds_the_same_facts(wordpiece: Path, variant: dict[str, Any])
         made = steps[step]
         assert not isinstance(made, Exception)
         for batch in made.micro_batches:
-            part = batch.routed()
+            part = routed_facts(batch)
             expected = facts_of(batch, only_routed=True)
             if part is None:
                 assert not expected
                 continue
             assert facts_of(part, only_routed=False) == expected
-            assert part.facts is not None
-            assert part.facts.routed.all()
-            assert len(documents_of(part)) == len(part.facts.inverse)  # one fact each
+            assert asked(part).routed.all()
+            assert len(documents_of(part)) == len(asked(part).inverse)  # one fact each
             assert part.max_seqlen == max(map(len, documents_of(part)))
-            assert not len(part.positions)
+            assert part.targets["mlm"] == len(part.mlm_positions) == 0
             every = Counter(map(tuple, documents_of(batch)))
             assert Counter(map(tuple, documents_of(part))) <= every
-            seen += len(part.facts.inverse)
+            seen += len(asked(part).inverse)
     assert seen > 8
 
 
@@ -85,20 +90,22 @@ def test_whole_sequences_are_drawn_alike_wherever_they_stand(wordpiece: Path, va
     )
     ids = np.arange(380, 460)
     drawn = asking = 0
+
+    def routed_of(epochs: np.ndarray, ids: np.ndarray) -> list[bool]:
+        batch, _ = collate(read(reader, masker, epochs, ids), [annotator])
+        found: list[bool] = asked(batch).routed.tolist()
+        return found
+
     for epoch in (0, 1):
         epochs = np.full(len(ids), epoch)
-        together = annotator(read(reader, masker, epochs, ids)).facts
-        assert together is not None
         alone = []
         for number in range(len(ids)):
-            facts = annotator(read(reader, masker, epochs[[number]], ids[[number]])).facts
-            assert facts is not None
-            routed = facts.routed.tolist()
+            routed = routed_of(epochs[[number]], ids[[number]])
             assert sum(routed) in ((0, len(routed)) if variant is QUERY else (0, 1))
             alone += routed
             drawn += any(routed)
             asking += bool(routed)
-        assert together.routed.tolist() == alone
+        assert routed_of(epochs, ids) == alone
     assert 0.2 * asking < drawn < 0.6 * asking
 
 
@@ -108,10 +115,9 @@ def test_nothing_is_drawn_without_routing(wordpiece: Path) -> None:
     made = steps[0]
     assert not isinstance(made, Exception)
     for batch in made.micro_batches:
-        assert batch.facts is not None
-        assert not batch.facts.routed.any()
-        assert batch.routed() is None
-    assert made.micro_batches[0]._replace(facts=None).routed() is None
+        assert not asked(batch).routed.any()
+        assert routed_facts(batch) is None
+    assert routed_facts(made.micro_batches[0]._replace(objectives={})) is None
 
 
 def test_every_sequence_is_drawn_where_all_are_asked_for(wordpiece: Path) -> None:
@@ -119,4 +125,4 @@ def test_every_sequence_is_drawn_where_all_are_asked_for(wordpiece: Path) -> Non
     steps = open_steps(wordpiece, config, open_annotator(wordpiece, config))
     made = steps[0]
     assert not isinstance(made, Exception)
-    assert all(torch.all(batch.facts.routed) for batch in made.micro_batches if batch.facts is not None)
+    assert all(torch.all(asked(batch).routed) for batch in made.micro_batches)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trelm_ds.config import Config, OptimizerConfig, TrainerConfig
-from trelm_ds.engine.build import resolve_ds_config, sequences_per_rank
+from trelm_ds.engine.ds_config import resolve_ds_config, sequences_per_rank
 from trelm_ds.errors import UserError
 
 STAGES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("zero?.json"))

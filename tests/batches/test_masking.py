@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trelm_ds.batches.masking import Masker
+from trelm_ds.batches import Masker
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
 

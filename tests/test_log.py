@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from trelm_ds import log
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.splitlines()
+
+
+def test_levels_decide_how_a_line_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    log.debug("unseen")
+    log.info("50% done  now")
+    log.warning("a path,\n  with a break")
+    log.error("--out: is missing")
+    assert lines(capsys) == ["50% done  now", "warning: a path, with a break", "trelm: error: --out: is missing"]
+
+
+def test_other_ranks_say_who_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    log.info("loss 1.0")
+    log.error("rank 3: out of memory")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    log.warning("slow")
+    log.info_rank0("never")
+    log.warning_rank0("never")
+    where = f"[rank 3 on {socket.gethostname()}]"
+    assert lines(capsys) == ["[rank 3] loss 1.0", "trelm: error: rank 3: out of memory", f"{where} warning: slow"]
+    monkeypatch.setenv("RANK", "0")
+    log.info_rank0("loss 1.0")
+    log.warning_rank0("slow")
+    assert lines(capsys) == ["loss 1.0", "warning: slow"]
+
+
+def test_a_warning_may_come_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("a", "b", "a"):
+        log.warning_once(text)
+    assert lines(capsys) == ["warning: a", "warning: b"]
+
+
+def test_passwords_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for say in (log.info, log.warning, log.error):
+        say("http://me:geheim@host does not answer")
+    assert len(said := lines(capsys)) == 3
+    assert all("http://...@host" in line and "geheim" not in line for line in said)
+
+
+def test_of_libraries_only_warnings_for_users_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    log.setup()
+    warnings.simplefilter("always")
+    warnings.warn("lr_scheduler.step() came first", UserWarning, stacklevel=1)
+    warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
+    warnings.warn("old", FutureWarning, stacklevel=1)
+    assert lines(capsys) == ["warning: lr_scheduler.step() came first"]
+
+
+def test_it_is_there_before_torch() -> None:
+    command = "import sys, trelm_ds.log; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0

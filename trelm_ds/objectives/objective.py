@@ -1,0 +1,72 @@
+"""The shape of an objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from torch import nn
+
+from trelm_ds.batches import Annotator, Collator
+from trelm_ds.config import Config
+from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.model import EncoderConfig
+
+
+class PreparedDataset(NamedTuple):
+    """What an objective may read of a dataset.
+
+    Attributes:
+        folder: with the graph, names and tokenizer on this machine.
+        max_length: tokens of its longest sequence.
+        annotator: finds mentions and facts; None for a run without knowledge.
+    """
+
+    folder: Path
+    info: TokenizerInfo
+    max_length: int
+    annotator: Annotator | None
+
+
+class Objective:
+    """A loss beside masked language modelling.
+
+    The run's loss is `weight` of "mlm" times its mean, plus each active objective's `weight` times the mean over its
+    own targets, all of the global batch.
+
+    Attributes:
+        name: its section of the settings, and the prefix of its metrics (`NAME_loss`, `NAME_accuracy`).
+    """
+
+    name: ClassVar[str]
+
+    def active(self, config: Config, dataset: PreparedDataset) -> bool:
+        """Whether the run has it."""
+        raise NotImplementedError
+
+    def weight(self, config: Config) -> float:
+        """Its weight in the loss."""
+        raise NotImplementedError
+
+    def mlm_weight(self, config: Config) -> float:
+        """The weight that it leaves to masked language modelling."""
+        return 1.0
+
+    def collator(self, config: Config, dataset: PreparedDataset) -> Collator | None:
+        """Make what adds its targets to batches, under its name; None where the annotator does it already.
+
+        It is pickled for the loader's worker processes.
+
+        Raises:
+            UserError: the dataset lacks what it needs.
+        """
+        return None
+
+    def module(self, config: Config, sizes: EncoderConfig, dataset: PreparedDataset) -> nn.Module:
+        """Make the module that computes the loss, with the parameters that it needs; no exported model has them.
+
+        It is called with (last-layer states [T, D], its entry of `Batch.objectives`, the step's `StepTables` or None,
+        the model) and returns the sum of the losses over the targets, [] fp32, tied to every parameter also where there
+        is no target; and how many targets were right, [] int64, or None.
+        """
+        raise NotImplementedError
