@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Three for two cores, since tests wait for Slurm and for servers. One file or folder of tests is quicker without.
+WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: quickstart test check format clean help
 
 help:
 	@echo "make quickstart  install into .venv, then prepare, pre-train, export and probe the sample world"
-	@echo "make test        run the tests (ARGS='tests/model -k hf' for some)"
+	@echo "make test        run the tests (ARGS='tests/model -k hf' for some, ARGS='-m \"not slow\"' for most)"
 	@echo "make check       lint, format check, types"
 	@echo "make format      format the code"
 	@echo "make clean       remove what quickstart wrote (the environment stays)"
@@ -27,7 +29,7 @@ quickstart: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/quickstart.sh
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(findstring tests,$(ARGS)),,$(WORKERS)) $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +23,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run on the CPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # gloo ranks on the CPU, also where there is a GPU
 
+Once = Callable[[str, Callable[[Path], object]], Path]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PEOPLE = [f"Person{n:02d}" for n in range(40)]
 CITIES = [f"City{n:02d}" for n in range(12)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first, so that no worker is left with one when the others are done."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -63,22 +72,43 @@ def write_corpus(folder: Path, documents: int = 400, seed: int = 0) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with corpus.jsonl and wikidata5m/."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder that many tests read and none writes into, once for all of pytest-xdist's workers."""
+    from trelm_ds.files import turn
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / name, base / f"{name}.made"
+        with turn(base / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # another worker may have failed in the middle
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_corpus(once: Once) -> Path:
+    """Folder with corpus.jsonl and wikidata5m/."""
+    return once("tiny_corpus", write_corpus)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_corpus: Path, once: Once) -> Path:
     """A dataset of 400 short sequences (at most 32 tokens) with a trained tokenizer."""
     from trelm_ds.corpus import PrepareOptions, prepare
 
-    out = tmp_path_factory.mktemp("dataset") / "tiny"
-    options = PrepareOptions(tiny_corpus / "corpus.jsonl", tiny_corpus / "wikidata5m", "train", out, 32, 300)
-    prepare(options)
-    return out
+    def make(folder: Path) -> None:
+        source, graph = tiny_corpus / "corpus.jsonl", tiny_corpus / "wikidata5m"
+        prepare(PrepareOptions(source, graph, "train", folder / "tiny", 32, 300))
+
+    return once("tiny_dataset", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -92,17 +122,18 @@ def one_rank() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
-def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wordpiece(once: Once) -> Path:
     from tests.batches.knowledge_dataset import prepare_knowledge
 
-    return prepare_knowledge(tmp_path_factory.mktemp("knowledge"))
+    return once("wordpiece", prepare_knowledge) / "dataset"
 
 
 @pytest.fixture(scope="session")
-def byte_level(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def byte_level(shared_data: Path, once: Once) -> Path:
     from tests.batches.knowledge_dataset import prepare_knowledge
 
-    return prepare_knowledge(tmp_path_factory.mktemp("byte_level"), str(shared_data / "tokenizers" / "roberta-base"))
+    tokenizer = str(shared_data / "tokenizers" / "roberta-base")
+    return once("byte_level", lambda folder: prepare_knowledge(folder, tokenizer)) / "dataset"
 
 
 @pytest.fixture(params=["wordpiece", "byte_level"])

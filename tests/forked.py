@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -45,10 +46,10 @@ def start(process: Any) -> None:
 
 
 class Command:
-    """`trelm` in a forked process; as far as it goes, subprocess.Popen.
+    """`trelm`, or a script of tools/, in a forked process; as far as it goes, subprocess.Popen.
 
     Args:
-        arguments: of the command.
+        arguments: of the command; the script first, if it is one.
         ranks: processes with torchrun's environment, children of one that waits for them and ends the others when one
             has failed, with exit code 1; 0 for the command alone.
         changes: of the environment.
@@ -149,13 +150,19 @@ def _rank(rank: int, shared: dict[str, str], arguments: list[str]) -> NoReturn:
 
 
 def _main(arguments: list[str]) -> NoReturn:
-    """As `python -m trelm_ds` would end."""
+    """As `python -m trelm_ds ARGUMENTS`, or `python SCRIPT.py ARGUMENTS`, would run and end."""
     from trelm_ds import cli
 
-    sys.argv = [str(ROOT / "trelm_ds" / "__main__.py"), *arguments]
+    script = arguments[0].endswith(".py") if arguments else False
+    sys.argv = arguments if script else [str(ROOT / "trelm_ds" / "__main__.py"), *arguments]
     code: Any = 1
     try:
-        cli.main()
+        if script:
+            sys.path.insert(0, str(Path(arguments[0]).parent))
+            runpy.run_path(arguments[0], run_name="__main__")
+        else:
+            cli.main()
+        code = 0
     except SystemExit as ended:
         code = ended.code
     except BaseException:

@@ -89,10 +89,11 @@ start_node() {
 }
 
 write_config() {
-    local host user port gpus
+    local host user number port gpus
     host=$(hostname -s)
     user=$(id -un)
-    port=${TRELM_SLURM_PORT:-$((17000 + $(cksum <<<"$root" | cut -d' ' -f1) % 5000 * 3))}
+    number=$(($(cksum <<<"$root" | cut -d' ' -f1) % 5000))
+    port=${TRELM_SLURM_PORT:-$((17000 + number * 3))}
     mkdir -p "$root"/{run,log,state,dev,spool/n1,spool/n2}
     chmod 755 "$root"  # munged refuses a socket that others could not reach
     gpus="/dev/tty[0-7]"  # any device file works; with regular files CUDA_VISIBLE_DEVICES would stay empty
@@ -109,6 +110,8 @@ END
 ClusterName=trelm-local
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
+# jobs of two clusters on this host must not meet: their ranks' port follows from the job's number
+FirstJobId=$((number + 1))
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,8 @@ from unittest.mock import patch
 import pytest
 
 from tests.conftest import CITIES, PEOPLE, write_corpus
+from tests.e2e.launch import trelm
+from tests.forked import Command
 from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, missing_parts, prepare
 from trelm_ds.errors import UserError
@@ -252,13 +252,13 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 @pytest.mark.parametrize("source", ["corpus.jsonl.gz", "wiki/plain"])
 def test_killed_at_any_moment_and_run_again(corpus: Path, tmp_path: Path, source: str) -> None:
     prepare(options(corpus, source, tmp_path / "whole"))
-    command = [sys.executable, "-m", "trelm_ds", "prepare", "--source", corpus / source, "--wikidata5m"]
+    command = ["prepare", "--source", corpus / source, "--wikidata5m"]
     command += [corpus / "wikidata5m", "--tokenizer", "train", "--max-length", "32", "--vocab-size", "300"]
     command += ["--min-words", "4", "--chunk-mb", str(_CHUNK_MB), "--workers", "2", "--out", tmp_path / "ds"]
     work = tmp_path / ".ds.partial"
     kills = 0
     for moment in MOMENTS.values():
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Command([*map(str, command)])
         while process.poll() is None and not moment(work):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
@@ -267,7 +267,7 @@ def test_killed_at_any_moment_and_run_again(corpus: Path, tmp_path: Path, source
             assert content(tmp_path / "ds") == content(tmp_path / "whole")
     assert kills >= 5  # the last moments are short
     assert not workers_of(tmp_path)
-    last = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    last = trelm(*command)
     assert last.returncode == 0, last.stderr
     assert content(tmp_path / "ds") == content(tmp_path / "whole")
     assert not work.exists()

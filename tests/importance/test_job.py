@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.e2e.launch import environment
+from tests.forked import Command
 from tests.importance.conftest import make_backbone, reshard
 from trelm_ds.config import SelectionConfig
 from trelm_ds.corpus import TokenizerInfo
@@ -160,7 +161,7 @@ def test_a_killed_run_goes_on_and_two_parts_run_at_once(
 
     disturbed = Path(shutil.copytree(shards, tmp_path / "disturbed"))
     folder = disturbed / "importance"
-    process = subprocess.Popen(command(disturbed, *slow), stderr=subprocess.DEVNULL, env=environment())
+    process = Command(["importance", str(disturbed), *map(str, slow)])
     while not (folder / "shard-000001.json").is_file() and process.poll() is None:
         time.sleep(0.001)
     process.kill()
@@ -170,10 +171,8 @@ def test_a_killed_run_goes_on_and_two_parts_run_at_once(
     assert not (folder / "importance.json").exists()
     (folder / ".shard-000009.npy.4711.tmp").write_bytes(b"half")  # as a kill in the middle of a write leaves it
 
-    halves = [
-        subprocess.Popen(command(disturbed, *slow, "--part", f"{n}/2"), stderr=subprocess.PIPE, env=environment())
-        for n in (1, 2)
-    ]
+    parts = [["importance", disturbed, *slow, "--part", f"{n}/2"] for n in (1, 2)]
+    halves = [Command([*map(str, part)]) for part in parts]
     for half in halves:
         _, errors = half.communicate(timeout=300)
         assert half.returncode == 0, errors

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
 from tests.conftest import PEOPLE
-from tests.e2e.launch import environment, torchrun
-from tests.slurm.local_cluster import REPO, Cluster
+from tests.e2e.launch import trelm
+from tests.slurm.local_cluster import Cluster
 from tests.slurm.small_run import CPU_NODE, OBJECTIVE, on_cpu, write_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -34,8 +33,8 @@ def run(tmp_path: Path, tiny_dataset: Path) -> Path:
     """A run folder with checkpoints of steps 2 and 4."""
     out, config = tmp_path / "run", write_config(tmp_path / "run.yaml", max_steps=4)
     arguments = ("--config", OBJECTIVE, "--config", config, "--data", tiny_dataset, "--out", out)
-    command = torchrun(1, "pretrain", *arguments, "--trainer.checkpoint_every", 2)
-    subprocess.run(command, cwd=REPO, env=environment(), check=True, timeout=500, capture_output=True)
+    trained = trelm("pretrain", *arguments, "--trainer.checkpoint_every", 2)
+    assert trained.returncode == 0, trained.stderr
     return out
 
 

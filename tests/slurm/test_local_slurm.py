@@ -55,7 +55,8 @@ def test_a_node_crashes_and_boots(empty_root: Path) -> None:
     assert cluster.job(number)["Restarts"] == "1"
     # With the first node the job's script goes, and nobody but Slurm is left to requeue it.
     assert local_slurm("crash", empty_root, "n1").returncode == 0
-    assert not [process for process in processes_of(empty_root).values() if process.startswith("slurmstepd: [1.batch]")]
+    script = f"slurmstepd: [{number}.batch]"
+    assert not [process for process in processes_of(empty_root).values() if process.startswith(script)]
     until(lambda: cluster.job(number)["JobState"] == "PENDING", "the second requeue")
     assert local_slurm("boot", empty_root, "n1").returncode == 0
     until(lambda: cluster.job(number)["JobState"] == "RUNNING", "the third start")

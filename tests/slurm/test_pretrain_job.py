@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.launch import environment, torchrun
+from tests.e2e.launch import forked_ranks
 from tests.slurm.local_cluster import REPO, Cluster, local_slurm, processes_of, until
 from tests.slurm.small_run import (
     CPU_NODE,
@@ -24,6 +23,7 @@ from tests.slurm.small_run import (
     losses,
     on_cpu,
     site,
+    unhurried,
     write_config,
 )
 
@@ -87,10 +87,12 @@ def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_
         assert begun >= step, log.read_text()
         until(lambda: last_step(out) > begun, f"checkpoints after {what}")
 
-    # As early as Slurm may signal: it looks at its clocks twice a minute.
-    options = ("-N", "2", *CPU_NODE, "--time=3", "--signal=B:USR1@120", "-o", log, SCRIPT)
-    number = cluster.submit(*options, **site(tiny_dataset, out, config, TRELM_MAX_STALLS="9"))
+    options = ("-N", "2", *CPU_NODE, "--time=60", "--signal=B:USR1@120", "-o", log, SCRIPT)
+    values = site(tiny_dataset, out, config, TRELM_MAX_STALLS="9", **unhurried(tmp_path))
+    number = cluster.submit(*options, **values)
     until(lambda: last_step(out) > 0, "a checkpoint")
+    # Slurm looks at its clocks twice a minute, so it may signal the next time.
+    cluster.run("scontrol", "update", f"jobid={number}", "timelimit=3")
     requeued_and_on("the time limit", last_step(out))
     assert "SIGUSR1" in [line["text"] for line in history(out)]
     cluster.run("scontrol", "update", f"jobid={number}", "timelimit=60")
@@ -119,8 +121,8 @@ def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_
 
     undisturbed, steps = tmp_path / "undisturbed", last_step(out)
     arguments = ("--config", OBJECTIVE, "--config", config, "--data", tiny_dataset, "--out", undisturbed)
-    command = torchrun(2, "pretrain", *arguments, "--trainer.max_steps", steps)
-    subprocess.run(command, cwd=REPO, env=environment(), check=True, timeout=500, capture_output=True)
+    repeated = forked_ranks(2, "pretrain", *arguments, "--trainer.max_steps", steps)
+    assert repeated.returncode == 0, repeated.stderr
     assert hashes(out, steps) == hashes(undisturbed, steps)
     assert losses(out) == losses(undisturbed)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 
 
 def run(script: str, *arguments: object) -> None:
-    command = [sys.executable, str(BENCH / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = forked.run([str(BENCH / script), *map(str, arguments)])
     assert done.returncode == 0, done.stderr[-2000:]
 
 

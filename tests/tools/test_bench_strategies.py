@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.e2e.launch import ROOT, environment
+from tests.forked import ROOT, run
 from tests.importance.conftest import make_backbone
 from trelm_ds.shards import Manifest
 
@@ -15,12 +13,12 @@ from trelm_ds.shards import Manifest
 def test_numbers_and_plot(tiny_corpus: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     vocabulary = Manifest.load(tiny_dataset).tokenizer["vocab_size"]
     model = make_backbone(tmp_path / "model", vocabulary, max_position_embeddings=512)
-    command = [sys.executable, ROOT / "tools" / "bench" / "strategies.py", "--source", tiny_corpus / "corpus.jsonl"]
+    command = [ROOT / "tools" / "bench" / "strategies.py", "--source", tiny_corpus / "corpus.jsonl"]
     command += ["--wikidata5m", tiny_corpus / "wikidata5m", "--tokenizer", tiny_dataset / "tokenizer"]
     command += ["--model", model, "--work", tmp_path / "work", "--out", tmp_path / "strategies.json"]
     results = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+        done = run([*map(str, command)])
         assert done.returncode == 0, done.stderr
         results.append(json.loads((tmp_path / "strategies.json").read_text()))
     assert results[0]["speed"]["mentions"] == results[0]["quantiles"]["0.5"]["scores"]["counts"]["scored"] > 0

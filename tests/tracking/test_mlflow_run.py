@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Once
+from tests.forked import FORKED, start
 from tests.tracking.mlflow_server import LossyProxy, MlflowServer, free_port
 from trelm_ds.config import Config, TrackingConfig
 from trelm_ds.errors import UserError
@@ -28,15 +29,16 @@ KEYS = ("loss", "lr", "system/node-0/cpu_percent")
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_store(once: Once) -> Path:
     """MLflow's tables; making them takes it ten seconds."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}")
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
+    def make(folder: Path) -> None:
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        with sqlite3.connect(folder / "mlflow.db") as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    return once("empty_store", make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -189,14 +191,12 @@ def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
     """
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"sqlite:///{store}" if kind == "sqlite" else (tmp_path / "mlruns").as_uri()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "tests.tracking.test_mlflow_run"])
     begin = 0
     for kills in range(8):
         calls = kills + 2 if kind == "file" else 0  # the first one is of parameters
-        process = context.Process(target=_train, args=(run, uri, begin, 100_000, calls))
+        process = FORKED.Process(target=_train, args=(run, uri, begin, 100_000, calls))
         before = sent(run)
-        process.start()
+        start(process)
         if not calls:
             # Between two calls or in the middle of one; once before anything was sent.
             until(lambda before=before, kills=kills: sent(run) > before + 3000 if kills else (run / SPOOL).is_file())
@@ -206,8 +206,8 @@ def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
         recorded = [entry.content["step"] for entry in read_spool(run / SPOOL) if entry.kind == "metrics"]
         begin = max(0, (recorded[-1] if recorded else 0) - 5)  # its last checkpoint
     last = begin + 20
-    process = context.Process(target=_train, args=(run, uri, begin, last))
-    process.start()
+    process = FORKED.Process(target=_train, args=(run, uri, begin, last))
+    start(process)
     process.join()
     assert process.exitcode == 0
     sync(run, uri)  # what a slow machine has not sent by the end of the run
@@ -252,10 +252,9 @@ def _log_one_point(uri: str, run: Path) -> None:
 def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
     """As those of a sweep do; MLflow itself has the tables of a new sqlite file made by whoever opens it."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    context = multiprocessing.get_context("spawn")
-    runs = [context.Process(target=_log_one_point, args=(uri, tmp_path / f"run{number}")) for number in range(3)]
+    runs = [FORKED.Process(target=_log_one_point, args=(uri, tmp_path / f"run{number}")) for number in range(3)]
     for process in runs:
-        process.start()
+        start(process)
     for process in runs:
         process.join()
     assert [process.exitcode for process in runs] == [0, 0, 0]
