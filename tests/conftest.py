@@ -74,7 +74,7 @@ def write_corpus(folder: Path, documents: int = 400, seed: int = 0) -> None:
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """Makes a folder that many tests read and none writes into, once for all of pytest-xdist's workers."""
-    from trelm_ds.files import turn
+    from trelm_ds.files import waiting_lock
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -82,7 +82,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
     def folder_of(name: str, make: Callable[[Path], object]) -> Path:
         folder, made = base / name, base / f"{name}.made"
-        with turn(base / f"{name}.lock"):
+        with waiting_lock(base / f"{name}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # another worker may have failed in the middle
                 folder.mkdir()
