@@ -46,6 +46,7 @@ class Asking:
     """Adds documents of these lengths, whose first rows are its targets."""
 
     token_share = 0.0
+    token_settings = ""
 
     def __init__(self, name: str, lengths: list[int], token: int, has_items: bool = False) -> None:
         self.name, self.lengths, self.token, self.has_items = name, np.array(lengths, dtype=np.int64), token, has_items

@@ -43,6 +43,8 @@ class Annotator:
         UserError: the dataset lacks what the settings need.
     """
 
+    token_settings = "cka.max_token_share"
+
     def __init__(
         self,
         dataset: Path,

@@ -81,7 +81,10 @@ class Collator(Protocol):
 
     Attributes:
         token_share: tokens of its documents as a share of the sequences' tokens, on average at most.
+        token_settings: names of the settings that decide it, for people.
     """
+
+    token_settings: str
 
     @property
     def token_share(self) -> float: ...

@@ -96,9 +96,12 @@ class StepDataset(Dataset[Step | UserError]):
         share = sum(collator.token_share for collator in self._collators)
         budget = int(micro_batch_tokens / (1 + share))
         if budget < reader.manifest.max_length:
-            queries = f" without {share:g} times as many for queries (cka.max_token_share)" if share else ""
+            beside = ""
+            if share:
+                largest = max(self._collators, key=lambda collator: collator.token_share)
+                beside = f" without {share:g} times as many beside the text ({largest.token_settings})"
             raise UserError(
-                f"trainer.micro_batch_tokens: {micro_batch_tokens}{queries} is less than the dataset's longest "
+                f"trainer.micro_batch_tokens: {micro_batch_tokens}{beside} is less than the dataset's longest "
                 f"sequence of {reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
             )
         self.reader, self.order, self.substitution = reader, order, substitution

@@ -5,8 +5,9 @@ DeepSpeed's files are pickles, so a checkpoint may be opened here only after its
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +116,17 @@ def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = (
 
 def _load(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    for key in ("module", "frozen_param_shapes", "frozen_param_fragments"):
+        if isinstance(content.get(key), dict):
+            content[key] = _with_todays_names(content[key])
+    if "param_shapes" in content:
+        content["param_shapes"] = [_with_todays_names(shapes) for shapes in content["param_shapes"]]
     return content
+
+
+def _with_todays_names(by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the decoder "product" of checkpoints from when it was not an objective's."""
+    return {re.sub(r"^decoder\.", "objectives.cka.decoder.", name): value for name, value in by_name.items()}
 
 
 def _common(model_states: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trelm_ds.errors import UserError
-from trelm_ds.injection.projection import projection
+from trelm_ds.injection.projection import is_sound, projection
 from trelm_ds.injection.source import InjectionSource, SourceContext
 
 
@@ -54,7 +55,7 @@ def vectors_from_file(
         table = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, OverflowError, tokenize.TokenError) as error:  # the latter two: numpy's, of damaged headers
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}: not a .npy file of numbers ({reason}); write it with numpy.save") from None
     if table.dtype.kind != "f" or table.dtype.itemsize not in (2, 4, 8):
@@ -68,9 +69,9 @@ def vectors_from_file(
         numbers = rows[wanted.numpy()]
         with np.errstate(over="ignore"):  # becomes infinite, and is found below
             values = table[numbers].astype(np.float32)
-        if not (sound := np.isfinite(values).all(axis=1)).all():
+        if not (sound := is_sound(values)).all():
             row = int(numbers[np.argmin(sound)])
-            raise UserError(f"{where}: row {row}, counted from 0, is not finite in float32; mend it")
+            raise UserError(f"{where}: row {row}, counted from 0, is not finite in float32, or beyond any use; mend it")
         return torch.from_numpy(values if matrix is None else values @ matrix)
 
     return vectors_of

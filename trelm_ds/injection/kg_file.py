@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -63,7 +64,18 @@ RELATIONS = Kind(
     ("relation_to_id.tsv.gz", "relation_to_id.tsv", "relations.tsv"),
 )
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError)
+# tokenize.TokenError and OverflowError: of numpy, where a header of .npy is damaged.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_LARGEST = 1e32  # sums of products of such numbers and an orthonormal matrix are finite in float32
+
 
 def projection(width: int, size: int, seed: int) -> np.ndarray | None:
     """Draw one random linear map from `width` to `size` numbers; None where they are equal.
@@ -20,3 +22,8 @@ def projection(width: int, size: int, seed: int) -> np.ndarray | None:
     q, r = np.linalg.qr(normal)
     q = q * np.sign(np.diagonal(r))  # else the signs are the LAPACK's choice, which ranks may differ in
     return np.ascontiguousarray(q if width >= size else q.T, dtype=np.float32)
+
+
+def is_sound(values: np.ndarray) -> np.ndarray:
+    """Mark the rows of float32 [n, W] that are finite and small enough to stay so when they are projected: bool [n]."""
+    return np.asarray((np.abs(values) < _LARGEST).all(axis=1))

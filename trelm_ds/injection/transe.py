@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trelm_ds.errors import UserError
 from trelm_ds.injection.kg_file import ENTITIES, RELATIONS, Kind, NamedVectors, read_kg_file
-from trelm_ds.injection.projection import projection
+from trelm_ds.injection.projection import is_sound, projection
 from trelm_ds.injection.source import InjectionSource, SourceContext
 
 _SAMPLE = 10_000  # entities whose mean stands for those without a vector
@@ -109,9 +109,10 @@ class _Rows:
         known = rows >= 0
         values = np.tile(self.stand_in, (len(rows), 1))
         values[known] = self._vectors[torch.from_numpy(rows[known])].float().numpy()
-        if not (sound := np.isfinite(values).all(axis=1)).all():
+        if not (sound := is_sound(values)).all():
             number = self._wanted[places[np.argmin(sound)]]
             raise UserError(
-                f"{self._where}: the vector of {self._kind.letter}{number} is not finite in float32; mend it"
+                f"{self._where}: the vector of {self._kind.letter}{number} is not finite in float32, or beyond any use; "
+                "mend it"
             )
         return values

@@ -82,7 +82,7 @@ class Batch(NamedTuple):
         mlm_positions: int64 [M], rows of T to predict; M may be 0 on a rank.
         mlm_labels: int64 [M], the true tokens.
         n_sequences: B.
-        tail: the Q other documents, which are shorter; None where there are none.
+        tail: the Q other documents, which are mostly shorter; None where there are none.
         items: knowledge items; None where the run has no knowledge.
         objectives: by name, what each objective beside masked language modelling is to predict: a NamedTuple of tensors
             with `n_targets`. It may hold nothing on a rank where others have something.
@@ -150,4 +150,7 @@ def map_tensors(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -
         return {name: map_tensors(item, change, kind) for name, item in value.items()}
     if isinstance(value, list):
         return [map_tensors(item, change, kind) for item in value]
-    return type(value)(*(map_tensors(item, change, kind) for item in value)) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    items = (map_tensors(item, change, kind) for item in value)
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trelm_ds import log
 from trelm_ds.batches import BatchPart, Collator, Sequences, SideDocuments
 from trelm_ds.config import Config, KeplerConfig
 from trelm_ds.corpus import GRAPH_FOLDER, NAMES_FOLDER, TokenizerInfo
@@ -46,7 +47,9 @@ class Kepler(Objective):
 
     def collator(self, config: Config, dataset: PreparedDataset) -> Collator:
         """Make what draws triples and writes their entities' descriptions."""
-        return TripleCollator(dataset.folder, config.kepler, config.loader.seed, dataset.info, dataset.max_length)
+        triples = TripleCollator(dataset.folder, config.kepler, config.loader.seed, dataset.info, dataset.max_length)
+        triples.check()
+        return triples
 
     def module(self, config: Config, sizes: EncoderConfig, dataset: PreparedDataset) -> nn.Module:
         """Make the loss, with a row for each relation of the graph."""
@@ -108,10 +111,9 @@ class TripleCollator:
         dataset: folder with graph and names.
         settings: `kepler.*`.
         max_length: tokens of a document at most.
-
-    Raises:
-        UserError: no triple of the graph has two entities with names.
     """
+
+    token_settings = "kepler.triples_per_sequence, kepler.negatives, kepler.max_text_tokens"
 
     def __init__(self, dataset: Path, settings: KeplerConfig, seed: int, info: TokenizerInfo, max_length: int) -> None:
         self._arguments = dataset, settings, seed, info, max_length
@@ -125,9 +127,21 @@ class TripleCollator:
         self._texts = tuple(map(np.asarray, (names.text_offsets, names.text_tokens)))
         self._most = min(settings.max_text_tokens, max_length - 2)
         self._named = np.flatnonzero(np.diff(self._names[0]) > 0)
-        if len(self._named) < 2 or not graph.n_triples:
-            raise UserError(f"kepler.weight: {dataset} has no triples between named entities; leave it at 0")
-        self._token_share = self._expected_share(Manifest.load(dataset))
+        self._token_share = self._expected_share(Manifest.load(dataset)) if len(self._named) else 0.0
+
+    def check(self) -> None:
+        """Say how many of the graph's triples can be drawn.
+
+        Raises:
+            UserError: none can.
+        """
+        heads = np.repeat(np.arange(len(self._offsets) - 1), np.diff(self._offsets))
+        usable = int((self._is_named(heads) & self._is_named(self._tails)).sum())
+        if not usable or len(self._named) < 2:
+            raise UserError("kepler.weight: the dataset has no triples between named entities; leave it at 0")
+        if usable < len(self._tails):
+            share = f"{usable:,} of {len(self._tails):,}"
+            log.info_rank0(f"kepler: {share} triples have names at both ends; the others are left out when drawn")
 
     def __reduce__(self) -> tuple[Callable[..., TripleCollator], tuple[Any, ...]]:
         return TripleCollator, self._arguments

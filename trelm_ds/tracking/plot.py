@@ -18,7 +18,7 @@ def plot_loss(run: Path, path: Path) -> None:
     steps = [point["step"] for point in points]
     figure, (loss, rate) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[3, 1])
     loss.plot(steps, [point["loss"] for point in points], color="tab:blue")
-    loss.set_ylabel("MLM loss (nats per masked token)", color="tab:blue")
+    loss.set_ylabel("loss (nats; of masked tokens, or of all objectives)", color="tab:blue")
     loss.grid(alpha=0.3)
     accuracy = loss.twinx()
     accuracy.plot(steps, [100 * point["accuracy"] for point in points], color="tab:green")

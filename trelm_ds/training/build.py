@@ -48,6 +48,8 @@ def build_run(
     Raises:
         UserError: settings, dataset and run folder do not fit together; another process trains there.
     """
+    # First, since building may take long: the time limit counts from here, and the launcher may end meanwhile.
+    requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
     ds_config = resolve_ds_config(config, ranks.world_size)
     # Nodes may see different files, so all ranks hear of what any of them misses.
     opened = ranks.all_agree(lambda: open_dataset(config, data, ranks))
@@ -98,7 +100,7 @@ def build_run(
             system=system,
             identity=common,
             first_step=first_step,
-            requests=StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0),
+            requests=requests,
             watchdog=watchdog or Watchdog(ranks, run, 0),
             held=held.pop_all(),
         )

@@ -89,7 +89,7 @@ def summary(totals: dict[str, float], weights: dict[str, float], seconds: float)
         "corrupted_samples": of["corrupted"],
     }
     for name in weights:
-        if name != "mlm" and f"{name}_loss" in totals:
+        if name != "mlm" and of[f"{name}_targets"]:  # without a target there is no loss, and not one of 0
             metrics[f"{name}_loss"] = means[name]
             if f"{name}_correct" in totals:
                 metrics[f"{name}_accuracy"] = of[f"{name}_correct"] / max(1.0, of[f"{name}_targets"])

@@ -109,9 +109,9 @@ class Trainer:
                 skipped.
         """
         with self.held:
-            self.ranks.all_agree(self._begin)
-            self.engine.train()
             try:
+                self.ranks.all_agree(self._begin)
+                self.engine.train()
                 stop = self._loop()
             except BaseException as error:
                 self.saver.abandon()
