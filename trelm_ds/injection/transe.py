@@ -112,7 +112,7 @@ class _Rows:
         if not (sound := is_sound(values)).all():
             number = self._wanted[places[np.argmin(sound)]]
             raise UserError(
-                f"{self._where}: the vector of {self._kind.letter}{number} is not finite in float32, or beyond any use; "
-                "mend it"
+                f"{self._where}: the vector of {self._kind.letter}{number} is not finite in float32, or "
+                "beyond any use; mend it"
             )
         return values

@@ -14,8 +14,8 @@ from trelm_ds.errors import CommonError, RankError, UserError
 
 _KEY = "trelm/failed"
 _GRACE_S = 5.0  # for the rank that failed to say so before a rank that has only lost its connection to it
-# gloo reports a lost peer as a plain RuntimeError, whose text alone tells it from other errors; "Broken pipe" comes where
-# it was sending.
+# gloo reports a lost peer as a plain RuntimeError, whose text alone tells it from other errors; "Broken pipe" comes
+# where it was sending.
 _GLOO_LOST_PEER = ("Connection closed", "Connection reset", "Connection refused", "Connection timed out", "Broken pipe")
 
 
