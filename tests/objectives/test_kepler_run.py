@@ -87,4 +87,4 @@ def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, tmp
     run = tmp_path / "run"
     train(config(), tiny_dataset, run, one_rank)
     assert "made with another kepler.margin (6.0, now 5.0)" in fails(config(margin=5.0), tiny_dataset, run, one_rank)
-    assert "objectives.kepler.relations.weight" in fails(config(weight=0.0), tiny_dataset, run, one_rank)
+    assert "made with another kepler.weight (0.5, now 0.0)" in fails(config(weight=0.0), tiny_dataset, run, one_rank)
