@@ -34,7 +34,7 @@ def tables(candidates: list[int] = CANDIDATES, log_counts: torch.Tensor | None =
     return StepTables(
         vectors=torch.randn(4, 32, generator=torch.Generator().manual_seed(2)),
         memories=torch.zeros(0, 32),
-        influence=0.0,
+        memory_lambda=0.0,
         candidates=torch.tensor(candidates, dtype=torch.long),
         log_counts=log_counts,
     )

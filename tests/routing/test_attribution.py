@@ -95,7 +95,7 @@ def documents(model: MaskedLanguageModel, candidates: int, log_q: bool = False) 
     tables = StepTables(
         vectors=torch.randn(6, size),
         memories=torch.randn(2, size),
-        influence=0.4,
+        memory_lambda=0.4,
         candidates=torch.randint(5, 40, (candidates,)),
         log_counts=torch.randn(40) if log_q else None,
     )

@@ -295,7 +295,7 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
     draw = torch.Generator().manual_seed(0)
     bank.table.local.copy_(torch.randn(bank.table.local.shape, generator=draw))
     knowledge.before_step(read, 0)
-    assert knowledge.influence == rate
+    assert knowledge.memory_lambda == rate
     checked = {"entity": 0, "word": 0}
     for batch in read.micro_batches:
         items, tables = batch.items, knowledge.model_inputs()["tables"]

@@ -17,6 +17,7 @@ from tests.training import test_knowledge as knowledge
 from tests.training.test_knowledge import comparable, equals_export, with_cka
 from tests.training.test_pretrain import continued, fails, train, train_then_continue, without_dropout
 from trelm_ds.checkpoints.export import full_weights
+from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
@@ -226,7 +227,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "narrow": lambda routing: routing | {"path": "full", "io_density": 0.1},
     "upper layer": lambda routing: routing | {"top_layers": 1},
     "feed-forward": lambda routing: routing | {"trainable": "ffn_only"},
-    "average": lambda routing: routing | {"score_ema": 0.9},
+    "average": lambda routing: routing | {"score_ema": 0.5},
     "once": lambda routing: routing | {"refresh_every": 100},
     "all facts": lambda routing: routing | {"sample_fraction": 1.0},
     "later": lambda routing: routing | {"start_step": 1},
@@ -252,6 +253,19 @@ def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, tmp
     train(config(), tiny_dataset, run, one_rank)
     message = fails(config(routing={"density": 0.3}), tiny_dataset, run, one_rank)
     assert "made with another routing.density (0.25, now 0.3)" in message
+
+
+def test_a_run_of_an_earlier_version_is_refused(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """It drew the facts that attribution looks at by other random numbers."""
+    run = tmp_path / "run"
+    train(config(), tiny_dataset, run, one_rank)
+    for folder in committed(run):
+        info = read_verified(folder)
+        del info.identity["routing.draws"]
+        (folder / "manifest.json").write_text(info.to_json())
+    assert "written by an earlier version, which drew routed facts otherwise" in fails(
+        config(), tiny_dataset, run, one_rank
+    )
 
 
 def test_more_layers_than_there_are(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

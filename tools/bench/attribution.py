@@ -75,7 +75,7 @@ def questions(model: MaskedLanguageModel, facts: int, device: torch.device) -> t
     )
     nothing = torch.zeros(0, model.config.hidden_size, device=device)
     candidates = torch.randint(5, vocabulary, (CANDIDATES,), generator=draw).to(device)
-    tables = StepTables(vectors=nothing, memories=nothing, influence=0.0, candidates=candidates)
+    tables = StepTables(vectors=nothing, memories=nothing, memory_lambda=0.0, candidates=candidates)
     bounds = torch.arange(0, len(ids) + 1, LENGTH, dtype=torch.int32)
     batch = Batch.of_documents(ids.to(device), bounds.to(device), LENGTH)
     return batch._replace(objectives={"cka": asked}), tables

@@ -163,7 +163,7 @@ class Annotator:
         return np.where(triples.has, entity, -1), np.where(triples.has, len(known) + triples.relation, -1)
 
     def _kept(self, sequences: Sequences, mentions: Spans, facts: FactRequests) -> FactRequests:
-        """Keep what is asked in this pass: of queries a share, so that they cost no more than they may."""
+        """Sample the facts to ask in this pass, within `cka.max_token_share`."""
         if not self.asks:
             return facts.of(np.zeros(0, dtype=np.int64))
         if self.config.cka.decoder == "product":
@@ -217,7 +217,7 @@ class Annotator:
         return self._queries.by_span(facts, mentions, relations, routed)
 
     def _routed(self, sequences: Sequences, owner: np.ndarray) -> np.ndarray:
-        """Mark the facts of a sample of the sequences, bool [F]; one of each where all stand in the same document.
+        """Mark the facts that attribution uses, bool [F]; with decoder product at most one of a sequence.
 
         Args:
             owner: int64 [F], the sequence of each fact, ascending.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -62,7 +63,7 @@ class BatchPart(NamedTuple):
     Attributes:
         documents: packed behind all that is there already.
         objectives: entries of `Batch.objectives`.
-        counts: for the metrics, by name.
+        counts: what was found and drawn, by name; what `metrics.summary` does not know is logged per step.
         items: knowledge items, which one collator alone can give.
     """
 
@@ -119,4 +120,7 @@ def collate(sequences: Sequences, collators: Iterable[Collator]) -> tuple[Batch,
         items=next((part.items for part in parts if part.items is not None), None),
         objectives={name: given for part in parts for name, given in part.objectives.items()},
     )
-    return batch, {name: count for part in parts for name, count in part.counts.items()}
+    counts = Counter[str]()
+    for part in parts:
+        counts.update(part.counts)
+    return batch, dict(counts)

@@ -116,7 +116,7 @@ class StepDataset(Dataset[Step | UserError]):
         return common
 
     def __getitem__(self, step: int) -> Step | UserError:
-        """Build the rank's part of a step. A `UserError` is returned: raised in a worker it would lose its one line."""
+        """Build this rank's part of a step; return a `UserError`, since raising in a worker would bury its message."""
         try:
             epochs, ids = self.order.samples(step * self._global, self._global)
             mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]

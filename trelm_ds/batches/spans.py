@@ -41,7 +41,7 @@ class Spans(NamedTuple):
     def plain(
         cls, owner: np.ndarray, number: np.ndarray, first: np.ndarray, last: np.ndarray, memory: np.ndarray
     ) -> Spans:
-        """Make spans that stay as they are."""
+        """Make spans with nothing injected."""
         none = np.full(len(owner), -1)
         return cls(
             owner=owner,

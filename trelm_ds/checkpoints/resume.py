@@ -38,15 +38,20 @@ def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> d
         "trainer.global_batch_size": trainer.global_batch_size,
         "trainer.precision": trainer.precision,
     }
-    if config.routes:
-        common[_DRAWS] = Stream.ROUTED_SEQUENCE.value
     for name, value in flatten(config).items():
         section = name.split(".")[0]
         if section in _OTHERWISE or name in _FREE or name.endswith(".placement"):
             continue
         if name == "routing.enabled" or not _idle(config, section):
-            common[name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+            common[name] = _as_json(value)
+    if config.routes:  # last, since a run that differs otherwise too is better told that
+        common[_DRAWS] = Stream.ROUTED_SEQUENCE.value
     return common
+
+
+def _as_json(value: Any) -> Any:
+    """Return a setting's value as a manifest gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _idle(config: Config, section: str) -> bool:
@@ -84,8 +89,10 @@ def choose_checkpoint(resume: str, run: Path, identity: dict[str, Any]) -> tuple
 
 def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which run and checkpoint differ."""
+    defaults = flatten(Config())
     for name, value in identity.items():
-        if (before := info.identity.get(name)) != value:
+        # A setting that the checkpoint does not know is younger than it: the run did what is the default now.
+        if (before := info.identity.get(name, _as_json(defaults.get(name)))) != value:
             if name == "importance" and before is None:
                 raise UserError(
                     f"{path}: the run began without scores of importance; go on with --selection.importance none"

@@ -35,7 +35,8 @@ class SourceContext:
         engine: around the model as it is now. Every rank must call it equally often: ZeRO-3 gathers weights.
         word: float32 [V, D], the word embeddings as they are now.
         ranks: this process among the others.
-        seed: for whatever is random in a source.
+        seed: for whatever is random in a source. Draw by (seed, table row), as `keyed_random` does: calls, and the
+            rows in them, differ with the number of ranks.
     """
 
     settings: InjectionConfig
@@ -73,10 +74,11 @@ class InjectionSource(ABC):
 
     @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor:
-        """Compute the vectors of table rows.
+        """Compute the vectors of table rows, each a function of the row alone.
 
         Args:
-            rows: int64 [n] on the CPU, rows of this rank. n may be 0: all ranks make the same number of calls.
+            rows: int64 [n] on the CPU, numbers of rows of the whole table that this rank holds. n may be 0: all ranks
+                make the same number of calls.
 
         Returns:
             float32 [n, D], on any device.

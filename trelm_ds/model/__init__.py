@@ -1,4 +1,4 @@
-"""The encoder, its feed-forward memory, the objectives, and Hugging Face import and export."""
+"""The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
 
 from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout

@@ -130,14 +130,14 @@ class StepTables(NamedTuple):
     Attributes:
         vectors: float32 [U', D], of the entities and relations in the step's `vector_rows`; empty without any.
         memories: float32 [U, D], M_local + M_global (Eq. 7) of the step's `memory_rows`; empty where lambda is 0.
-        influence: lambda of Eq. 8.
+        memory_lambda: lambda of Eq. 8.
         candidates: int64 [C], tokens that compete with every answer (Eq. 2); none of them: the whole vocabulary does.
         log_counts: float32 [V], log of how often each token is expected among the candidates; None: no logQ correction.
     """
 
     vectors: Tensor
     memories: Tensor
-    influence: float
+    memory_lambda: float
     candidates: Tensor
     log_counts: Tensor | None = None
 

@@ -21,7 +21,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _kind(hidden_act: str) -> str:
-    """Return the kernels' name for it."""
+    """Map `hidden_act` to the kernels' activation name."""
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, read_json
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 
-log = logging.getLogger(__name__)
-
+Report = Callable[[str], None]
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -99,7 +98,7 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
     Raises:
         UserError: a file is missing or unreadable; a tensor is missing, unknown or of another shape.
     """
-    return _load(Path(folder), activation_checkpointing, logging.WARNING)
+    return _load(Path(folder), activation_checkpointing, report_fresh_head=log.warning_rank0)
 
 
 def load_encoder(folder: str | Path) -> Encoder:
@@ -108,10 +107,12 @@ def load_encoder(folder: str | Path) -> Encoder:
     Raises:
         UserError: as `load_pretrained`.
     """
-    return _load(Path(folder), activation_checkpointing=False, fresh_head_level=logging.DEBUG).encoder
+    return _load(Path(folder), activation_checkpointing=False, report_fresh_head=log.debug).encoder
 
 
-def _load(folder: Path, activation_checkpointing: bool, fresh_head_level: int) -> MaskedLanguageModel:
+def _load(
+    folder: Path, activation_checkpointing: bool, report_fresh_head: Callable[[str], None]
+) -> MaskedLanguageModel:
     config = load_config(folder)
     model = MaskedLanguageModel(config, activation_checkpointing)
     tensors = {_modern(name): tensor for name, tensor in _read_weights(folder).items()}
@@ -120,9 +121,9 @@ def _load(folder: Path, activation_checkpointing: bool, fresh_head_level: int) -
     for name in ignored:
         del tensors[name]
     if ignored:
-        log.debug("%s: left out %s, which masked language modelling does not use", folder, ", ".join(sorted(ignored)))
+        log.debug(f"{folder}: left out {', '.join(sorted(ignored))}, which masked language modelling does not use")
     _drop_tied_decoder(tensors, config, folder)
-    _fill(model, tensors, config, folder, fresh_head_level)
+    _fill(model, tensors, config, folder, report_fresh_head)
     return model
 
 
@@ -224,14 +225,14 @@ def _fill(
     tensors: dict[str, Tensor],
     config: EncoderConfig,
     folder: Path,
-    fresh_head_level: int,
+    report_fresh_head: Report,
 ) -> None:
-    """Copy every tensor into its parameter; a missing MLM head is reported at `fresh_head_level`."""
+    """Copy every tensor into its parameter; a missing MLM head goes to `report_fresh_head`."""
     names = hf_names(config)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     head = [theirs for ours, theirs in names.items() if ours.startswith("head.")]
     if missing == head:
-        log.log(fresh_head_level, "%s: has no MLM head; starting it afresh: %s", folder, ", ".join(head))
+        report_fresh_head(f"{folder}: has no MLM head; starting it afresh: {', '.join(head)}")
     elif missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(

@@ -42,7 +42,7 @@ def injected(items: KnowledgeItems, tables: StepTables, size: int) -> Injected:
         entity, relation = (tables.vectors[rows.clamp(min=0)] for rows in (items.entity, items.relation))
         h_e = (entity + items.sign[:, None] * relation) * has_triple[:, None]
     if len(tables.memories):
-        share = tables.influence * (items.memory >= 0)
+        share = tables.memory_lambda * (items.memory >= 0)
         memories = tables.memories[items.memory.clamp(min=0)]
     vectors = (1 - share)[:, None] * h_e + (share / 2)[:, None] * memories
     return Injected(rows=items.token_rows, items=items.token_items, keep=(1 - share) * ~has_triple, vectors=vectors)

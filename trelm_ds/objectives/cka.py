@@ -1,4 +1,7 @@
-"""Contrastive knowledge assessing (paper 3.1, Eq. 2-3): facts about mentions that the model has to complete."""
+"""Contrastive knowledge assessing (paper 3.1, Eq. 2-3): facts about mentions that the model has to complete.
+
+Its parts lie where injection and routing need them too: `batches.annotator` asks, `model.assessing` computes Eq. 2.
+"""
 
 from __future__ import annotations
 

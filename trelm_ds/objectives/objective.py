@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -28,7 +29,7 @@ class PreparedDataset(NamedTuple):
     annotator: Annotator | None
 
 
-class Objective:
+class Objective(ABC):
     """A loss beside masked language modelling.
 
     The run's loss is `weight` of "mlm" times its mean, plus each active objective's `weight` times the mean over its
@@ -40,16 +41,16 @@ class Objective:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def active(self, config: Config, dataset: PreparedDataset) -> bool:
         """Whether the run has it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight(self, config: Config) -> float:
         """Its weight in the loss."""
-        raise NotImplementedError
 
     def mlm_weight(self, config: Config) -> float:
-        """The weight that it leaves to masked language modelling."""
+        """The weight that it leaves to masked language modelling; of several objectives' the least counts."""
         return 1.0
 
     def collator(self, config: Config, dataset: PreparedDataset) -> Collator | None:
@@ -62,6 +63,7 @@ class Objective:
         """
         return None
 
+    @abstractmethod
     def module(self, config: Config, sizes: EncoderConfig, dataset: PreparedDataset) -> nn.Module:
         """Make the module that computes the loss, with the parameters that it needs; no exported model has them.
 
@@ -69,4 +71,3 @@ class Objective:
         the model) and returns the sum of the losses over the targets, [] fp32, tied to every parameter also where there
         is no target; and how many targets were right, [] int64, or None.
         """
-        raise NotImplementedError

@@ -87,7 +87,9 @@ def explain(
     # Training compares words without the head's bias, a cloze reader with it: as if by corrected candidates, all words.
     nothing = torch.zeros(0, 1)
     words = torch.arange(model.config.vocab_size)
-    tables = StepTables(vectors=nothing, memories=nothing, influence=0.0, candidates=words, log_counts=-model.head.bias)
+    tables = StepTables(
+        vectors=nothing, memories=nothing, memory_lambda=0.0, candidates=words, log_counts=-model.head.bias
+    )
     batch = Batch.of_documents(ids, bounds, len(ids))._replace(objectives={"cka": _one_fact(positions, labels)})
     found = attribute(model, batch, tables, QUADRATURES[quadrature])
     with torch.no_grad():

@@ -17,7 +17,7 @@ from trelm_ds.run_folder import LOCK, checkpoints_folder
 from trelm_ds.stopping import StopRequests, StopSignals
 from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.component import Component
-from trelm_ds.training.dataset import RunData, open_dataset, warn_of_nothing
+from trelm_ds.training.dataset import RunData, open_dataset, warn_of_idle_settings
 from trelm_ds.training.guards import Guard
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
@@ -67,12 +67,22 @@ def build_run(
         saver = Saver(engine, run, opened.tokenizer, config.trainer, ranks, components)
         system = SystemMetrics(config.tracking.system_metrics_every_s, run, ranks)
         held.callback(system.close)
-        warn_of_nothing(config, opened.prepared.annotator)
+        warn_of_idle_settings(config, opened.prepared.annotator)
         if ranks.rank == 0:
             mlflow_key = _mlflow_key(run, resumed)
             parameters = _parameters(opened, common["dataset"], engine, components, ranks)
             notes = [f"{topic}: {text}" for component in components for topic, text in component.describe().items()]
-            components.append(Journal(config, ds_config, run, first_step, parameters, system.hosts, mlflow_key, notes))
+            journal = Journal(
+                config=config,
+                ds_config=ds_config,
+                run=run,
+                steps_done=first_step,
+                parameters=parameters,
+                hosts=system.hosts,
+                mlflow_key=mlflow_key,
+                notes=notes,
+            )
+            components.append(journal)
         return Trainer(
             config=config,
             run=run,
@@ -150,7 +160,7 @@ def _restore(
 
 
 def _loss_weights(config: Config, opened: RunData) -> dict[str, float]:
-    """Weigh the objectives, "mlm" first."""
+    """Weigh the objectives, "mlm" first; it gets the least that any of the others leaves it."""
     others = opened.objectives.values()
     mlm = min((objective.mlm_weight(config) for objective in others), default=1.0)
     return {"mlm": mlm} | {objective.name: objective.weight(config) for objective in others}

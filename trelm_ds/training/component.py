@@ -16,8 +16,9 @@ class Component:
     """An optional part of a run: knowledge, routing, the journal ...
 
     A run has a list of them, and the trainer calls each hook on all of them in order. A part overrides the hooks that
-    it needs. Hooks are called on every rank that has the part; `load`, `begin`, `log` and `end` must not be collective,
-    the others may be.
+    it needs. `start`, `refresh`, `before_step`, `after_step`, `capture` and `metrics` may be collective, since every
+    rank calls them equally often. The others must not be: ranks differ in how many micro-batches attribution looks at,
+    and rank 0 alone asks for descriptions and parameters.
     """
 
     def start(self) -> None:
@@ -37,15 +38,15 @@ class Component:
             UserError: it cannot be opened.
         """
 
-    def refresh_due(self, number: int) -> bool:
-        """Whether `refresh` is to be called after `number` steps."""
+    def refresh_due(self, steps_done: int) -> bool:
+        """Whether `refresh` is to be called before the next step."""
         return False
 
     def refresh(self) -> None:
-        """Compute anew what lasts for many steps and stands in checkpoints; this may take long."""
+        """Recompute slowly changing state that is in checkpoints; this may take minutes."""
 
-    def before_step(self, step: Step, number: int) -> None:
-        """Prepare for the passes of a step, `number` steps being done."""
+    def before_step(self, step: Step, steps_done: int) -> None:
+        """Prepare for the passes of a step."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Give the model's further inputs, by keyword; called for every micro-batch."""
@@ -55,7 +56,7 @@ class Component:
         """Look at what the model made of a micro-batch; nothing may change that a checkpoint holds."""
 
     def after_step(self, taken: bool) -> dict[str, int | Tensor]:
-        """Learn from a step whose update was `taken`, or skipped; return counts for the metrics."""
+        """Learn from a step whose update was `taken`, or skipped; return counts for `metrics.summary`."""
         return {}
 
     def capture(self) -> Captured | None:
@@ -63,7 +64,7 @@ class Component:
         return None
 
     def manifest(self) -> dict[str, Any]:
-        """Give fields of the checkpoint's manifest; rank 0's are written."""
+        """Give values for fields of `CheckpointInfo`, such as `guard`; rank 0's are written."""
         return {}
 
     def metrics(self, seconds: float) -> dict[str, float]:
@@ -78,14 +79,13 @@ class Component:
         """Give what the configuration does not say, for MLflow."""
         return {}
 
-    def log(self, number: int, metrics: dict[str, float]) -> None:
-        """Take in a log point after `number` steps."""
+    def log(self, steps_done: int, metrics: dict[str, float]) -> None:
+        """Take in a log point."""
 
-    def end(self, number: int, stop: int, failed: bool) -> None:
+    def end(self, steps_done: int, stop: int, failed: bool) -> None:
         """Close what `begin` has opened.
 
         Args:
-            number: steps done.
             stop: what asked for the end, as in `stopping`; 0 for nothing.
             failed: whether an exception ends the run.
         """

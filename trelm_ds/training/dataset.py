@@ -63,14 +63,14 @@ def open_dataset(config: Config, data: str, ranks: Ranks) -> RunData:
         raise UserError(f"{tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
     annotator = None
     if config.has_knowledge:
-        _fetch_knowledge(storage, reader, ranks)
+        _check_knowledge_files(storage, reader, ranks)
         annotator = Annotator(storage.folder, config, info, starts, inverse_marker(tokenizer))
     prepared = PreparedDataset(
         folder=storage.folder, info=info, max_length=reader.manifest.max_length, annotator=annotator
     )
     objectives = {objective.name: objective for objective in OBJECTIVES if objective.active(config, prepared)}
     if objectives and annotator is None:
-        _fetch_knowledge(storage, reader, ranks)
+        _check_knowledge_files(storage, reader, ranks)
     collators = [objective.collator(config, prepared) for objective in objectives.values()]
     steps = StepDataset(
         reader=reader,
@@ -103,14 +103,14 @@ def _check_fit(config: Config, data: str, reader: ShardReader) -> None:
         )
 
 
-def _fetch_knowledge(storage: Storage, reader: ShardReader, ranks: Ranks) -> None:
+def _check_knowledge_files(storage: Storage, reader: ShardReader, ranks: Ranks) -> None:
     """Check the files of knowledge, once on each node."""
     if ranks.local_rank == 0:
         check_files(storage.folder, reader.manifest, KNOWLEDGE_FILES)
 
 
-def warn_of_nothing(config: Config, annotator: Annotator | None) -> None:
-    """Say so where the settings ask for knowledge that the dataset or another setting cannot give."""
+def warn_of_idle_settings(config: Config, annotator: Annotator | None) -> None:
+    """Warn of knowledge settings that have no effect in this run."""
     if config.routing.enabled and not config.assesses:
         log.warning_rank0("routing.enabled: is ignored, no fact is asked that neurons could be found by")
     if config.selection.strategy == "none":

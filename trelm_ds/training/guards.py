@@ -96,7 +96,7 @@ class Guard(Component):
         return {"skipped_steps": float(self.count)}
 
     def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
-        """Restore what the manifest has; what was noted of later steps goes, since they come again."""
+        """Restore from the manifest; drop records of steps that will run again."""
         state, step = info.guard, info.step
         if self._writes and self._path.is_file():
             kept = [entry for entry in read_json_lines(self._path) if entry.get("step", math.inf) <= step]

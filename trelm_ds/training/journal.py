@@ -23,7 +23,7 @@ class Journal(Component):
 
     Args:
         ds_config: DeepSpeed's, resolved.
-        number: steps done before.
+        steps_done: steps done before.
         parameters: what the configuration does not say, for MLflow.
         hosts: names of the nodes.
         mlflow_key: that the checkpoint has; "" without one.
@@ -35,13 +35,13 @@ class Journal(Component):
         config: Config,
         ds_config: dict[str, Any],
         run: Path,
-        number: int,
+        steps_done: int,
         parameters: dict[str, Any],
         hosts: list[str],
         mlflow_key: str,
         notes: list[str],
     ) -> None:
-        self._config, self._ds_config, self._run, self._number = config, ds_config, run, number
+        self._config, self._ds_config, self._run, self._number = config, ds_config, run, steps_done
         self._parameters, self._hosts, self._notes = parameters, hosts, notes
         self._mlflow_key = mlflow_key
         self._warned = self._warned_of_disk = False
@@ -59,14 +59,16 @@ class Journal(Component):
             raise UserError(f"--out: cannot write into {self._run}: {error.strerror}") from None
 
     def _open(self) -> None:
-        config, run, number = self._config, self._run, self._number
+        config, run, steps_done = self._config, self._run, self._number
         write_atomically(run / CONFIG, to_yaml(public(config)))
         write_atomically(run / "ds_config.json", json.dumps(self._ds_config, indent=2) + "\n")
-        for note in [*self._notes, *([f"continuing {run} at step {number}"] if number else [])]:
+        for note in [*self._notes, *([f"continuing {run} at step {steps_done}"] if steps_done else [])]:
             log.info(note)
-        self._metrics = MetricsFile(run, number)
+        self._metrics = MetricsFile(run, steps_done)
         if config.tracking.enabled:
-            self._tracker = MlflowRun(config, run, number, self._parameters, source_tags(self._hosts), self._mlflow_key)
+            self._tracker = MlflowRun(
+                config, run, steps_done, self._parameters, source_tags(self._hosts), self._mlflow_key
+            )
             self._mlflow_key = self._tracker.key
             for name in (CONFIG, "ds_config.json"):
                 self._tracker.log_file(name)
@@ -75,30 +77,30 @@ class Journal(Component):
         """Name the run in MLflow, so that a run folder without its spool goes on as the same run."""
         return {"mlflow": self._mlflow_key}
 
-    def log(self, number: int, metrics: dict[str, float]) -> None:
+    def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""
         if metrics.get("facts_per_sequence") == 0 and not self._warned:
             self._warned = True  # once: half of the loss may be one of nothing
             log.warning(
-                f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {number}; chosen "
-                "entities have no triple whose names the tokenizer can write, or max_token_share is too small"
+                f"cka: no fact was asked in the {self._config.trainer.log_every} steps before step {steps_done}; "
+                "chosen entities have no triple whose names the tokenizer can write, or max_token_share is too small"
             )
         try:
-            self._metrics.log(number, metrics)
+            self._metrics.log(steps_done, metrics)
         except OSError as error:  # a full disk is no reason to stop training
             if not self._warned_of_disk:
                 log.warning(f"{self._run / METRICS}: cannot be written ({error.strerror})")
             self._warned_of_disk = True
         if self._tracker:
-            self._tracker.log(number, metrics)
+            self._tracker.log(steps_done, metrics)
 
-    def end(self, number: int, stop: int, failed: bool) -> None:
+    def end(self, steps_done: int, stop: int, failed: bool) -> None:
         """Draw the loss curve, end the MLflow run, and say how training came to its end."""
         if failed:
             if self._tracker:
                 self._tracker.end("FAILED")
             return
-        stopped = bool(stop) and number < self._config.trainer.max_steps
+        stopped = bool(stop) and steps_done < self._config.trainer.max_steps
         try:
             if read_metrics(self._run):
                 plot_loss(self._run, self._run / "loss.png")
@@ -110,7 +112,7 @@ class Journal(Component):
             self._tracker.end("KILLED" if stopped else "FINISHED")
         what = f"stopped by {describe(stop)}; the same command continues" if stopped else "done"
         last = next(iter(committed(self._run)), "no checkpoint")
-        log.info(f"{what}: step {number}, {last}")
+        log.info(f"{what}: step {steps_done}, {last}")
 
 
 class MetricsFile:

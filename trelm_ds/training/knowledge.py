@@ -37,7 +37,7 @@ FOLDER = "knowledge"  # in a checkpoint
 
 
 class Knowledge(Component):
-    """Vector table and memory bank of one rank; every method is collective but `load`.
+    """Vector table and memory bank of one rank.
 
     Args:
         annotator: of its loader, which knows the rows that the two have.
@@ -60,7 +60,7 @@ class Knowledge(Component):
         self.vectors: VectorTable | None = None
         self.bank: MemoryBank | None = None
         self.lookup: StepLookup | None = None  # of the step that is under way
-        self.influence = 0.0  # lambda of Eq. 8, in that step
+        self.memory_lambda = 0.0  # lambda of Eq. 8, in that step
         group, index = TableGroup.of_all_ranks(ranks.device), self._index
         if index.n_vectors:
             device = torch.device("cpu") if config.injection.placement == "cpu" else ranks.device
@@ -76,21 +76,21 @@ class Knowledge(Component):
         if self.bank is not None:
             self.bank.initialise(token_means(word, *self._index.memory_tokens()))
 
-    def refresh_due(self, number: int) -> bool:
-        """Whether the schedule has the vectors computed anew after `number` steps."""
+    def refresh_due(self, steps_done: int) -> bool:
+        """Whether the schedule has the vectors computed anew before the next step."""
         injection = self._config.injection
-        due = number > 0 and injection.refresh_every > 0 and number % injection.refresh_every == 0
+        due = steps_done > 0 and injection.refresh_every > 0 and steps_done % injection.refresh_every == 0
         return due and source_class(injection.source).refreshes
 
     def refresh(self) -> None:
         """Compute the vectors anew."""
         self._fill_vectors(word_embedding(self._engine))
 
-    def before_step(self, step: Step, number: int) -> None:
+    def before_step(self, step: Step, steps_done: int) -> None:
         """Start the look-ups of a step; with lambda at 0 the bank is left alone."""
-        self.influence = self._memory_lambda(number)
-        bank = self.bank if self.influence > 0 else None
-        self.lookup = StepLookup(step, self.vectors, bank, self.influence, self.size, self._log_counts, self._ranks)
+        self.memory_lambda = self._memory_lambda(steps_done)
+        bank = self.bank if self.memory_lambda > 0 else None
+        self.lookup = StepLookup(step, self.vectors, bank, self.memory_lambda, self.size, self._log_counts, self._ranks)
 
     def model_inputs(self) -> dict[str, Any]:
         """Give what was looked up; waits for it the first time."""
@@ -107,20 +107,20 @@ class Knowledge(Component):
         lookup, self.lookup = self.lookup, None
         return lookup.update() if taken and lookup is not None else {}
 
-    def _memory_lambda(self, number: int) -> float:
+    def _memory_lambda(self, steps_done: int) -> float:
         """Compute lambda of a step (Eq. 8); 0 without a memory bank."""
         if self.bank is None:
             return 0.0
         trainer = self._config.trainer
-        epoch = number * trainer.global_batch_size // self._epoch_samples
-        return memory_lambda(self._config.memory, number, trainer.max_steps, epoch)
+        epoch = steps_done * trainer.global_batch_size // self._epoch_samples
+        return memory_lambda(self._config.memory, steps_done, trainer.max_steps, epoch)
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Measure how much memory counts, and how many rows have any."""
         if self.bank is None:
             return {}
         rows, filled = self._ranks.sum(len(self.bank.contexts.local), self.bank.filled_rows)
-        return {"memory_lambda": self.influence, "memory_filled": filled / max(1.0, rows)}
+        return {"memory_lambda": self.memory_lambda, "memory_filled": filled / max(1.0, rows)}
 
     def describe(self) -> dict[str, str]:
         """Say how large both are, and by what mentions are chosen."""
@@ -165,7 +165,7 @@ class Knowledge(Component):
         return files
 
     def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
-        """Read this rank's rows from a checkpoint, of whatever number of ranks.
+        """Read this rank's rows from a checkpoint, of whatever steps_done of ranks.
 
         Raises:
             UserError: a shard is missing or does not fit.
@@ -182,7 +182,7 @@ class StepLookup:
     Args:
         step: this rank's part of it.
         vectors, bank: to look up in; None where there is none, or where it has no part in this step.
-        influence: lambda of Eq. 8.
+        memory_lambda: lambda of Eq. 8.
         size: D.
         log_counts: float32 [V], as in `StepTables`.
         ranks: all of which look up.
@@ -193,12 +193,12 @@ class StepLookup:
         step: Step,
         vectors: VectorTable | None,
         bank: MemoryBank | None,
-        influence: float,
+        memory_lambda: float,
         size: int,
         log_counts: Tensor | None,
         ranks: Ranks,
     ) -> None:
-        self._bank, self._influence, self._size, self._device = bank, influence, size, ranks.device
+        self._bank, self._memory_lambda, self._size, self._device = bank, memory_lambda, size, ranks.device
         self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
         self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
@@ -223,7 +223,7 @@ class StepLookup:
         return StepTables(
             vectors=vectors,
             memories=memories,
-            influence=self._influence,
+            memory_lambda=self._memory_lambda,
             candidates=self._negatives,
             log_counts=self._log_counts,
         )

@@ -11,6 +11,22 @@ from torch import Tensor
 from trelm_ds.distributed import Ranks
 from trelm_ds.model import Batch, ModelOutput
 
+# Counts that `summary` has a name of their own for, or that enter into others.
+_KNOWN = {
+    "tokens",
+    "sequences",
+    "steps",
+    "corrupted",
+    "mentions",
+    "injected",
+    "words",
+    "facts",
+    "query tokens",
+    "looked up",
+    "hits",
+    "memory rows",
+}
+
 
 class Window:
     """Sums of this rank since the last log point; the losses' stay on the device, where adding does not wait."""
@@ -27,7 +43,7 @@ class Window:
         self.count({"tokens": len(batch.input_ids), "sequences": batch.n_sequences})
 
     def absorb(self, step: Window, taken: bool) -> None:
-        """Add a step's window; of one that was not taken only what it has cost."""
+        """Add a step's sums; of a skipped step only tokens and sequences."""
         if taken:
             self.count(step._sums | dict(step.counts))
         else:
@@ -83,6 +99,9 @@ def summary(totals: dict[str, float], weights: dict[str, float], seconds: float)
     if "mentions" in totals:
         metrics |= {"mentions_per_sequence": of["mentions"] / sequences}
         metrics |= {"injected_per_sequence": of["injected"] / sequences}
+    for name in totals.keys() - _KNOWN:  # of collators and components that are added
+        if not name.endswith(("_loss", "_correct", "_targets")):
+            metrics[f"{name.replace(' ', '_')}_per_step"] = of[name] / max(1.0, of["steps"])
     if of["looked up"]:
         metrics |= {"memory_rows": of["memory rows"] / max(1.0, of["steps"])}
         metrics |= {"memory_hit_rate": of["hits"] / of["looked up"]}

@@ -74,7 +74,7 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
-    """Say so where somebody asked for other sizes than the folder's config.json has, which decides."""
+    """Warn of sizes in the settings that the folder's config.json overrules."""
     for item in dataclasses.fields(ModelConfig):
         value = getattr(settings, item.name)
         if hasattr(used, item.name) and value not in (item.default, getattr(used, item.name)):

@@ -50,10 +50,10 @@ class Routing(Component):
         self.paths = KnowledgePaths(config.routing, self._sizes, ranks.device)
         self._seconds, self._warned = 0.0, False  # of attribution since the last log point
 
-    def before_step(self, step: Step, number: int) -> None:
+    def before_step(self, step: Step, steps_done: int) -> None:
         """Choose the paths anew where the schedule says so, by the facts that are marked in the step; collective."""
         routing, engine = self._config.routing, self._engine
-        since_start = number - routing.start_step
+        since_start = steps_done - routing.start_step
         if since_start < 0 or since_start % routing.refresh_every:
             return
         begun = self._now()
@@ -65,9 +65,11 @@ class Routing(Component):
         if all(bool(score.isfinite().all()) for score in scores):
             self.paths.update(scores)
             self.paths.install(engine.module)
-            self._warn_of_nothing(number, "no fact was looked at, so all neurons are updated; raise sample_fraction")
+            self._warn_of_nothing(
+                steps_done, "no fact was looked at, so all neurons are updated; raise sample_fraction"
+            )
         else:
-            self._warn_of_nothing(number, "scores are not finite numbers, so there is no path yet")
+            self._warn_of_nothing(steps_done, "scores are not finite numbers, so there is no path yet")
         self._seconds += self._now() - begun
         faults.reach("routing-refreshed")
 

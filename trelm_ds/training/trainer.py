@@ -37,21 +37,23 @@ class Trainer:
     """The loop of one run on one rank; `build_run` makes it.
 
     Args:
-        config: checked settings, with the model's sizes as they are.
-        ranks: all of which train.
-        steps: the dataset, by steps.
-        reader: reads this rank's part of them, from `first_step` on.
-        engine, optimizer: DeepSpeed's around the model, and ours within it.
-        weights: of the objectives in the loss, "mlm" first.
-        guard: judges whether a step is taken; one of the components.
+        config: settings, with the model's sizes as they are.
+        run: the run folder.
+        ranks: this process among the others.
+        steps: the dataset as a sequence of steps.
+        reader: reader of this rank's part of each step, in order from `first_step` on.
+        engine: DeepSpeed's engine around the model.
+        optimizer: our optimizer within it.
+        weights: weight of each objective in the loss, "mlm" first.
+        guard: judge of whether a step is taken; one of the components.
         components: optional parts, in the order in which their hooks are called.
-        saver: writes checkpoints.
-        system: looks at how busy the nodes are.
-        identity: what a continuation must have in common with this run.
-        first_step: steps done before.
-        requests: to stop.
-        watchdog: hears of every sign of life.
-        held: what is released at the end, the run folder's lock above all.
+        saver: writer of checkpoints.
+        system: sampler of the nodes' load.
+        identity: values that a continuation of this run must share.
+        first_step: number of steps done before.
+        requests: stop requests: signals, time limit, stop file.
+        watchdog: watchdog that is told of every sign of life.
+        held: resources to release at the end, the run folder's lock above all.
     """
 
     def __init__(
@@ -82,14 +84,22 @@ class Trainer:
         self.step = first_step
         self.saved_step = first_step if committed(run) else None
         self.window = Window()
-        self.save_due, self.finite = False, True  # the last step's numbers
+        self.save_due = False
+        self.finite = True  # loss and gradient of the last step
         self.lr = 0.0
-        self.grad_norm: float | None = None  # where DeepSpeed keeps none
+        self.grad_norm: float | None = None  # only under ZeRO 0 in fp32, where DeepSpeed computes none
         self.zero_stage: int = engine.zero_optimization_stage()
 
     def component(self, kind: type[Part]) -> Part:
-        """Return the run's component of a kind."""
-        return next(part for part in self.components if isinstance(part, kind))
+        """Return the run's component of a kind.
+
+        Raises:
+            LookupError: it has none.
+        """
+        for part in self.components:
+            if isinstance(part, kind):
+                return part
+        raise LookupError(f"the run has no {kind.__name__}")
 
     def train(self) -> int:
         """Train to the last step or until something asks to stop; return the exit code.
@@ -157,15 +167,15 @@ class Trainer:
         self._refresh()
         for component in self.components:
             component.before_step(step, self.step)
-        window = Window()
-        loss = self.accumulate(step, window)
+        of_step = Window()
+        loss = self.accumulate(step, of_step)
         faults.reach("step-backward")
         self._settle()  # a checkpoint may still be written from what changes from here on
         taken = self.update(loss)
         faults.reach("step-updated")
         for component in self.components:
-            window.count(component.after_step(taken))
-        self.window.absorb(window, taken)
+            of_step.count(component.after_step(taken))
+        self.window.absorb(of_step, taken)
         self.step += 1
         self.watchdog.stepped(self.step)
         return self.ranks.max(self.requests.reason())
@@ -204,9 +214,9 @@ class Trainer:
             output = self.engine(batch, **inputs)
             losses = [loss * factors[name] for name, loss in output.losses.items()]
             loss = sum(losses[1:], losses[0])
-            self.engine.backward(loss, scale_wrt_gas=False)
+            self.engine.backward(loss, scale_wrt_gas=False)  # the factors are complete
             if index < last:
-                self.engine.step()
+                self.engine.step()  # the last one is called by `update`, which decides whether it changes anything
             self.watchdog.beat()
             for component in self.components:
                 component.after_micro_batch(batch, output)
@@ -249,14 +259,14 @@ class Trainer:
 
     def _log(self, since: float) -> str:
         """Log what was measured after `since`; return it in a few words."""
-        metrics = self._metrics(since)
+        metrics = self._take_metrics(since)
         for component in self.components:
             component.log(self.step, metrics)
         faults.reach("log-written")
         return f"loss {metrics['loss']:.3f}  {metrics['tokens_per_s']:,.0f} tokens/s"
 
-    def _metrics(self, since: float) -> dict[str, float]:
-        """Measure over all ranks what came since the last log point."""
+    def _take_metrics(self, since: float) -> dict[str, float]:
+        """Measure over all ranks what came since the last log point, and begin the next window."""
         window, self.window = self.window, Window()
         pause, self.saver.pause_s = self.saver.pause_s, 0.0
         seconds = time.monotonic() - since - pause  # waiting for checkpoints is no training
@@ -293,7 +303,7 @@ class Trainer:
             self.saver.settle()
 
 
-def reading_position(config: Config, steps: StepDataset, number: int) -> dict[str, Any]:
-    """Say where reading goes on after `number` steps; small, and found without reading anything."""
-    state = steps.order.state(number * config.trainer.global_batch_size)
+def reading_position(config: Config, steps: StepDataset, steps_done: int) -> dict[str, Any]:
+    """Say where reading goes on after `steps_done` steps; small, and found without reading anything."""
+    state = steps.order.state(steps_done * config.trainer.global_batch_size)
     return state | {"tail": config.loader.tail, "dataset": steps.reader.manifest.fingerprint}

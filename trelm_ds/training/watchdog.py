@@ -28,7 +28,7 @@ _PREFIX = "trelm/watchdog/"
 
 
 class _Sign(NamedTuple):
-    """What a rank last said of itself; it says so from a thread, whether its training moves or not."""
+    """A rank's heartbeat, sent from a thread even while training hangs."""
 
     at: float
     step: int
