@@ -111,6 +111,14 @@ def tiny_dataset(tiny_corpus: Path, once: Once) -> Path:
     return once("tiny_dataset", make) / "tiny"
 
 
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader's worker processes are forked (tests/forked.py): for tests of what they read, not how they begin."""
+    import tests.forked  # noqa: F401
+
+    monkeypatch.setattr("trelm_ds.batches.loader._START", "forkserver")
+
+
 @pytest.fixture(scope="session")
 def one_rank() -> Iterator[Ranks]:
     """DeepSpeed cannot join a second group in one process, so all modules share it."""

@@ -140,6 +140,7 @@ def steps_of(dataset: StepDataset, workers: int, steps: int = 3) -> list[Step]:
         loader.close()
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_steps_are_the_same_for_any_number_of_ranks_and_workers(wordpiece: Path) -> None:
     config = settings(cka__max_token_share=0.6)
     annotator = open_annotator(wordpiece, config)

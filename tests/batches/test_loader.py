@@ -61,6 +61,7 @@ def test_the_global_batches_are_the_same_for_any_number_of_ranks(dataset: Path, 
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_each_ranks_batches_are_the_same_for_any_number_of_workers(
@@ -71,6 +72,7 @@ def test_each_ranks_batches_are_the_same_for_any_number_of_workers(
     assert same(read(of_rank, workers), read(of_rank, 0))
 
 
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize("tail", ["wrap", "drop"])
 def test_a_resumed_run_reads_what_the_undisturbed_one_reads(dataset: Path, tail: str) -> None:
     whole = read(step_dataset(dataset, tail=tail), 0)
@@ -125,6 +127,7 @@ def children() -> set[int]:
     return {int(line) for line in listed.stdout.split()}
 
 
+@pytest.mark.slow
 def test_workers_outlive_signals_and_end_with_the_loader(dataset: Path) -> None:
     before = children()
     loader = StepLoader(step_dataset(dataset), 0, STEPS, 2)
@@ -140,6 +143,7 @@ def test_workers_outlive_signals_and_end_with_the_loader(dataset: Path) -> None:
     assert not children() & workers
 
 
+@pytest.mark.slow
 def test_the_first_worker_of_a_process_is_as_deaf_as_the_next(dataset: Path, tmp_path: Path) -> None:
     """In a fresh process, where multiprocessing still has its own helper to start."""
     program = tmp_path / "train.py"
@@ -163,6 +167,7 @@ def test_the_first_worker_of_a_process_is_as_deaf_as_the_next(dataset: Path, tmp
         assert all(mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_trainer(dataset: Path, tmp_path: Path) -> None:
     program = tmp_path / "train.py"
     program.write_text(

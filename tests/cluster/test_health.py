@@ -25,6 +25,7 @@ def check(answers: Path, *options: str, **changes: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_a_sound_node_says_how_fast_it_sums(tmp_path: Path) -> None:
     done = check(tmp_path / "answers")
     assert done.returncode == 0, done.stderr
@@ -35,6 +36,7 @@ def test_a_sound_node_says_how_fast_it_sums(tmp_path: Path) -> None:
     assert abs(found["clock_skew_s"]) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [

@@ -58,6 +58,7 @@ def test_a_dump_cut_off_anywhere_is_refused(corpus: Path, tmp_path: Path, name: 
         assert "truncated" in message, (cut, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain/dump.xml", "one/dump.xml.bz2", "multi/dump.xml.bz2", "corpus.jsonl"])
 def test_flipped_bytes_are_no_crash(corpus: Path, tmp_path: Path, name: str) -> None:
     path = corpus / name if name == "corpus.jsonl" else corpus / "wiki" / name

@@ -39,6 +39,7 @@ def rows_of(found: Names, kind: str) -> list[list[int]]:
     return [tokens[first:last].tolist() for first, last in itertools.pairwise(offsets)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bert-base-uncased", "roberta-base"])
 def test_names_are_what_encoding_by_hand_gives(corpus: Path, tmp_path: Path, shared_data: Path, tokenizer: str) -> None:
     folder = shared_data / "tokenizers" / tokenizer

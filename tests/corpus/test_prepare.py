@@ -294,6 +294,7 @@ def test_mixed_sources(corpus: Path, tmp_path: Path) -> None:
     assert "prepare them one after the other" in refused(options(corpus, tmp_path / "ds", source=tmp_path / "mixed"))
 
 
+@pytest.mark.slow
 def test_the_real_excerpt(shared_data: Path, tmp_path: Path) -> None:
     manifest, _ = prepare(
         PrepareOptions(

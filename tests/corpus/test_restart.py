@@ -168,6 +168,7 @@ def test_pieces_of_another_size_are_not_taken(corpus: Path, tmp_path: Path, sour
         assert content(out) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_a_record_has_behind_its_chunk_counts(corpus: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     lines = [json.dumps({"text": "word " * 400_000 + "here."}), json.dumps({"text": "A last line."})]

@@ -131,7 +131,6 @@ def test_the_rank_that_fails_first_explains_itself(settings: Path, tiny_dataset:
     assert done.stderr.count("Traceback") == 2  # of rank 1, and torchrun's own
 
 
-@pytest.mark.slow
 def test_a_mistake_that_every_rank_meets_is_told_once(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     done = forked_ranks(3, "pretrain", "--config", settings, "--data", tiny_dataset, "--out", tmp_path / "run")
     told = [line for line in done.stderr.splitlines() if line.startswith("trelm: error: ")]

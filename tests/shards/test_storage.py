@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.batches.numbered_dataset import write_numbered
+from tests.forked import FORKED
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Manifest, ShardReader, open_storage
 
@@ -103,7 +103,7 @@ def _read_all(url: str, cache: Path) -> int:
 
 
 def test_processes_share_a_cache(source: Path, tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with FORKED.Pool(3) as pool:
         counts = pool.starmap(_read_all, [(source.as_uri(), tmp_path / "cache")] * 3)
     assert set(counts) == {len(all_tokens(ShardReader(source)))}
 

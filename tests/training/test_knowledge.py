@@ -135,6 +135,7 @@ def test_every_variant_continues_exactly(variant: str, one_rank: Ranks, tiny_dat
             assert point["loss"] == pytest.approx(weight * point["mlm_loss"] + (1 - weight) * point["cka_loss"])
 
 
+@pytest.mark.slow
 def test_the_parts_change_what_is_learned(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     """No setting of knowledge does nothing: each gives other losses than all the others."""
     seen = {}
@@ -155,6 +156,7 @@ def test_the_parts_change_what_is_learned(one_rank: Ranks, tiny_dataset: Path, t
     assert not alike
 
 
+@pytest.mark.slow
 def test_the_model_learns_the_facts(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     settings = config(max_steps=150, log_every=50, checkpoint_every=150)
     train(settings, tiny_dataset, tmp_path / "run", one_rank)
@@ -228,6 +230,7 @@ def test_a_run_that_can_choose_nothing_is_plain(one_rank: Ranks, tiny_dataset: P
         train(unasked, tiny_dataset, tmp_path / "unasked", one_rank)
 
 
+@pytest.mark.slow
 def test_a_bad_row_of_a_file_reaches_every_rank(tiny_dataset: Path, tmp_path: Path) -> None:
     """The rank that owns the row must not leave the other waiting for it."""
     entities, relations = (np.load(tiny_dataset / "graph" / f"{name}.npy") for name in ("entities", "relations"))

@@ -157,6 +157,7 @@ def mask_by_hand(paths: KnowledgePaths, model: MaskedLanguageModel) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_equals_gradients_masked_by_hand(
     one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_no_setting_does_nothing(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     """Each gives other losses than all the others. "everything" is what "off" is, but for rounding."""
     seen = {}

@@ -23,6 +23,7 @@ from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
 from trelm_ds.stopping import STOP_SIGNALS
 
 _PREFETCH = 2  # steps that each worker holds ready
+_START = "spawn"  # how worker processes begin; tests with many take a warm fork server
 _NO_MENTIONS = np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
@@ -190,7 +191,7 @@ class StepLoader:
 
     def __init__(self, dataset: StepDataset, first: int, last: int, workers: int) -> None:
         pinned = torch.cuda.is_available()
-        more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "spawn"} if workers else {}
+        more: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": _START} if workers else {}
         self._loader = DataLoader(
             _Flattened(dataset),
             batch_size=None,
