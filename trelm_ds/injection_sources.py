@@ -51,4 +51,6 @@ def file_problem(name: str, file: str | None) -> str | None:
     readers = [source for source, registration in SOURCES.items() if registration.reads_file]
     if (name in readers) == (file is not None):
         return None
+    if file is None:
+        return f"required by injection.source {name}"
     return f"goes with injection.source {' or '.join(readers)}, and only with that"

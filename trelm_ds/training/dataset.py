@@ -114,6 +114,8 @@ def warn_of_idle_settings(config: Config, annotator: Annotator | None) -> None:
     if config.routing.enabled and not config.assesses:
         log.warning_rank0("routing.enabled: is ignored, no fact is asked that neurons could be found by")
     if config.selection.strategy == "none":
+        if config.injection.file is not None:
+            log.warning_rank0(f"injection.source: {config.injection.source} is ignored, selection.strategy is none")
         if config.cka.decoder != "none":
             log.warning_rank0(f"cka.decoder: {config.cka.decoder} is ignored, selection.strategy is none")
     elif annotator is None or not annotator.index.chooses:
