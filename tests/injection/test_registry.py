@@ -28,7 +28,8 @@ def test_a_file_goes_with_the_sources_that_read_one(name: str) -> None:
     with_file = [*arguments, "--injection.file", "v.npy"]
     good, bad = (with_file, arguments) if reads_file else (arguments, with_file)
     assert read(*good).injection.source == name
-    with pytest.raises(UserError, match=r"^--injection.file: goes with injection.source file"):
+    wrong = f"required by injection.source {name}" if reads_file else "goes with injection.source file or transe"
+    with pytest.raises(UserError, match=f"^--injection.file: {wrong}"):
         read(*bad)
 
 
