@@ -119,7 +119,7 @@ def _load(path: Path) -> dict[str, Any]:
     for key in ("module", "frozen_param_shapes", "frozen_param_fragments"):
         if isinstance(content.get(key), dict):
             content[key] = _with_todays_names(content[key])
-    if "param_shapes" in content:
+    if content.get("param_shapes"):  # ZeRO 0 has none
         content["param_shapes"] = [_with_todays_names(shapes) for shapes in content["param_shapes"]]
     return content
 
