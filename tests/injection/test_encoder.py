@@ -12,6 +12,7 @@ from tests.injection.contexts import open_context
 from trelm_ds.distributed import Ranks
 from trelm_ds.injection import SourceContext
 from trelm_ds.injection.encoder import NameEncoder
+from trelm_ds.model import Batch
 
 
 class Recorder:
@@ -30,9 +31,9 @@ class Recorder:
     def train(self, mode: bool) -> None:
         self.training = mode
 
-    def __call__(self, ids: torch.Tensor, *_: Any) -> SimpleNamespace:
+    def __call__(self, batch: Batch) -> SimpleNamespace:
         self.modes.append(self.training)
-        return SimpleNamespace(states=ids[:, None].float())
+        return SimpleNamespace(states=batch.input_ids[:, None].float())
 
 
 def with_engine(context: SourceContext, engine: Any) -> SourceContext:

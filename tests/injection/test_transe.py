@@ -162,11 +162,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not finite": (
         {"entity_vectors": np.where(np.arange(52)[:, None] == 6, np.nan, vectors(ENTITY_IDS))},
-        "the vector of Q7 is not finite in float32; mend it",
+        "the vector of Q7 is not finite in float32, or beyond any use; mend it",
     ),
     "too large": (
         {"relation_vectors": np.full((1, W), 1e300)},
-        "the vector of P551 is not finite in float32; mend it",
+        "the vector of P551 is not finite in float32, or beyond any use; mend it",
     ),
     "two widths": ({"relation_vectors": np.zeros((1, 4), np.float32)}, "entities are 10 wide, relations 4; the rule"),
     "complex": (
@@ -309,4 +309,4 @@ def test_a_bad_vector_reaches_every_rank(tiny_dataset: Path, tmp_path: Path) -> 
     changes, _ = REFUSED["not finite"]
     path = write_npz(tmp_path / "v.npz", **changes)
     for message in run_distributed_test(problem_on_ranks, 2, path, tiny_dataset):
-        assert message.endswith("the vector of Q7 is not finite in float32; mend it")
+        assert message.endswith("the vector of Q7 is not finite in float32, or beyond any use; mend it")
