@@ -219,7 +219,7 @@ def test_the_budget_leaves_room_for_the_queries(wordpiece: Path) -> None:
     longest = ShardReader(wordpiece).manifest.max_length
     assert open_steps(wordpiece, config, annotator, budget=longest * 3 // 2)
     with pytest.raises(
-        UserError, match=r"micro_batch_tokens: 95 without 0.5 times as many for queries .cka.max_token_sh"
+        UserError, match=r"micro_batch_tokens: 95 without 0.5 times as many beside the text .cka.max_token_sh"
     ):
         open_steps(wordpiece, config, annotator, budget=longest * 3 // 2 - 1)
     assert open_steps(wordpiece, config, None, budget=longest)
