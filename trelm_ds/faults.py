@@ -7,6 +7,7 @@ Without the variable nothing happens. tools/kill_run.py and the tests use it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -30,12 +31,15 @@ POINTS = (
 )
 
 _reached: Counter[str] = Counter()
+_launchers: list[int] = []  # the parent, as it was at the first point
 
 
 def reach(point: str) -> None:
     """Mark a point of the program, and die there if the environment says so."""
     if plan := os.environ.get("TRELM_KILL_AT"):
         _reached[point] += 1
+        if not _launchers:
+            _launchers.append(os.getppid())
         name, _, rest = plan.partition(":")
         number, _, rank = rest.partition(":")
         if name == point and _reached[point] == int(number or 1) and rank in ("", "all", os.environ.get("RANK", "0")):
@@ -46,8 +50,14 @@ def _kill(everyone: bool) -> None:
     if everyone:
         import psutil
 
-        parent = psutil.Process(os.getppid())
-        for process in (parent, *parent.children()):
+        # A rank that comes second has been adopted meanwhile, by init or the like, whose other children live on.
+        node: list[psutil.Process] = []
+        if os.getppid() == _launchers[0] != 1:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(_launchers[0])
+                node = [parent, *parent.children()]
+        for process in node:
             if process.pid != os.getpid():
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     os.kill(os.getpid(), signal.SIGKILL)
