@@ -88,15 +88,21 @@ def test_two_ranks_train_continue_and_export(
     settings = VARIANTS[variant](without_dropout(config(stage, precision, micro_batch_tokens=tokens)))
     logits = run_distributed_test(train_then_continue, 2, settings, tiny_dataset, run)
     assert comparable(tmp_path / "continued") == comparable(run)  # bit-identical, bank and vectors too
-    if precision == "fp32":  # one rank without ZeRO computes the same: losses, accuracies, rows touched
-        alone = replace(settings, trainer=replace(settings.trainer, ds_config="ds_configs/zero0.json"))
-        train(alone, tiny_dataset, tmp_path / "alone", one_rank)
-        for ours, theirs in zip(comparable(run), comparable(tmp_path / "alone"), strict=True):
-            ours.pop("grad_norm", None)
-            theirs.pop("grad_norm", None)
-            assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-7)
+    if precision == "fp32":
+        equals_one_rank(run, settings, tiny_dataset, tmp_path / "alone", one_rank)
     assert logits[0].shape == logits[1].shape
     equals_export(run, tmp_path / "model", logits[0], precision)
+
+
+def equals_one_rank(run: Path, settings: Config, data: Path, alone: Path, one_rank: Ranks) -> None:
+    """One rank without ZeRO computes the same: losses, accuracies, rows touched."""
+    train(
+        replace(settings, trainer=replace(settings.trainer, ds_config="ds_configs/zero0.json")), data, alone, one_rank
+    )
+    for ours, theirs in zip(comparable(run), comparable(alone), strict=True):
+        ours.pop("grad_norm", None)
+        theirs.pop("grad_norm", None)
+        assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-7)
 
 
 def equals_export(run: Path, folder: Path, logits: np.ndarray, precision: str) -> None:

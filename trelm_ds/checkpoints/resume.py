@@ -42,11 +42,8 @@ def identity(config: Config, sizes: EncoderConfig, dataset: dict[str, Any]) -> d
         section = name.split(".")[0]
         if section in _OTHERWISE or name in _FREE or name.endswith(".placement"):
             continue
-        switch = name in (
-            "routing.enabled",
-            f"{section}.weight",
-        )  # which tells runs with the section from those without
-        if switch or not _idle(config, section):
+        # The switch itself tells runs with the section from those without.
+        if name in ("routing.enabled", f"{section}.weight") or not _idle(config, section):
             common[name] = _as_json(value)
     if config.routes:  # last, since a run that differs otherwise too is better told that
         common[_DRAWS] = Stream.ROUTED_SEQUENCE.value

@@ -53,7 +53,7 @@ class Knowledge(Component):
         epoch_samples: int,
         ranks: Ranks,
     ) -> None:
-        self._config, self._annotator, self._info, self._engine = config, annotator, info, engine
+        self._config, self._info, self._engine = config, info, engine
         self._index, self._ranks, self._epoch_samples = annotator.index, ranks, epoch_samples
         self.size: int = engine.module.config.hidden_size
         self._log_counts = _log_counts(config, annotator, ranks.device)
@@ -90,7 +90,15 @@ class Knowledge(Component):
         """Start the look-ups of a step; with lambda at 0 the bank is left alone."""
         self.memory_lambda = self._memory_lambda(steps_done)
         bank = self.bank if self.memory_lambda > 0 else None
-        self.lookup = StepLookup(step, self.vectors, bank, self.memory_lambda, self.size, self._log_counts, self._ranks)
+        self.lookup = StepLookup(
+            step=step,
+            vectors=self.vectors,
+            bank=bank,
+            memory_lambda=self.memory_lambda,
+            size=self.size,
+            log_counts=self._log_counts,
+            ranks=self._ranks,
+        )
 
     def model_inputs(self) -> dict[str, Any]:
         """Give what was looked up; waits for it the first time."""

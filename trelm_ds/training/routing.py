@@ -52,6 +52,7 @@ class Routing(Component):
 
     def before_step(self, step: Step, steps_done: int) -> None:
         """Choose the paths anew where the schedule says so, by the facts that are marked in the step; collective."""
+        # Not in `refresh`: it looks at the step's own facts, and what a checkpoint holds of the paths is never changed.
         routing, engine = self._config.routing, self._engine
         since_start = steps_done - routing.start_step
         if since_start < 0 or since_start % routing.refresh_every:
