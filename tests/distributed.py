@@ -1,28 +1,27 @@
-"""Runs a function on real gloo ranks in processes of their own."""
+"""Run a function on real gloo ranks in processes of their own."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tests.forked import FORKED, start
+from tests.forked import FORKED, free_port, start
 
 TIMEOUT_S = 300
 
 
 def run_distributed_test(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Calls `function(*arguments)` on `world_size` ranks with torchrun's environment set.
+    """Call `function(*arguments)` on `world_size` ranks with torchrun's environment set.
 
     The function and what it returns must be picklable. It joins the process group itself (`connect()`).
 
     Returns:
-        what each rank returned, by rank.
+        What each rank returned, by rank.
 
     Raises:
         AssertionError: a rank failed; its traceback is the message.
@@ -50,12 +49,6 @@ def run_distributed_test(function: Callable[..., Any], world_size: int, *argumen
             process.kill()
             process.join()
             ours.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _result(rank: int, process: Any, connection: Connection) -> Any:

@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported everything (tests/preloaded.py): a start costs a moment, not ten seconds.
+"""Fork processes from one that has imported everything (tests/preloaded.py): a start costs a moment, not ten seconds.
 
 They are processes of their own: with their environment, output, signals and exit code, and they can be killed. What a
 fork cannot show is how a start itself goes (imports, PYTHONPATH, the launcher), so some tests use the real command.
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -34,8 +35,14 @@ def environment() -> dict[str, str]:
     }
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start(process: Any) -> None:
-    """Starts a process of the context FORKED; the first one starts the server."""
+    """Start a process of the context FORKED; the first one starts the server."""
     before = dict(os.environ)
     os.environ.update(environment())  # which the server keeps
     try:
@@ -46,14 +53,14 @@ def start(process: Any) -> None:
 
 
 class Command:
-    """`trelm`, or a script of tools/, in a forked process; as far as it goes, subprocess.Popen.
+    """Run `trelm`, or a script of tools/, in a forked process, with the methods of subprocess.Popen that tests need.
 
     Args:
-        arguments: of the command; the script first, if it is one.
+        arguments: arguments of `trelm`, or a script and its arguments.
         ranks: processes with torchrun's environment, children of one that waits for them and ends the others when one
             has failed, with exit code 1; 0 for the command alone.
-        changes: of the environment.
-        together: stderr goes where stdout goes.
+        changes: changes of the environment.
+        together: whether stderr goes where stdout goes.
     """
 
     def __init__(
@@ -93,13 +100,13 @@ class Command:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Ends it and all that it has started."""
+        """Kill the process and all that it has started."""
         if self.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
 
 
 def run(arguments: list[str], ranks: int = 0, timeout: float = 300, **changes: str) -> CompletedProcess[str]:
-    """The command from its start to its end, as subprocess.run gives it."""
+    """Run a command to its end, like subprocess.run."""
     process = Command(arguments, ranks, changes)
     try:
         out, errors = process.communicate(timeout)
@@ -122,8 +129,6 @@ def _command(settings: tuple[dict[str, str], str, str, str], ranks: int, argumen
     os.environ.update(variables)
     if not ranks:
         _main(arguments)
-    from tests.distributed import free_port
-
     # torch.distributed.run's; there the store is the launcher's, here rank 0's, which is what the other ranks miss.
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"TORCHELASTIC_RUN_ID": "forked", "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
@@ -150,7 +155,7 @@ def _rank(rank: int, shared: dict[str, str], arguments: list[str]) -> NoReturn:
 
 
 def _main(arguments: list[str]) -> NoReturn:
-    """As `python -m trelm_ds ARGUMENTS`, or `python SCRIPT.py ARGUMENTS`, would run and end."""
+    """Run and end as `python -m trelm_ds ARGUMENTS`, or `python SCRIPT.py ARGUMENTS`, would."""
     from trelm_ds import cli
 
     script = arguments[0].endswith(".py") if arguments else False

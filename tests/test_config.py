@@ -160,6 +160,7 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         (["--routing.score_ema", "1"], "--routing.score_ema: must be less than 1"),
         (["--routing.top_layers", "0"], "--routing.top_layers: must be at least 1"),
         (["--optimizer.lr", "fast"], "--optimizer.lr: expected float, got 'fast'"),
+        (["--kepler", "1"], "--kepler: is a section; give its settings one by one, such as --kepler.weight"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz: unknown setting; did you mean --trainer.max_steps?"),
         (
             ["--trainer.max_steps", "2000", "--routing.start_step", "2000"],

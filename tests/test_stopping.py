@@ -26,18 +26,23 @@ def test_a_second_interrupt_is_immediate() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_file_stops_once(tmp_path: Path) -> None:
+def test_the_file_stands_until_the_run_has_ended(tmp_path: Path) -> None:
+    """A run that is killed on its way to the end, and started again, is still asked to stop."""
     requests = StopRequests(StopSignals(), tmp_path, None, watch_file=True)
     assert requests.reason() == 0
+    requests.answered()
     (tmp_path / "stop").touch()
     assert requests.reason() == FILE
+    assert StopRequests(StopSignals(), tmp_path, None, watch_file=True).reason() == FILE
+    requests.answered()
     assert not (tmp_path / "stop").exists()  # the same command then goes on
-    assert requests.reason() == FILE
 
 
 def test_another_rank_leaves_the_file_alone(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
-    assert StopRequests(StopSignals(), tmp_path, None, watch_file=False).reason() == 0
+    requests = StopRequests(StopSignals(), tmp_path, None, watch_file=False)
+    assert requests.reason() == 0
+    requests.answered()
     assert (tmp_path / "stop").exists()
 
 

@@ -37,7 +37,7 @@ Launch = Callable[[int, list[str], str, TextIO], int]
 
 
 def torchrun(ranks: int, arguments: list[str], kill_at: str, log: TextIO) -> int:
-    """Runs `trelm` with these arguments on so many ranks, to its end or its death; returns the exit code."""
+    """Run `trelm` with these arguments on `ranks` ranks, to its end or its death; return the exit code."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     variables = os.environ | {"TRELM_KILL_AT": kill_at, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [*launcher, "-m", "trelm_ds", *arguments]
@@ -97,7 +97,7 @@ def plan(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None, launch: Launch = torchrun) -> dict[str, Any]:
-    """Returns what was found. The tests start the ranks in a quicker way than torchrun."""
+    """Run the comparison and return what was found. Tests replace `launch` by a quicker one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
     parser.add_argument("--work", type=Path, required=True, help="folder for the two runs; they must not exist yet")

@@ -182,7 +182,8 @@ class RoutingConfig:
     top_layers: int | None = None
     """upper layers that have a path; the feed-forward layers below are not updated at all; default: all have one"""
     trainable: Literal["all", "ffn_only"] = "all"
-    """all: attention, norms and embeddings are updated as usual; ffn_only: nothing but the paths is"""
+    """all: attention, norms and embeddings are updated as usual; ffn_only: nothing but the paths is,
+    and what belongs to objectives alone"""
     quadrature: Literal["gauss3", "right20"] = "gauss3"
     """nodes of the integral: 3 of Gauss-Legendre, or Eq. 11 with m = 20"""
     refresh_every: int = 50

@@ -35,6 +35,8 @@ _POSITIVE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "guards.spike_window",
+    "trainer.keep_every",
+    "trainer.max_minutes",
 )
 _NOT_NEGATIVE = (
     "injection.refresh_every",
@@ -89,7 +91,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if value[name] is not None and value[name] > most:
             yield name, f"must be at most {most}, got {value[name]}"
     for name in _POSITIVE:
-        if not value[name] > 0:
+        if value[name] is not None and not value[name] > 0:
             yield name, f"must be greater than 0, got {value[name]}"
     for name in _NOT_NEGATIVE:
         if not value[name] >= 0:
@@ -113,9 +115,6 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
     yield from _knowledge_problems(config)
     yield from _routing_problems(config)
-    for name in ("trainer.keep_every", "trainer.max_minutes"):
-        if value[name] is not None and not value[name] > 0:
-            yield name, f"must be greater than 0, got {value[name]}"
     if trainer.keep_checkpoints < 2:
         reason = "so that a failed save never costs the last good one"
         yield "trainer.keep_checkpoints", f"must be at least 2, {reason}, got {trainer.keep_checkpoints}"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -98,26 +97,23 @@ def import_deepspeed() -> ModuleType:
     own = str(Path(sys.executable).parent)
     if own not in (path := os.environ.get("PATH", "")).split(os.pathsep)[:1]:
         os.environ["PATH"] = f"{own}{os.pathsep}{path}"
-    with _without_what_trelm_does_not_use():
+    with _without_mlflow():  # DeepSpeed's autotuner imports it, a second for every rank
         import deepspeed
-        import deepspeed.runtime.zero.muon.muon_optimizer
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 
 
 @contextlib.contextmanager
-def _without_what_trelm_does_not_use() -> Iterator[None]:
-    """Saves every rank's start four seconds of imports: MLflow for DeepSpeed's autotuner, torch's compiler for Muon."""
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
+def _without_mlflow() -> Iterator[None]:
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import then fails at once
     try:
-        with mock.patch("torch.compile", lambda function: function):
-            yield
+        yield
     finally:
-        if hidden:
-            del sys.modules["mlflow"]
+        del sys.modules["mlflow"]
 
 
 def connect() -> Ranks:

@@ -40,6 +40,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> tuple[Config, Namespace]:
         UserError: an unknown or mistyped setting, or a value out of range; names `file:line: setting` or `--setting`.
     """
     files, others = _split(argv)
+    _refuse_sections(others)
     places = Places([Path(file) for file in files], {arg.split("=")[0][2:] for arg in others if arg.startswith("--")})
     try:
         # In jsonargparse the later argument wins, but a file must not undo an override that stands before it.
@@ -89,6 +90,18 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
             raise UserError("--config: needs a file")
         files.append(file)
     return files, others
+
+
+def _refuse_sections(arguments: list[str]) -> None:
+    """Refuse `--section VALUE`, which the parser would read as the name of one more file."""
+    sections = {
+        section.name: dataclasses.fields(getattr(Config(), section.name)) for section in dataclasses.fields(Config)
+    }
+    for argument in arguments:
+        name = argument.split("=")[0].removeprefix("--")
+        if argument.startswith("--") and name in sections:
+            example = sections[name][0].name
+            raise UserError(f"--{name}: is a section; give its settings one by one, such as --{name}.{example}")
 
 
 def _one_line(message: str, places: Places) -> str:

@@ -50,7 +50,7 @@ class StopRequests:
 
     Args:
         signals: the signals received by this process.
-        run: the run folder; a file named `stop` in it is a request to stop, and is deleted when it is seen.
+        run: the run folder; a file named `stop` in it is a request to stop.
         max_minutes: limit from now on; None for no limit.
         watch_file: look for the file; true on one rank only.
     """
@@ -64,14 +64,18 @@ class StopRequests:
     def reason(self) -> int:
         """Return a signal's number, FILE, TIME or ORPHANED; 0 without a reason to stop."""
         if self._file is not None and self._file.is_file():
-            with contextlib.suppress(OSError):
-                self._file.unlink()
-            self._file, self._signals.received = None, FILE
+            return FILE
         if self._signals.received:
             return self._signals.received
         if self._launcher not in (None, os.getppid()):
             return ORPHANED
         return TIME if self._until is not None and time.monotonic() >= self._until else 0
+
+    def answered(self) -> None:
+        """Delete the stop file: the run has ended as it asked. Not earlier, or a crash on the way would forget it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
 
 
 def exit_code(reason: int) -> int:

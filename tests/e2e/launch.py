@@ -1,4 +1,4 @@
-"""Starts the command in processes of its own: the real one, or forked from one that is warm (tests/forked.py)."""
+"""Start the command in processes of its own: the real one, or forked from one that is warm (tests/forked.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["ROOT", "environment", "forked_ranks", "real_trelm", "torchrun", "tre
 
 
 def trelm(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The command's `main` in a forked process."""
+    """Run the command in a forked process."""
     return run([*map(str, arguments)], **changes)
 
 
 def forked_ranks(number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`number` of them with torchrun's environment."""
+    """Run the command in `number` forked processes with torchrun's environment."""
     return run([*map(str, arguments)], number)
 
 

@@ -18,12 +18,12 @@ LOCAL_SLURM = REPO / "tools" / "local_slurm.sh"
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 300) -> None:
     """Polls; the limit is there to end a hanging test, not to measure."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds:.0f} s in vain: {what}")
+            pytest.fail(f"waited {seconds:.0f} s in vain: {what if isinstance(what, str) else what()}")
         time.sleep(0.2)
 
 
@@ -77,5 +77,12 @@ class Cluster:
 
     def wait(self, number: str) -> dict[str, str]:
         """The job's fields once it has ended."""
-        until(lambda: self.job(number)["JobState"] in _ENDED, f"the end of job {number}")
+        until(lambda: self.job(number)["JobState"] in _ENDED, lambda: self.told(number))
         return self.job(number)
+
+    def told(self, number: str) -> str:
+        """Tells what there is to know of a job that does not end: its state, its log, the processes of the cluster."""
+        job = self.job(number)
+        log = Path(job.get("StdOut", "/dev/null")).read_text(errors="replace")[-4000:]
+        lines = [f"the end of job {number}", *(f"{key}={value}" for key, value in job.items()), log]
+        return "\n".join([*lines, *map(str, sorted(processes_of(self.root).items()))])

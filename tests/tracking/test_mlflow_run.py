@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Once
-from tests.forked import FORKED, start
-from tests.tracking.mlflow_server import LossyProxy, MlflowServer, free_port
+from tests.forked import FORKED, free_port, start
+from tests.tracking.mlflow_server import LossyProxy, MlflowServer
 from trelm_ds.config import Config, TrackingConfig
 from trelm_ds.errors import UserError
 from trelm_ds.run_folder import PROGRESS, SPOOL

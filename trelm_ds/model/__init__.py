@@ -3,7 +3,7 @@
 from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
-from trelm_ds.model.encoder import Encoder, EncoderLayer
+from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
@@ -30,6 +30,7 @@ __all__ = [
     "Tail",
     "answer_probabilities",
     "hf_names",
+    "initialize",
     "injected",
     "load_config",
     "load_encoder",

@@ -85,7 +85,7 @@ class Batch(NamedTuple):
         tail: the Q other documents, which are mostly shorter; None where there are none.
         items: knowledge items; None where the run has no knowledge.
         objectives: by name, what each objective beside masked language modelling is to predict: a NamedTuple of tensors
-            with `n_targets`. It may hold nothing on a rank where others have something.
+            with `n_targets`. Every batch has an entry for each, which may hold no target.
     """
 
     input_ids: Tensor

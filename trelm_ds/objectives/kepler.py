@@ -94,7 +94,9 @@ class KnowledgeEmbeddingLoss(nn.Module):
         """
         entities = hidden.index_select(0, given.entity_rows).float()
         relations = self.relations(given.relations).float()
-        translated = entities[given.heads] + relations[:, None] - entities[given.tails]
+        # Entities are looked up many times. Gradients of `entities[...]` would be summed in any order; these are not.
+        heads, tails = (F.embedding(index, entities) for index in (given.heads, given.tails))
+        translated = heads + relations[:, None] - tails
         distance = torch.linalg.vector_norm(translated, ord=self.norm, dim=-1)
         true, false = distance[:, 0], distance[:, 1:]
         losses = -F.logsigmoid(self.margin - true) - F.logsigmoid(false - self.margin).mean(1)

@@ -56,7 +56,9 @@ class Objective(ABC):
     def collator(self, config: Config, dataset: PreparedDataset) -> Collator | None:
         """Make what adds its targets to batches, under its name; None where the annotator does it already.
 
-        It is pickled for the loader's worker processes.
+        It is pickled for the loader's worker processes. `batches/collator.py` has what it gets and returns:
+        `Sequences`, the tokens of a micro-batch with their masks and mentions as arrays, and `BatchPart`, whose
+        `objectives` hold the entry `name` in every batch, also without a target.
 
         Raises:
             UserError: the dataset lacks what it needs.
@@ -70,4 +72,9 @@ class Objective(ABC):
         It is called with (last-layer states [T, D], its entry of `Batch.objectives`, the step's `StepTables` or None,
         the model) and returns the sum of the losses over the targets, [] fp32, tied to every parameter also where there
         is no target; and how many targets were right, [] int64, or None.
+
+        It may call the model's modules, but not use their weights: ZeRO-3 holds a weight together only while its own
+        module runs. `model.encoder.embeddings.word(states, bias)` scores states [M, D] against all words, [M, V];
+        `model.logits(states)` does so behind the MLM head. Rows that are looked up several times need
+        `F.embedding(rows, states)`: gradients of `states[rows]` are summed in another order every time.
         """

@@ -123,6 +123,7 @@ class Trainer:
                 self.reader.loader.close()
             with self.watchdog.patient():  # MLflow may not answer
                 self._end(stop, failed=False)
+                self.requests.answered()
                 # A rank that leaves early makes launchers end the others, rank 0's last words with them.
                 self.ranks.barrier()
         return exit_code(stop) if stop and self.step < self.config.trainer.max_steps else 0
