@@ -121,6 +121,8 @@ on_nodes() {
 }
 
 # --- The prologue of every job ---
+# sbatch hands on the shell's variables; of an earlier torchrun's they would make this job's programs ranks of that one.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
 [[ -f $TRELM_HOME/trelm_ds/__main__.py ]] ||
     fail "no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME"

@@ -16,8 +16,11 @@ CPU_NODE = ("--gres=none", "--cpus-per-task=1")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the local cluster hands out made-up GPU numbers")
 
 
-def write_config(path: Path, max_steps: int = 1_000_000) -> Path:
-    """A model that takes milliseconds per step; what a step does, does not depend on max_steps."""
+def write_config(path: Path, max_steps: int = 1_000_000, loader_workers: int = 0) -> Path:
+    """A model that takes milliseconds per step; what a step does, does not depend on max_steps.
+
+    A process of the loader costs a start of its own, so only the tests that are about processes have one.
+    """
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     trainer = {"max_steps": max_steps, "global_batch_size": 8, "micro_batch_tokens": 64, "precision": "fp32"}
     path.write_text(
@@ -26,6 +29,7 @@ def write_config(path: Path, max_steps: int = 1_000_000) -> Path:
                 "model": sizes | {"max_position_embeddings": 64},
                 "optimizer": {"warmup_steps": 1, "schedule": "constant"},
                 "trainer": trainer | {"ds_config": "ds_configs/zero1.json", "checkpoint_every": 10, "log_every": 1},
+                "loader": {"workers": loader_workers},
                 "tracking": {"enabled": False},
             }
         )

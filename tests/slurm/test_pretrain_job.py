@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, on_cpu]
 
 def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:
     """With the check of nodes, and once in a container, whose runtime is a stand-in that only starts the command."""
-    config, tools = write_config(tmp_path / "run.yaml", max_steps=12), tmp_path / "tools"
+    config, tools = write_config(tmp_path / "run.yaml", 12, loader_workers=1), tmp_path / "tools"
     tools.mkdir()
     (tools / "apptainer").write_text(
         f'#!/bin/bash\necho "$@" >>{tools}/called\nwhile [[ $1 != *.sif ]]; do shift; done\n"${{@:2}}"\n'
@@ -160,9 +160,8 @@ def test_ends_without_requeue(
 def test_cancelled_means_ended(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:
     """SIGTERM, as of scancel and of preemption, where Slurm requeues by itself if it is set up to."""
     out, log = tmp_path / "run", tmp_path / "log"
-    number = cluster.submit(
-        *CPU_NODE, "-o", log, SCRIPT, **site(tiny_dataset, out, write_config(tmp_path / "run.yaml"))
-    )
+    config = write_config(tmp_path / "run.yaml", loader_workers=1)
+    number = cluster.submit(*CPU_NODE, "-o", log, SCRIPT, **site(tiny_dataset, out, config))
     until(lambda: last_step(out) > 0, "a checkpoint")
     assert cluster.run("scancel", number).returncode == 0
     job = cluster.wait(number)
@@ -205,6 +204,7 @@ def test_bad_nodes_are_left(cluster: Cluster, tmp_path: Path, tiny_dataset: Path
     """Its made-up GPUs cannot be seen by anyone: the job tries the other node, then says so."""
     out, log = tmp_path / "run", tmp_path / "log"
     values = site(tiny_dataset, out, write_config(tmp_path / "run.yaml"), TRELM_HEALTH="1")
+    values |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "1"}  # as a shell may have them left
     job = cluster.wait(cluster.submit("--gres=gpu:2", "--cpus-per-task=1", "-o", log, SCRIPT, **values))
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "1"), log.read_text()
     first, requeue, second, end = history(out)

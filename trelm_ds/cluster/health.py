@@ -54,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, required=True, help="folder for the answers, visible to all nodes")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs this node must have; 0 for a CPU node")
     parser.add_argument("--out", type=Path, required=True, help="run folder, checked for free space")
+    parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)  # one of those that main starts
     options = parser.parse_args(own)
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     try:
-        if "RANK" in os.environ:
+        if options.process:
             check_process(node, options.answers)
             return 0
         check_node(options.gpus, (options.out, Path(tempfile.gettempdir())))
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info(f"health: {node}: {error}")
         return 1
     _answer(options.answers / f"{node}.here", "")
-    return launcher.main([*torchrun_arguments, "-m", "trelm_ds.cluster.health", *own])
+    return launcher.main([*torchrun_arguments, "-m", "trelm_ds.cluster.health", *own, "--process"])
 
 
 def check_node(gpus: int, folders: Sequence[Path]) -> None:
