@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.distributed import run_distributed_test
 from tests.training import test_pretrain as plain
 from tests.training import test_routing as routed
-from tests.training.test_pretrain import losses, without_dropout
+from tests.training.test_pretrain import losses, without_dropout, without_plots
 from trelm_ds.checkpoints.manifest import CheckpointInfo, read_verified
 from trelm_ds.checkpoints.restore import load
 from trelm_ds.config import Config
@@ -67,7 +67,7 @@ class Case(NamedTuple):
             stage,
             self.precision,
             max_steps=STEPS,
-            checkpoint_every=SAVED_AT,
+            checkpoint_every=SAVED_AT if saves else STEPS,
             keep_checkpoints=9,
             global_batch_size=12,
             micro_batch_tokens=160,
@@ -258,14 +258,13 @@ def on_ranks(function: Callable[..., Any], cases: list[Case], data: Path, folder
 @contextlib.contextmanager
 def cheap() -> Iterator[None]:
     """Many short runs: without what would cost more than their steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trelm_ds.training.journal.plot_loss", lambda *_: None)
-        gc.collect()
-        gc.freeze()  # ZeRO 3 collects garbage at every start, which looks through all modules otherwise
-        try:
+    gc.collect()
+    gc.freeze()  # ZeRO 3 collects garbage at every start, which looks through all modules otherwise
+    try:
+        with without_plots():
             yield
-        finally:
-            gc.unfreeze()
+    finally:
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def test_a_second_job_on_the_run_folder_leaves_the_first_alone(
     cluster: Cluster, tmp_path: Path, tiny_dataset: Path
 ) -> None:
     out, config = tmp_path / "run", write_config(tmp_path / "run.yaml")
-    values = site(tiny_dataset, out, config)
+    values = site(tiny_dataset, out, config, **unhurried(tmp_path))
     first = cluster.submit(*CPU_NODE, "-o", tmp_path / "log", SCRIPT, **values)
     until(lambda: last_step(out) > 0, "a checkpoint")
     job = cluster.wait(cluster.submit(*CPU_NODE, "-o", tmp_path / "log-2", SCRIPT, **values))

@@ -182,8 +182,6 @@ def test_a_file_of_vectors(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) 
     message = fails(settings, tiny_dataset, tmp_path / "again", one_rank)
     assert "injection.file" in message
     assert f"{len(entities)} entities + {len(relations)} relations" in message
-    missing = with_injection(config(), source="file", file="nowhere.npy")
-    assert fails(missing, tiny_dataset, tmp_path / "again", one_rank) == "injection.file: nowhere.npy does not exist"
 
 
 def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

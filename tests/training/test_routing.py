@@ -106,6 +106,7 @@ def test_off_the_path_nothing_moves(
         {"refresh_every": 1000, "density": 0.1},
         max_steps=50,
         checkpoint_every=50,
+        global_batch_size=16,
         micro_batch_tokens=80,
         log_every=50,
     )

@@ -96,9 +96,6 @@ def _check_fit(config: Config, data: str, reader: ShardReader) -> None:
             f'loader.tail: "drop" leaves nothing of {n_sequences} sequences, fewer than '
             f'trainer.global_batch_size {batch_size}; use "wrap" or a smaller batch'
         )
-    vectors = config.injection.file  # read when the model stands, which takes a while
-    if config.has_knowledge and vectors is not None and not Path(vectors).is_file():
-        raise UserError(f"injection.file: {vectors} does not exist")
     if "://" in data and config.selection.importance == "required":
         raise UserError(
             "selection.importance: is required, but scores are not read from behind a URL; copy the dataset into a "
