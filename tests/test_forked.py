@@ -49,7 +49,6 @@ def test_a_command_has_its_own_output_environment_and_end() -> None:
     assert (version.returncode, version.stderr) == (0, "")
     assert version.stdout.startswith("trelm-ds ")
     assert trelm("fly").stderr.startswith("trelm: error: ")
-    with_rank = trelm("fly", RANK="1")  # only rank 0 speaks
-    assert (with_rank.returncode, with_rank.stdout, with_rank.stderr) == (2, "", "")
+    assert trelm("fly", RANK="1").stderr == trelm("fly").stderr  # RANK means nothing to it
     assert forked_ranks(2, "--version").stdout == version.stdout * 2
     assert forked_ranks(2, "fly").returncode == 1

@@ -27,6 +27,7 @@ def test_levels_decide_how_a_line_begins(capsys: pytest.CaptureFixture[str]) -> 
 def test_other_ranks_say_who_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
+    log.setup(distributed=True)
     log.info("loss 1.0")
     log.error("rank 3: out of memory")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -36,6 +37,17 @@ def test_other_ranks_say_who_they_are(capsys: pytest.CaptureFixture[str], monkey
     where = f"[rank 3 on {socket.gethostname()}]"
     assert lines(capsys) == ["[rank 3] loss 1.0", "trelm: error: rank 3: out of memory", f"{where} warning: slow"]
     monkeypatch.setenv("RANK", "0")
+    log.info_rank0("loss 1.0")
+    log.warning_rank0("slow")
+    assert lines(capsys) == ["loss 1.0", "warning: slow"]
+
+
+@pytest.mark.parametrize(("distributed", "rank"), [(False, "3"), (True, "worker")])
+def test_a_rank_that_is_none_silences_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, distributed: bool, rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    log.setup(distributed)
     log.info_rank0("loss 1.0")
     log.warning_rank0("slow")
     assert lines(capsys) == ["loss 1.0", "warning: slow"]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from trelm_ds import __version__, log
 from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
+from trelm_ds.launched import is_launched
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
@@ -31,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 done, 1 a check failed, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    log.setup()
+    log.setup(distributed=arguments[:1] == ["pretrain"] and is_launched())
     try:
         code = _run(arguments)
     except UserError as error:
-        # Under torchrun all ranks raise the same error; report it once.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
+        # All ranks of a launcher raise the same error; report it once.
+        if log.rank() == 0 or isinstance(error, RankError):
             log.error(str(error))
         code = 2
     except KeyboardInterrupt:

@@ -17,8 +17,10 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from trelm_ds.errors import CommonError, UserError
+from trelm_ds import log
+from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.files import waiting_lock
+from trelm_ds.launched import complete_environment
 
 T = TypeVar("T")
 
@@ -117,16 +119,18 @@ def _without_mlflow() -> Iterator[None]:
 
 
 def connect() -> Ranks:
-    """Join the process group through DeepSpeed: NCCL with GPUs, gloo without."""
+    """Join the process group through DeepSpeed: NCCL with GPUs, gloo without.
+
+    Raises:
+        UserError: the environment names a rank incompletely, or a GPU that is not there.
+    """
+    complete_environment()
+    log.setup(distributed=True)
     deepspeed = import_deepspeed()
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
+        if local_rank >= (found := torch.cuda.device_count()):
+            raise RankError(f"LOCAL_RANK: is {local_rank}, but this node has {found} GPUs; start one rank for each")
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:

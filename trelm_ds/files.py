@@ -116,21 +116,35 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, unique_keys: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        unique_keys: refuse objects in which a key stands twice, of which the last would count.
 
     Raises:
         UserError: the file is missing or not JSON; names file and line.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
+        with open(path, encoding="utf-8-sig") as stream:
+            return json.load(stream, object_pairs_hook=_unique if unique_keys else None)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"'{key}' stands twice in one object")
+        found[key] = value
+    return found
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,17 +19,18 @@ from trelm_ds.redact import without_password
 logger = logging.getLogger("trelm_ds")
 logger.setLevel(logging.INFO)
 debug, info, warning, error = logger.debug, logger.info, logger.warning, logger.error
+_follow_ranks = False
 
 
 def info_rank0(message: str) -> None:
     """Log on rank 0 only what every rank has to say."""
-    if _rank() == 0:
+    if rank() == 0:
         logger.info(message, stacklevel=2)
 
 
 def warning_rank0(message: str) -> None:
     """Warn on rank 0 only of what every rank meets."""
-    if _rank() == 0:
+    if rank() == 0:
         logger.warning(message, stacklevel=2)
 
 
@@ -39,8 +40,15 @@ def warning_once(message: str) -> None:
     logger.warning(message, stacklevel=2)
 
 
-def setup() -> None:
-    """Send the log, and the warnings of libraries, to stderr; called once by each program."""
+def setup(distributed: bool = False) -> None:
+    """Send the log, and the warnings of libraries, to stderr; called once by each program.
+
+    Args:
+        distributed: whether this process is one of several ranks. In other programs RANK means nothing: a shell or a
+            cluster's pod may have it set, and what is for rank 0 would never be said.
+    """
+    global _follow_ranks
+    _follow_ranks = distributed
     handler = _StderrHandler()
     handler.setFormatter(_Formatter())
     logger.handlers = [handler]
@@ -64,16 +72,18 @@ class _Formatter(logging.Formatter):
         return _rank_prefix() + message
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))  # of torchrun, or of connect()
+def rank() -> int:
+    """Return the rank that the log speaks for: RANK where processes are ranks, else 0."""
+    given = os.environ.get("RANK", "0")
+    return int(given) if _follow_ranks and given.isdecimal() else 0
 
 
 def _rank_prefix() -> str:
-    if not (rank := _rank()):
+    if not (own := rank()):
         return ""
     world_size = os.environ.get("WORLD_SIZE", "1")
     several_nodes = os.environ.get("LOCAL_WORLD_SIZE", world_size) != world_size
-    return f"[rank {rank} on {socket.gethostname()}] " if several_nodes else f"[rank {rank}] "
+    return f"[rank {own} on {socket.gethostname()}] " if several_nodes else f"[rank {own}] "
 
 
 def _log_library_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -59,20 +59,50 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
         ),
         ({"bf16": 3}, "'bf16' must be an object"),
         ({"optimizer": {"type": "Adam"}}, "'optimizer' is not read from here; set optimizer.*"),
-        ({"scheduler": {}}, "'scheduler' is not read from here"),
-        ({"fp16": {"enabled": True}}, "'fp16' is not read from here"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' is not read from here"),
+        ({"fp16": {"enabled": True}}, "'fp16' is not read from here; use trainer.precision"),
+        (
+            {"torch_autocast": {"enabled": True, "dtype": "float16"}},
+            "'torch_autocast' is not read from here; use trainer",
+        ),
+        ({"amp": True}, "'amp' is not read from here; use trainer.precision"),
+        ({"communication_data_type": "fp16"}, "'communication_data_type' is not read from here; gradients are summed"),
+        ({"data_efficiency": {"enabled": True}}, "'data_efficiency' is not read from here; the order of samples"),
+        ({"compile": {"deepcompile": True}}, "'compile' is not among the settings that are known to work here"),
+        ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' is unknown; did you mean 'zero_optimization'?"),
+        ({"gradient_cliping": 1.0}, "'gradient_cliping' is unknown; did you mean 'gradient_clipping'?"),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "'zero_optimization.overlap_com' is unknown; did you mean 'zero_optimization.overlap_comm'?",
+        ),
+        ({"zero_optimization": {"elastic_checkpoint": True}}, "what it saves cannot be resumed"),
+        ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, 'must be a whole number of at least 1, got "5e8"'),
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, "must be a whole number of at least 1, got -1"),
+        ({"zero_optimization": {"reduce_bucket_size": 2.5}}, "must be a whole number of at least 1, got 2.5"),
+        ({"zero_optimization": {"reduce_bucket_size": 1e30}}, "must be a whole number of at least 1, got 1e+30"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "must be true or false, got 1"),
+        ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' must be one of 0, 1, 2, 3, got true"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "tpu"}}}, 'must be one of none, cpu, got "tpu"'),
+        (
+            {"zero_optimization": {"offload_optimizer": ["cpu"]}},
+            "'zero_optimization.offload_optimizer' must be an object",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}},
+            "'zero_optimization.offload_optimizer.ratio' is not",
+        ),
+        ({"zero_optimization": {"offload_optimizer": {"device": "auto"}}}, 'device\' is "auto", but nothing'),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}},
             "'zero_optimization.offload_optimizer.device' is nvme",
         ),
-        (
-            {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
-            "'zero_optimization.reduce_bucket_size' is \"auto\"",
-        ),
-        ({"zero_optimization": {"stage": 7}}, "'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 7}}, "'zero_optimization.stage' must be one of 0, 1, 2, 3, got 7"),
         ({"zero_optimization": []}, "'zero_optimization' must be an object"),
         ([], "expected an object"),
         ("{broken", "ds.json:1: not valid JSON"),
+        ('{"train_batch_size": 64, "train_batch_size": 32}', "'train_batch_size' stands twice in one object"),
+        ('{"train_batch_size": ' + "9" * 5000 + "}", "ds.json: not valid JSON: Exceeds the limit"),
+        ("[" * 100_000, "ds.json: not valid JSON"),
     ],
 )
 def test_what_contradicts_is_refused(tmp_path: Path, content: object, message: str) -> None:
@@ -81,6 +111,35 @@ def test_what_contradicts_is_refused(tmp_path: Path, content: object, message: s
     with pytest.raises(UserError) as error:
         resolve_ds_config(config(path), world_size=2)
     assert message in str(error.value)
+
+
+def test_all_problems_are_told_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    content = {"fp16": {"enabled": True}, "bf16": {"enabled": False}, "zero_optimization": {"stage": 9, "stages": 1}}
+    path.write_text(json.dumps(content, indent=1))
+    with pytest.raises(UserError) as error:
+        resolve_ds_config(config(path), world_size=2)
+    told = str(error.value)
+    assert told.startswith(f"{path}: 4 problems: line 2: 'fp16' is not read from here")
+    for number, name in ((6, "bf16.enabled"), (9, "zero_optimization.stage"), (10, "zero_optimization.stages")):
+        assert f"; line {number}: '{name}' " in told
+    assert "\n" not in told
+
+
+def test_habits_of_other_programs_are_fine(tmp_path: Path) -> None:
+    """A file as Hugging Face's trainer takes it, saved on Windows."""
+    path = tmp_path / "ds.json"
+    auto = dict.fromkeys(("reduce_bucket_size", "stage3_prefetch_bucket_size"), "auto")
+    off = {"fp16": {"enabled": "auto", "loss_scale": 0}, "tensorboard": {"enabled": False}, "sparse_gradients": False}
+    zero = {"stage": 3, "sub_group_size": 1e9, "offload_optimizer": {"device": "none", "pin_memory": True}} | auto
+    content = {"steps_per_print": 2000, "wall_clock_breakdown": False, "zero_optimization": zero, "amp": None} | off
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    resolved = resolve_ds_config(config(path), 2)
+    assert not {"fp16", "tensorboard", "sparse_gradients", "amp"} & set(resolved)
+    assert resolved["steps_per_print"] > 2000
+    assert resolved["zero_optimization"]["reduce_bucket_size"] == 50_000_000
+    assert resolved["zero_optimization"]["sub_group_size"] == 1_000_000_000
+    assert isinstance(resolved["zero_optimization"]["sub_group_size"], int)
 
 
 def test_agreeing_values_are_fine(tmp_path: Path) -> None:

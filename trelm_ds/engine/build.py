@@ -10,6 +10,7 @@ from torch import nn
 from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
+from trelm_ds.errors import UserError
 from trelm_ds.model import KeyValueFeedForward
 
 if TYPE_CHECKING:
@@ -41,10 +42,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, routed: bool) -> lis
 def build_engine(
     model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device
 ) -> tuple[DeepSpeedEngine, SkippableAdamW]:
-    """Build DeepSpeed's engine around the model; return it and our optimizer, which it wraps."""
+    """Build DeepSpeed's engine around the model; return it and our optimizer, which it wraps.
+
+    Raises:
+        UserError: DeepSpeed refuses its settings.
+    """
     from transformers import get_scheduler
 
     deepspeed = import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfigError
 
     settings: OptimizerConfig = config.optimizer
     groups = parameter_groups(model, settings.weight_decay, config.routes)
@@ -54,7 +60,15 @@ def build_engine(
     def schedule(basic: torch.optim.Optimizer) -> Any:
         return get_scheduler(name, basic, settings.warmup_steps, config.trainer.max_steps)
 
-    engine, *_ = deepspeed.initialize(
-        model=model.to(device), optimizer=optimizer, lr_scheduler=schedule, config=ds_config, dist_init_required=False
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=optimizer,
+            lr_scheduler=schedule,
+            config=ds_config,
+            dist_init_required=False,
+        )
+    except (DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{config.trainer.ds_config}: DeepSpeed refuses it: {reason}") from error
     return engine, optimizer

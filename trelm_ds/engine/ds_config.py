@@ -1,20 +1,17 @@
-"""Resolve a DeepSpeed file: fill its "auto" values from the run's configuration and refuse contradictions."""
+"""Resolve a DeepSpeed file: check every setting, and fill its "auto" values from the run's configuration."""
 
 from __future__ import annotations
 
+import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 from trelm_ds.config import Config
+from trelm_ds.engine.ds_keys import INSTEAD, RULES, SECTIONS
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.settings import find_ds_config
-
-_REFUSED = {  # sections that the run's configuration replaces -> advice
-    "optimizer": "set optimizer.* in the run's configuration instead",
-    "scheduler": "set optimizer.schedule and optimizer.warmup_steps in the run's configuration instead",
-    "fp16": "use trainer.precision bf16 or fp32",
-}
 
 
 def sequences_per_rank(config: Config, world_size: int) -> int:
@@ -36,24 +33,13 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     """Read the DeepSpeed file of `trainer.ds_config` and fill its "auto" values.
 
     Raises:
-        UserError: the file is missing or malformed, a value contradicts the run's configuration, nothing fills an
-            "auto", or a section belongs into the run's configuration.
+        UserError: the file is missing or malformed, or holds settings that are unknown, wrong, known not to work, or
+            contradict the run's configuration: all of them in one line.
     """
     path = find_ds_config(config.trainer.ds_config)
-    content = read_json(path)
-    if not isinstance(content, dict):
+    given = read_json(path, unique_keys=True)
+    if not isinstance(given, dict):
         raise UserError(f"{path}:1: expected an object of DeepSpeed settings")
-    for key, advice in _REFUSED.items():
-        if key in content:
-            raise UserError(f"{path}: '{key}' is not read from here; {advice}")
-    zero = content.setdefault("zero_optimization", {})
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
-    for key in ("offload_optimizer", "offload_param"):
-        if isinstance(offload := zero.get(key), dict) and offload.get("device") == "nvme":
-            raise UserError(
-                f"{path}: 'zero_optimization.{key}.device' is nvme, whose files no checkpoint would hold; use cpu"
-            )
     required: dict[str, tuple[Any, str]] = {  # key -> value, what decides it
         "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
         # Micro-batches are packed by tokens, so their number varies, and the trainer tells the engine which is the last
@@ -65,39 +51,93 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
         "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
         "bf16.check_grad_overflow": (True, "this program, which never applies a gradient that is not finite,"),
         "zero_optimization.compute_grad_norm": (True, "this program, which judges steps by it,"),
-        "steps_per_print": (1_000_000_000, "this program, which logs by itself (trainer.log_every)"),
+        "steps_per_print": (1_000_000_000, "this program, which logs by itself"),
         "zero_allow_untested_optimizer": (True, "this program, which has an AdamW of its own"),
         "zero_force_ds_cpu_optimizer": (False, "this program, which has an AdamW of its own"),
     }
+    problems: dict[str, str] = {}
+    resolved = _checked(given, "", {*required}, problems)
+    resolved.setdefault("zero_optimization", {}).setdefault("stage", 0)
     for name, (value, source) in required.items():
-        _fill(content, name, value, source, path)
-    if left := _first_auto(content, ""):
-        raise UserError(
-            f"{path}: '{left}' is \"auto\", but nothing in the run's configuration decides it; give a value"
-        )
-    return content
+        _fill(resolved, name, value, source, problems)
+    if problems:
+        raise UserError(_one_line(path, problems))
+    return resolved
 
 
-def _fill(content: dict[str, Any], name: str, value: Any, source: str, path: Path) -> None:
-    """Set a dotted key; raise where the file gives it another value than "auto" or `value`."""
+def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: dict[str, str]) -> dict[str, Any]:
+    """Copy the settings that are allowed, with "auto" filled where a rule does it; note what is wrong with others."""
+    checked: dict[str, Any] = {}
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        rule = RULES.get(name)
+        if name in SECTIONS and value is not None:
+            if isinstance(value, dict):
+                checked[key] = _checked(value, f"{name}.", required, problems)
+            else:
+                problems[name] = "must be an object"
+        elif name == "steps_per_print":
+            continue  # trelm logs by itself, whatever a file from elsewhere says
+        elif name in required:
+            checked[key] = value
+        elif rule is None:
+            if not _asks_for_nothing(value):
+                problems[name] = _advice(name, required)
+        elif value == "auto" and rule.auto is None:
+            problems[name] = 'is "auto", but nothing in the run\'s configuration decides it; give a value'
+        elif value == "auto" or rule.allows(value):
+            value = rule.auto if value == "auto" else value
+            checked[key] = int(value) if isinstance(value, float) else value
+        elif name.endswith(".device") and value == "nvme":
+            problems[name] = "is nvme, whose files no checkpoint would hold; use cpu"
+        else:
+            problems[name] = f"must be {rule.words}, got {json.dumps(value)[:60]}"
+    return checked
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    """Tell whether a setting only switches something off, as files that were made for other programs do."""
+    if isinstance(value, dict):
+        return not value or value.get("enabled") in (False, "auto")  # fp16 or not: trainer.precision decides
+    return value is None or value is False
+
+
+def _advice(name: str, required: set[str]) -> str:
+    if name in INSTEAD:
+        return f"is not read from here; {INSTEAD[name]}"
+    section, key = name.rpartition(".")[::2]
+    places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *required)]
+    if near := difflib.get_close_matches(
+        key, [last for before, _, last in places if before == section], n=1, cutoff=0.8
+    ):
+        return f"is unknown; did you mean '{name.removesuffix(key)}{near[0]}'?"
+    return "is not among the settings that are known to work here, see docs/deepspeed.md; leave it out"
+
+
+def _fill(content: dict[str, Any], name: str, value: Any, source: str, problems: dict[str, str]) -> None:
+    """Set a dotted key; note a problem where the file gives it another value than "auto" or `value`."""
     *sections, key = name.split(".")
     for section in sections:
         content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: '{section}' must be an object")
     given = content.get(key, "auto")
     if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
-        raise UserError(
-            f"{path}: '{name}' is {given}, but {source} says {value}; set it to \"auto\" or make them agree"
-        )
+        problems[name] = f'is {given}, but {source} says {value}; set it to "auto" or make them agree'
     content[key] = value
 
 
-def _first_auto(content: dict[str, Any], prefix: str) -> str | None:
-    """Return the dotted name of the first "auto" that is left; None without one."""
-    for key, value in content.items():
-        if value == "auto":
-            return f"{prefix}{key}"
-        if isinstance(value, dict) and (found := _first_auto(value, f"{prefix}{key}.")):
-            return found
-    return None
+def _one_line(path: Path, problems: dict[str, str]) -> str:
+    """Name every problem and its line."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    told = [(_line_of(name, lines), f"'{name}' {problem}") for name, problem in problems.items()]
+    if len(told) == 1:
+        return f"{path}:{told[0][0]}: {told[0][1]}"
+    return f"{path}: {len(told)} problems: " + "; ".join(f"line {line}: {text}" for line, text in sorted(told))
+
+
+def _line_of(name: str, lines: list[str]) -> int:
+    """Find the line of a dotted name, section by section."""
+    number = 0
+    for key in name.split("."):
+        quoted = json.dumps(key)
+        number = next((n for n in range(number, len(lines)) if quoted in lines[n]), number)
+    return number + 1

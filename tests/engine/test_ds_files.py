@@ -1,0 +1,111 @@
+"""Every DeepSpeed setting that is allowed, in runs that train, stop and continue; DeepSpeed's own refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import run_distributed_test
+from tests.training.test_pretrain import config, continued, losses, without_dropout
+from trelm_ds.config import Config
+from trelm_ds.distributed import Ranks, connect, disconnect
+from trelm_ds.engine import ds_keys, resolve_ds_config
+from trelm_ds.engine.build import build_engine
+from trelm_ds.errors import UserError
+
+BUCKETS = {"reduce_bucket_size": 2e3, "allgather_bucket_size": 2000}
+CPU = {"device": "cpu", "pin_memory": False}
+FILES: dict[str, dict[str, Any]] = {
+    "timers": {"wall_clock_breakdown": True, "memory_breakdown": True},
+    "1, small buckets": {
+        "zero_optimization": {"stage": 1, "overlap_comm": True, "round_robin_gradients": True} | BUCKETS
+    },
+    "1, no scatter": {
+        "zero_optimization": {
+            "stage": 1,
+            "allgather_partitions": False,
+            "reduce_scatter": False,
+            "contiguous_gradients": False,
+            "ignore_unused_parameters": False,
+        }
+    },
+    "2, small buckets": {
+        "zero_optimization": {"stage": 2, "contiguous_gradients": True, "use_multi_rank_bucket_allreduce": False}
+        | BUCKETS
+    },
+    "2, offloaded": {"zero_optimization": {"stage": 2, "overlap_comm": False, "offload_optimizer": CPU}},
+    "3, small": {
+        "zero_optimization": {
+            "stage": 3,
+            "sub_group_size": 3000,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_model_persistence_threshold": 0,
+            "stage3_max_live_parameters": 1000,
+            "stage3_max_reuse_distance": 1000,
+            "log_trace_cache_warnings": True,
+        }
+    },
+    "3, offloaded": {
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": CPU,
+            "offload_param": CPU,
+            "memory_efficient_linear": False,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    },
+}
+
+
+def settings(file: Path) -> Config:
+    changed = without_dropout(config(micro_batch_tokens=80))
+    changed.trainer.ds_config = str(file)
+    return changed
+
+
+def train_with_each(folder: Path, data: Path) -> None:
+    ranks = connect()
+    try:
+        for name in FILES:
+            continued(settings(folder / f"{name}.json"), data, folder / name / "run", ranks)
+    finally:
+        disconnect()
+
+
+@pytest.mark.slow
+def test_every_setting_trains_and_continues(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    run_distributed_test(train_with_each, 2, tmp_path, tiny_dataset)
+    plain = losses(tmp_path / "timers" / "run")
+    assert len(plain) == 4
+    for name in FILES:
+        assert losses(tmp_path / name / "run") == pytest.approx(plain, rel=1e-5), name
+        assert losses(tmp_path / name / "continued") == losses(tmp_path / name / "run"), name
+
+
+def test_no_setting_is_allowed_that_is_not_tried() -> None:
+    def names(content: dict[str, Any], prefix: str = "") -> set[str]:
+        inner = [names(value, f"{prefix}{key}.") for key, value in content.items() if isinstance(value, dict)]
+        return {f"{prefix}{key}" for key in content}.union(*inner)
+
+    tried = set.union(*map(names, FILES.values()))
+    assert set(ds_keys.RULES) <= tried
+    page = (Path(__file__).resolve().parents[2] / "docs" / "deepspeed.md").read_text()
+    assert [name for name in ds_keys.RULES if f"`{name.split('.')[-1]}`" not in page.replace('"', "`")] == []
+
+
+def test_what_deepspeed_refuses_is_one_line(one_rank: Ranks, tmp_path: Path) -> None:
+    """What the rules let through and a version of DeepSpeed does not."""
+    import torch
+
+    (file := tmp_path / "ds.json").write_text("{}")
+    resolved = resolve_ds_config(settings(file), 1)
+    resolved["zero_optimization"]["stage"] = "high"
+    with pytest.raises(UserError, match=r"ds.json: DeepSpeed refuses it: .*stage") as error:
+        build_engine(torch.nn.Linear(2, 2), settings(file), resolved, torch.device("cpu"))
+    assert "\n" not in str(error.value)

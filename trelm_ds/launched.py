@@ -1,0 +1,45 @@
+"""The environment by which a launcher, such as torchrun, tells a process which rank it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from trelm_ds import log
+from trelm_ds.errors import UserError
+
+_NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_launched() -> bool:
+    """Tell whether this process is a rank. One variable alone, such as a RANK that a shell has left, does not count."""
+    return all(os.environ.get(name) for name in _NEEDED)
+
+
+def complete_environment() -> None:
+    """Complete the environment of a rank, or make that of a process that trains alone.
+
+    Raises:
+        UserError: the environment names a rank, but does not say which or where to meet the others.
+    """
+    if is_launched():
+        for name in (*_NUMBERS, *(["LOCAL_RANK"] if "LOCAL_RANK" in os.environ else [])):
+            if not os.environ[name].isdecimal():
+                raise UserError(f"{name}: must be a number where a launcher has set it, got '{os.environ[name]}'")
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if rank >= world_size:
+            raise UserError(f"RANK: is {rank}, but WORLD_SIZE is {world_size}; unset both, or start with torchrun")
+        if "LOCAL_RANK" not in os.environ:  # as in a PyTorchJob, whose pods have one process each
+            log.info("LOCAL_RANK is not set: this is taken for the only process of its node")
+            os.environ["LOCAL_RANK"] = "0"
+        return
+    if given := [name for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)]:
+        missing = ", ".join(name for name in _NEEDED if not os.environ.get(name))
+        are = "are" if len(given) > 1 else "is"
+        raise UserError(f"{' and '.join(given)} {are} set, but not {missing}: unset, or start the ranks with torchrun")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
