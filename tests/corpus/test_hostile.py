@@ -19,7 +19,7 @@ from tests.logged import warns
 from trelm_ds.corpus import PrepareOptions, prepare, records
 from trelm_ds.corpus.records import layout_of, read_range, read_stream, records_in
 from trelm_ds.corpus.wikipedia import article_of, parse_page
-from trelm_ds.corpus.wikitext import paragraphs_of, too_tangled
+from trelm_ds.corpus.wikitext import paragraphs_of
 from trelm_ds.errors import UserError
 
 
@@ -186,12 +186,6 @@ def test_hostile_wikitext_ends(name: str) -> None:
     assert (article is None) == bool(
         counts["pages dropped: unclosed markup"] or counts["pages dropped: disambiguation"]
     )
-
-
-def test_ordinary_pages_are_not_tangled() -> None:
-    prose = "A [[link]] and {{template|of=it}} with <br> and <ref name=x/> and [http://a b], {|\n|a\n|}. "
-    assert not too_tangled(prose * 5000)
-    assert not too_tangled("a < b and c > d, [1] {{ " * 100)
 
 
 def test_deeply_nested_markup_keeps_its_text() -> None:

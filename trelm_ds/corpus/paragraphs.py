@@ -1,0 +1,162 @@
+"""Plain text in the making: spaces, paragraphs, and the offsets of mentions."""
+
+from __future__ import annotations
+
+import re
+import string
+from bisect import bisect_right
+from collections import Counter
+
+from trelm_ds.corpus.documents import Document, Mention
+
+# Debris of dropped templates and references: "()", "(; born", "word ,".
+_LEFTOVERS = re.compile(r" ?\(\s*[;,:]*\s*\)|(?<=\()[\s;,]+| (?=[,.;:](?:\s|$))")
+_QUALIFIER = re.compile(r" \([^()]*\)$")
+_SPACES = re.compile(r"\s+")
+MINIMUM_WORDS = 4
+
+
+class Line:
+    """Collects text with normalized spaces on one line, without mentions: the text of a link.
+
+    Attributes:
+        text: what was collected.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._gap = False
+
+    def add(self, text: str) -> None:
+        """Add plain text."""
+        self._put(text)
+
+    def _put(self, text: str) -> None:
+        """Add text to the line, and a space where something was dropped between two words."""
+        if not text:
+            return
+        text = _SPACES.sub(" ", text)
+        if self._gap and self.text[-1:].isalnum() and text[0].isalnum():
+            self.text += " "
+        self._gap = False
+        self.text += text.lstrip(" ") if not self.text or self.text.endswith(" ") else text
+
+    def separate(self) -> None:
+        """Note that something was dropped here."""
+        self._gap = True
+
+    def add_after_link(self, text: str) -> None:
+        """Add text that follows a link."""
+        self.add(text)
+
+    def link(self, anchor: str, title: str) -> None:
+        """Add a link's text."""
+        self._put(anchor)
+
+    def begin_bold(self) -> tuple[int, int, int]:
+        """Return the state before bold text, for `end_bold`."""
+        return 0, 0, 0
+
+    def end_bold(self, before: tuple[int, int, int]) -> None:
+        """End bold text."""
+
+    def cut(self) -> None:
+        """End a paragraph: here only a space."""
+        self._put(" ")
+
+
+class Paragraphs(Line):
+    """Collects text with normalized spaces and splits it into paragraphs at line breaks.
+
+    Args:
+        title: the page's title; its first occurrence in bold becomes a mention of the page's own subject.
+        counts: receives the number of links and of what is dropped.
+        ascii_trails: whether only the letters a to z belong to a link that they follow, as in English.
+
+    Attributes:
+        done: the finished paragraphs.
+    """
+
+    def __init__(self, title: str, counts: Counter[str], ascii_trails: bool = True) -> None:
+        super().__init__()
+        self.done: list[Document] = []
+        self._title, self._counts, self._ascii_trails = title, counts, ascii_trails
+        self._mentions = list[Mention]()
+
+    def add(self, text: str) -> None:
+        """Add plain text; every line is a paragraph."""
+        first, *others = text.split("\n")
+        self._put(first)
+        for line in others:
+            self.cut()
+            self._put(line)
+
+    def link(self, anchor: str, title: str) -> None:
+        """Add a link's anchor text as a mention of the linked page; only as text without a title."""
+        before = len(self.text)
+        self._put(anchor)
+        start = len(self.text) - len(self.text[before:].lstrip())
+        end = len(self.text.rstrip())
+        if end > start and title:
+            self._mentions.append(Mention(start, end, title))
+            self._counts["links found"] += 1
+
+    def cut(self) -> None:
+        """End the current paragraph; drop it if it is too short."""
+        text = self.text.rstrip()
+        words = len(text.split())
+        if words >= MINIMUM_WORDS:
+            self.done.append(_without_leftovers(text, self._mentions))
+        elif words:
+            self._counts["paragraphs dropped: too short"] += 1
+            self._counts["links dropped: in a short paragraph"] += len(self._mentions)
+        self.text, self._mentions, self._gap = "", [], False
+
+    def add_after_link(self, text: str) -> None:
+        """Add text that follows a link: lower-case letters right after it belong to the anchor, as in `[[bus]]es`."""
+        if self._mentions and self._mentions[-1].end == len(self.text) and (trail := self._trail(text)):
+            self._mentions[-1] = self._mentions[-1]._replace(end=len(self.text) + trail)
+        self.add(text)
+
+    def _trail(self, text: str) -> int:
+        """Return how many letters belong to the link before them."""
+        if self._ascii_trails:
+            return len(text) - len(text.lstrip(string.ascii_lowercase))
+        return next((place for place, letter in enumerate(text) if not letter.islower()), len(text))
+
+    def begin_bold(self) -> tuple[int, int, int]:
+        """Return how much there is before bold text."""
+        return len(self.text), len(self._mentions), len(self.done)
+
+    def end_bold(self, before: tuple[int, int, int]) -> None:
+        """End bold text; the first on a page is a mention of its subject if it shares a word with the title."""
+        start, links, paragraphs = before
+        if not self._title or paragraphs or self.done or len(self._mentions) != links:
+            return
+        bold = self.text[start:]
+        words = set(_QUALIFIER.sub("", self._title).casefold().split())
+        if words & set(bold.casefold().split()):
+            start += len(bold) - len(bold.lstrip())
+            self._mentions.append(Mention(start, len(self.text.rstrip()), self._title))
+            self._counts["subjects found"] += 1
+            self._title = ""
+
+
+def _without_leftovers(text: str, mentions: list[Mention]) -> Document:
+    """Remove the debris of dropped markup, and shift mentions accordingly."""
+    cuts = [match.span() for match in _LEFTOVERS.finditer(text)]
+    if not cuts:
+        return Document(text, mentions)
+    starts = [start for start, _ in cuts]
+    gone = [0]
+    for start, end in cuts:
+        gone.append(gone[-1] + end - start)
+
+    def moved(offset: int) -> int:
+        index = bisect_right(starts, offset - 1)  # cuts that begin before `offset`
+        inside = max(0, cuts[index - 1][1] - offset) if index else 0
+        return offset - gone[index] + inside
+
+    kept = [Mention(moved(start), moved(end), target) for start, end, target in mentions]
+    text = _LEFTOVERS.sub("", text)
+    return Document(text, [mention for mention in kept if mention.start < mention.end])
