@@ -17,6 +17,7 @@ from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.errors import UserError
 
 _DOCUMENTS, _PAGES, _TITLES, _TEMPLATES = "documents.jsonl", "pages.tsv", "titles.tsv", "templates.tsv"
+_LARGEST_PAGE = 64 << 20  # bytes of XML; parsing takes several times as much memory
 _SHOWN = 10  # malformed records per chunk that are reported by file and line
 _GIVE_UP = 100  # malformed records of a chunk that also make up a tenth of it: the file must be something else
 
@@ -127,6 +128,9 @@ class _Extraction:
             self.counts["documents"] += 1
             self.counts["mentions found"] += len(document.mentions)
             return document
+        if len(data) > _LARGEST_PAGE:
+            self.counts["pages dropped: too large"] += 1
+            return None
         page = parse_page(data, self.chunk.source.site)
         if page is None:
             self.counts["pages of other namespaces or without text"] += 1

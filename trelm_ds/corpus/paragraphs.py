@@ -17,29 +17,45 @@ MINIMUM_WORDS = 4
 
 
 class Line:
-    """Collects text with normalized spaces on one line, without mentions: the text of a link.
-
-    Attributes:
-        text: what was collected.
-    """
+    """Collects text with normalized spaces on one line, without mentions: the text of a link."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._pieces = list[str]()  # joined at the end, because appending to a long string takes quadratic time
+        self._length, self._last = 0, ""
         self._gap = False
+
+    @property
+    def text(self) -> str:
+        """What was collected."""
+        return "".join(self._pieces)
 
     def add(self, text: str) -> None:
         """Add plain text."""
         self._put(text)
 
-    def _put(self, text: str) -> None:
-        """Add text to the line, and a space where something was dropped between two words."""
+    def _put(self, text: str) -> int:
+        """Add text to the line, and a space where something was dropped between two words.
+
+        Returns:
+            the number of spaces at its start.
+        """
         if not text:
-            return
+            return 0
         text = _SPACES.sub(" ", text)
-        if self._gap and self.text[-1:].isalnum() and text[0].isalnum():
-            self.text += " "
+        if self._gap and self._last.isalnum() and text[0].isalnum():
+            text = " " + text
         self._gap = False
-        self.text += text.lstrip(" ") if not self.text or self.text.endswith(" ") else text
+        if self._last in ("", " "):
+            text = text.lstrip(" ")
+        if text:
+            self._pieces.append(text)
+            self._length, self._last = self._length + len(text), text[-1]
+        return int(text.startswith(" "))
+
+    @property
+    def _end(self) -> int:
+        """The length of the text without a space at its end."""
+        return self._length - (self._last == " ")
 
     def separate(self) -> None:
         """Note that something was dropped here."""
@@ -53,11 +69,11 @@ class Line:
         """Add a link's text."""
         self._put(anchor)
 
-    def begin_bold(self) -> tuple[int, int, int]:
+    def begin_bold(self) -> tuple[int, ...]:
         """Return the state before bold text, for `end_bold`."""
-        return 0, 0, 0
+        return ()
 
-    def end_bold(self, before: tuple[int, int, int]) -> None:
+    def end_bold(self, before: tuple[int, ...]) -> None:
         """End bold text."""
 
     def cut(self) -> None:
@@ -93,12 +109,10 @@ class Paragraphs(Line):
 
     def link(self, anchor: str, title: str) -> None:
         """Add a link's anchor text as a mention of the linked page; only as text without a title."""
-        before = len(self.text)
-        self._put(anchor)
-        start = len(self.text) - len(self.text[before:].lstrip())
-        end = len(self.text.rstrip())
-        if end > start and title:
-            self._mentions.append(Mention(start, end, title))
+        start = self._length
+        start += self._put(anchor)
+        if self._end > start and title:
+            self._mentions.append(Mention(start, self._end, title))
             self._counts["links found"] += 1
 
     def cut(self) -> None:
@@ -110,12 +124,12 @@ class Paragraphs(Line):
         elif words:
             self._counts["paragraphs dropped: too short"] += 1
             self._counts["links dropped: in a short paragraph"] += len(self._mentions)
-        self.text, self._mentions, self._gap = "", [], False
+        self._pieces, self._length, self._last, self._gap, self._mentions = [], 0, "", False, []
 
     def add_after_link(self, text: str) -> None:
         """Add text that follows a link: lower-case letters right after it belong to the anchor, as in `[[bus]]es`."""
-        if self._mentions and self._mentions[-1].end == len(self.text) and (trail := self._trail(text)):
-            self._mentions[-1] = self._mentions[-1]._replace(end=len(self.text) + trail)
+        if self._mentions and self._mentions[-1].end == self._length and (trail := self._trail(text)):
+            self._mentions[-1] = self._mentions[-1]._replace(end=self._length + trail)
         self.add(text)
 
     def _trail(self, text: str) -> int:
@@ -124,20 +138,20 @@ class Paragraphs(Line):
             return len(text) - len(text.lstrip(string.ascii_lowercase))
         return next((place for place, letter in enumerate(text) if not letter.islower()), len(text))
 
-    def begin_bold(self) -> tuple[int, int, int]:
+    def begin_bold(self) -> tuple[int, ...]:
         """Return how much there is before bold text."""
-        return len(self.text), len(self._mentions), len(self.done)
+        return self._length, len(self._pieces), len(self._mentions), len(self.done)
 
-    def end_bold(self, before: tuple[int, int, int]) -> None:
+    def end_bold(self, before: tuple[int, ...]) -> None:
         """End bold text; the first on a page is a mention of its subject if it shares a word with the title."""
-        start, links, paragraphs = before
+        start, pieces, links, paragraphs = before
         if not self._title or paragraphs or self.done or len(self._mentions) != links:
             return
-        bold = self.text[start:]
+        bold = "".join(self._pieces[pieces:])
         words = set(_QUALIFIER.sub("", self._title).casefold().split())
         if words & set(bold.casefold().split()):
             start += len(bold) - len(bold.lstrip())
-            self._mentions.append(Mention(start, len(self.text.rstrip()), self._title))
+            self._mentions.append(Mention(start, self._end, self._title))
             self._counts["subjects found"] += 1
             self._title = ""
 
