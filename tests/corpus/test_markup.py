@@ -65,7 +65,10 @@ def test_data_is_no_prose(name: str) -> None:
 
 
 def test_what_is_removed_keeps_words_apart() -> None:
-    assert prose_source("one<ref>x</ref><ref name=y/>two <ref>z</ref>, <!-- c -->3<math>x</math>4.") == "one two , 3 4."
+    text = (
+        "one<ref>x</ref><ref name=y/>two <ref>z</ref>, <!-- c -->3<math>x</math>4.<ref>x</ref> [[a]]<ref>x</ref>[[b]]"
+    )
+    assert prose_source(text) == "one<ref/>two , 3<ref/>4. [[a]]<ref/>[[b]]"
 
 
 def test_what_is_removed_from_the_start_of_a_line_makes_no_list_of_it() -> None:

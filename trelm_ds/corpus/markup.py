@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from itertools import accumulate
 
@@ -29,6 +29,7 @@ _NEVER_CLOSED = {"br", "hr", "li", "p", "dd", "dt", "wbr", "tr", "td", "th"}
 _TANGLE_LIMIT = 50_000_000  # unclosed openers times characters: a few seconds of parsing
 
 _LINE_MARKUP = set("*#:;=|!{ -")  # begin something else than prose where they begin a line
+_ENDS = {"", *".,;:!?)"}  # end a word themselves
 _HAS_TABLE = re.compile(r"^[\s:*#;]*+(?:\{\||\||!)", re.MULTILINE)
 _OPENED = re.compile(r"[ \t:*#;]*+\{\|")
 _CLOSED = re.compile(
@@ -50,12 +51,12 @@ def prose_source(wikitext: str) -> str:
 
 
 def _gap(match: re.Match[str]) -> str:
-    """Return what stands for a removed piece: what keeps two words apart, or the next one from the line's start."""
+    """Return what stands for a removed piece: what keeps its neighbours apart, or the next one off the line's start."""
     text = match.string
     before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
     if before in ("", "\n"):
         return "<nowiki/>" if after in _LINE_MARKUP else ""
-    return " " if before.isalnum() and after.isalnum() else ""
+    return "" if before.isspace() or after.isspace() or after in _ENDS else "<ref/>"
 
 
 def too_tangled(wikitext: str) -> bool:
@@ -80,26 +81,27 @@ def too_tangled(wikitext: str) -> bool:
 def without_tables(wikitext: str) -> str:
     """Remove wiki tables, also indented ones, those that a template opens or closes, and those that never end.
 
-    A table that never ends is taken to end with its last row before the next heading. A line that begins like a row
-    outside a table belongs to one that a template has opened. Tables inside templates stay, as part of them.
+    A table that never ends is taken to end with its last row before the next heading or table. A line that
+    begins like a row outside a table belongs to one that a template has opened. Tables inside templates stay.
     """
     if not _HAS_TABLE.search(wikitext):
         return wikitext
     lines = wikitext.split("\n")
     opened = list[tuple[int, bool]]()  # lines that open a table which is not closed yet; whether in a template or link
-    rows, headings = list[int](), list[int]()
+    rows, borders = list[int](), list[int]()  # borders: headings, and lines that open a table
     inside = list[bool]()  # whether a template or link is open at the start of each line
     changes = [0] * (len(lines) + 1)  # by how many tables more each line is covered than the line before
     templates = links = 0
     for number, line in enumerate(lines):
         if line.startswith("=="):
-            headings.append(number)
+            borders.append(number)
             templates = links = 0  # one that was never closed does not hide the rest of the page
         elif not line.strip():
             links = 0
         inside.append(templates + links > 0)
         if _OPENED.match(line):
             opened.append((number, inside[-1]))
+            borders.append(number)
         elif (closed := _CLOSED.match(line)) and (opened or "{{" not in closed.group()):
             first, nested = opened.pop() if opened else (number, inside[-1])
             if not nested:
@@ -111,7 +113,7 @@ def without_tables(wikitext: str) -> str:
         templates, links = _nesting(line, templates, links)
     for first, nested in opened:
         if not nested:
-            _cover(changes, first, _last_row(first, rows, headings, inside))
+            _cover(changes, first, _last_row(first, rows, borders, inside))
     for number in rows:
         if lines[number].lstrip().startswith("|") or _is_head(lines, number):
             _cover(changes, number, _end_of_nested(number, inside))
@@ -137,10 +139,10 @@ def _nesting(line: str, templates: int, links: int) -> tuple[int, int]:
     return templates, links
 
 
-def _last_row(first: int, rows: list[int], headings: list[int], inside: list[bool]) -> int:
+def _last_row(first: int, rows: list[int], borders: list[int], inside: list[bool]) -> int:
     """Return the last line of a table that begins at `first` and is never closed."""
-    place = bisect_left(headings, first)
-    end = headings[place] if place < len(headings) else len(inside)
+    place = bisect_right(borders, first)
+    end = borders[place] if place < len(borders) else len(inside)
     before = bisect_left(rows, end)
     return _end_of_nested(max(first, rows[before - 1]) if before else first, inside)
 

@@ -65,9 +65,12 @@ class Line:
         """Add text that follows a link."""
         self.add(text)
 
-    def link(self, anchor: str, title: str) -> None:
-        """Add a link's text."""
-        self._put(anchor)
+    def begin_link(self) -> int:
+        """Return the state before the text of a link, for `end_link`."""
+        return 0
+
+    def end_link(self, before: int, title: str) -> None:
+        """End the text of a link."""
 
     def begin_bold(self) -> tuple[int, ...]:
         """Return the state before bold text, for `end_bold`."""
@@ -98,25 +101,43 @@ class Paragraphs(Line):
         self.done: list[Document] = []
         self._title, self._counts, self._ascii_trails = title, counts, ascii_trails
         self._mentions = list[Mention]()
+        self._links = 0  # how many links the current text is in
 
     def add(self, text: str) -> None:
-        """Add plain text; every line is a paragraph."""
+        """Add plain text; every line outside a link is a paragraph."""
+        if self._links:
+            self._put(text)
+            return
         first, *others = text.split("\n")
         self._put(first)
         for line in others:
             self.cut()
             self._put(line)
 
-    def link(self, anchor: str, title: str) -> None:
-        """Add a link's anchor text as a mention of the linked page; only as text without a title."""
-        start = self._length
-        start += self._put(anchor)
-        if self._end > start and title:
+    def begin_link(self) -> int:
+        """Begin the text of a link; return the number of pieces before it."""
+        self._links += 1
+        return len(self._pieces)
+
+    def end_link(self, before: int, title: str) -> None:
+        """End the text of a link, a mention of the linked page; without a title, or in another link, only text."""
+        self._links -= 1
+        if title and not self._links:
+            self._mention(before, title, "links found")
+
+    def _mention(self, before: int, title: str, kind: str) -> None:
+        """Make a mention of all pieces but the first ones."""
+        anchor = "".join(self._pieces[before:])
+        start = self._length - len(anchor.lstrip())
+        if self._end > start:
             self._mentions.append(Mention(start, self._end, title))
-            self._counts["links found"] += 1
+            self._counts[kind] += 1
 
     def cut(self) -> None:
-        """End the current paragraph; drop it if it is too short."""
+        """End the current paragraph, unless it is in the text of a link; drop it if it is too short."""
+        if self._links:
+            self._put(" ")
+            return
         text = self.text.rstrip()
         words = len(text.split())
         if words >= MINIMUM_WORDS:
@@ -128,7 +149,8 @@ class Paragraphs(Line):
 
     def add_after_link(self, text: str) -> None:
         """Add text that follows a link: lower-case letters right after it belong to the anchor, as in `[[bus]]es`."""
-        if self._mentions and self._mentions[-1].end == self._length and (trail := self._trail(text)):
+        joined = not self._gap and self._mentions and self._mentions[-1].end == self._length
+        if joined and (trail := self._trail(text)):
             self._mentions[-1] = self._mentions[-1]._replace(end=self._length + trail)
         self.add(text)
 
@@ -140,19 +162,17 @@ class Paragraphs(Line):
 
     def begin_bold(self) -> tuple[int, ...]:
         """Return how much there is before bold text."""
-        return self._length, len(self._pieces), len(self._mentions), len(self.done)
+        return len(self._pieces), len(self._mentions), len(self.done)
 
     def end_bold(self, before: tuple[int, ...]) -> None:
         """End bold text; the first on a page is a mention of its subject if it shares a word with the title."""
-        start, pieces, links, paragraphs = before
+        pieces, links, paragraphs = before
         if not self._title or paragraphs or self.done or len(self._mentions) != links:
             return
         bold = "".join(self._pieces[pieces:])
         words = set(_QUALIFIER.sub("", self._title).casefold().split())
         if words & set(bold.casefold().split()):
-            start += len(bold) - len(bold.lstrip())
-            self._mentions.append(Mention(start, self._end, self._title))
-            self._counts["subjects found"] += 1
+            self._mention(pieces, self._title, "subjects found")
             self._title = ""
 
 

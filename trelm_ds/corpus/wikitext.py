@@ -172,14 +172,12 @@ class _Converter:
             out.add(self.text(link.title).strip().removeprefix(":"))
 
     def _mention(self, link: nodes.Wikilink, title: str, out: Line) -> None:
+        before = out.begin_link()
         if link.text is not None and link.text.nodes:
-            anchor = self.text(link.text)
+            self.collect(link.text, out)
         else:
-            anchor = self.text(link.title).strip().removeprefix(":")
-        if anchor:
-            out.link(anchor, title)
-        else:
-            out.separate()
+            out.add(self.text(link.title).strip().removeprefix(":"))
+        out.end_link(before, title)
 
 
 def _without_tag(match: re.Match[str]) -> str:
