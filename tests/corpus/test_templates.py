@@ -44,6 +44,8 @@ from trelm_ds.corpus.wikitext import paragraphs_of
         ("It is {{convert|{{frac|1|2}}|mi}} or {{val|1.2|0.3|e=6|u=kg}}.", "It is 1/2 mi or 1.2±0.3 × 10⁶ kg."),
         ("{{as of|2020|4|5|lc=y}} it was so, {{as of|2019}} not.", "as of 5 April 2020 it was so, As of 2019 not."),
         ("One {{quote|text=two three}} {{ill|Foo|de|lt=Bar}} {{uc:xyz}}.", "One two three Foo XYZ."),
+        ("On {{ship||Titanic}} and {{nihongo||東京|Tōkyō}} and {{nihongo|Edo|江戸}}.", "On Titanic and Tōkyō and Edo."),
+        ("See {{slink||Bar}} or {{font color|red|blue|x}} {{xt|y}}.", "See § Bar or x y."),
         ("Of {{music|flat}} and {{sic|hide=y|teh}} and {{HMAS|[[Perth]]}}.", "Of ♭ and teh and HMAS Perth."),
         ("In 1914{{unknown|x}}1918 and foo{{note}}bar{{note}}, 5{{note}} km.", "In 1914 1918 and foo bar, 5 km."),
         ("[[Foo]]{{note}}bar and {{lang|de|a}}{{lang|de|b}} {{Template:Nowrap|c}}.", "Foo bar and ab c."),
@@ -69,4 +71,11 @@ def test_numbers() -> None:
         "007",
         "x",
     ]
-    assert [superscript(text) for text in ("6", "−12", "2+", "st", "n", "a1")] == ["⁶", "⁻¹²", "²⁺", "st", "ⁿ", "a1"]
+    assert [superscript(text) for text in ("6", "−12", "2+", "st", "n+1", "a1")] == [
+        "⁶",
+        "⁻¹²",
+        "²⁺",
+        "st",
+        "ⁿ⁺¹",
+        "a1",
+    ]

@@ -108,6 +108,7 @@ def test_a_closing_section_takes_its_subsections_along() -> None:
         ("The [[Help:Contents|help]], [[User:A|an editor]], [[WP:NPOV]].", "The help, an editor, WP:NPOV."),
         ("Hear [[Media:A.ogg|the word]] and [[voy:Paris|travel]] there.", "Hear the word and travel there."),
         ("A [[:File:A.jpg]] is [[:de:Fluss|German]] for it.", "A File:A.jpg is German for it."),
+        ("The [[Caf%C3%A9]] and [[C%2B%2B]] of [[R&amp;B]] are here.", "The Café and C++ of R&B are here."),
         ("At [[Foo|]] and [[:Bar]] and [[#Here|below]] it is.", "At Foo and Bar and below it is."),
         ("One [[File:A.jpg|thumb|words [[in]] it]]two three four.", "One two three four."),
     ],

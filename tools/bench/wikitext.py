@@ -4,7 +4,7 @@ python tools/bench/wikitext.py --excerpt DUMP --words LINKED_JSONL [--checkout D
 
 A word counts as glued if the page's wikitext, without the ends of links and quotes, does not hold it, nor does the word
 list, which is the text of the linked JSONL. Words are runs of letters or of digits. `--checkout` measures another
-(older) checkout of this project. Prints a row of the table in docs/preparation.md, then the templates and the glued words.
+(older) checkout of this project. Prints a row of the table in docs/preparation.md, then templates and glued words.
 """
 
 from __future__ import annotations

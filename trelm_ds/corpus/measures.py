@@ -24,7 +24,7 @@ _UNITS = {
 }  # fmt: skip
 _POWERS = {"e3": "thousand ", "e6": "million ", "e9": "billion "}
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
-_RAISABLE = re.compile(r"[-−+]?[0-9]{1,9}[-−+]?$|n$|[-−+]$")
+_RAISABLE = re.compile(r"[-−+0-9n]{1,12}$")
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",

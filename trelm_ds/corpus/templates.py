@@ -14,16 +14,16 @@ _SHOWN = {
     "nowrap": 1, "nobr": 1, "nobreak": 1, "nwr": 1, "no wrap": 1, "small": 1, "smaller": 1, "resize": 1, "big": 1,
     "larger": 1, "em": 1, "strong": 1, "smallcaps": 1, "sc": 1, "mono": 1, "code": 1, "samp": 1, "kbd": 1, "char": 1,
     "abbr": 1, "abbrlink": 1, "tooltip": 1, "ill": 1, "illm": 1, "interlanguage link": 1,
-    "interlanguage link multi": 1, "nihongo": 1, "nihongo2": 1, "nihongo3": 1, "nihongo foot": 1, "quote": 1,
+    "interlanguage link multi": 1, "nihongo2": 1, "nihongo3": 1, "nihongo foot": 1, "quote": 1,
     "blockquote": 1, "bquote": 1, "bq": 1, "cquote": 1, "quotation": 1, "poemquote": 1, "poem quote": 1, "flag": 1,
     "flagu": 1, "flagcountry": 1, "visible anchor": 1, "vanchor": 1, "not a typo": 1, "proper name": 1, "sic": 1,
     "linktext": 1, "angbr": 1, "angle bracket": 1, "var": 1, "mvar": 1, "math": 1, "unicode": 1, "nobold": 1,
     "noitalic": 1, "noitalics": 1, "italic": 1, "bold": 1, "underline": 1, "strikethrough": 1, "overline": 1,
-    "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
+    "text": 1, "xt": 1, "mxt": 1, "!xt": 1, "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
     "lang": 2, "langx": 2, "script": 2, "rtl-lang": 2, "rtl lang": 2, "color": 2, "colour": 2, "align": 2,
 }  # fmt: skip
-# The last one, behind a language and, if given, a scheme (DIN, Hepburn).
-_LAST = {"transliteration", "transl", "translit", "wikt-lang", "wiktlang"}
+# The last one, behind a language and, if given, a scheme (DIN, Hepburn); behind one or two colours.
+_LAST = {"transliteration", "transl", "translit", "wikt-lang", "wiktlang", "font color", "fontcolor"}
 _NAMED = ("text", "quote", "content")  # other names of the parameter
 _SPELLED = {
     "'": "'", "`": "`", "'s": "'s", "s'": "s'", "' \"": "' \"", "\" '": "\" '", "\"'": "\"'", "'\"": "'\"",
@@ -71,7 +71,7 @@ _MADE: dict[str, Callable[[list[str]], str]] = {
     "chem": lambda values: "".join(superscript(value) if value[-1:] in "+-−" else value for value in values),
     "music": lambda values: {"flat": "♭", "sharp": "♯", "natural": "♮"}.get(values[0], ""),
     "chem2": lambda values: values[0],
-    "ship": lambda values: " ".join(values[:2]),
+    "ship": lambda values: _joined(values[:2]),
     "sclass": lambda values: f"{values[0]}-class {_joined(values[1:2])}".rstrip(),
     "sortname": lambda values: _joined(values[:2]),
     "lit": lambda values: f"lit. '{values[0]}'",
@@ -80,7 +80,8 @@ _MADE: dict[str, Callable[[list[str]], str]] = {
     "radic": lambda values: f"√{values[0]}",
     "bracket": lambda values: f"[{values[0]}]",
     "key press": "+".join,
-    "section link": lambda values: " § ".join(values),
+    "section link": lambda values: " § ".join(values).strip(),
+    "nihongo": lambda values: next(value for value in [values[0], *values[:0:-1]] if value),
     "oldstyledate": lambda values: f"{_joined(values[:2])} [O.S. {_joined(values[2:3])}]",
     "ordinal": lambda values: _ordinal(values[0]),
 }
@@ -137,7 +138,7 @@ def _made(name: str, template: Template, text: Callable[[Wikicode], str]) -> str
     values = [named[str(parameter.name).strip()] for parameter in _shown(template)]
     if name == "as of":
         return named.get("alt") or f"{'as' if named.get('lc') else 'As'} of {date(values[:3])}"
-    if not values or not values[0]:
+    if not any(values):
         return None
     if name == "val":
         unit = named.get("u") or named.get("ul") or named.get("up") or named.get("upl") or ""

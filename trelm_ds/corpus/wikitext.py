@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
+from urllib.parse import unquote
 
 import mwparserfromhell
 from mwparserfromhell import nodes
@@ -176,7 +177,7 @@ class _Converter:
         if link.text is not None and link.text.nodes:
             self.collect(link.text, out)
         else:
-            out.add(self.text(link.title).strip().removeprefix(":"))
+            out.add(unquote(self.text(link.title).strip().removeprefix(":")))
         out.end_link(before, title)
 
 
