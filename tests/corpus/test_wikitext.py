@@ -133,6 +133,13 @@ def test_templates_in_the_text_of_links_are_words_of_the_mention() -> None:
     ]
 
 
+def test_a_subject_and_links_in_templates_are_mentions() -> None:
+    (paragraph,) = paragraphs_of(
+        "{{nihongo|'''Aikido'''|合気道|aikidō}} is a [[art|{{small|martial art}}]] of old.", "Aikido"
+    )
+    assert links(paragraph) == [("Aikido", "Aikido"), ("martial art", "Art")]
+
+
 def test_one_page_has_many_spellings_in_links() -> None:
     (paragraph,) = paragraphs_of(
         "A [[New_York|one]], [[New&nbsp;York|two]], [[new%20York#Now|three]], "

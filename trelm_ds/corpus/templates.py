@@ -19,7 +19,8 @@ _SHOWN = {
     "flagu": 1, "flagcountry": 1, "visible anchor": 1, "vanchor": 1, "not a typo": 1, "proper name": 1, "sic": 1,
     "linktext": 1, "angbr": 1, "angle bracket": 1, "var": 1, "mvar": 1, "math": 1, "unicode": 1, "nobold": 1,
     "noitalic": 1, "noitalics": 1, "italic": 1, "bold": 1, "underline": 1, "strikethrough": 1, "overline": 1,
-    "text": 1, "xt": 1, "mxt": 1, "!xt": 1, "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
+    "text": 1, "xt": 1, "mxt": 1, "!xt": 1,
+    "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
     "lang": 2, "langx": 2, "script": 2, "rtl-lang": 2, "rtl lang": 2, "color": 2, "colour": 2, "align": 2,
 }  # fmt: skip
 # The last one, behind a language and, if given, a scheme (DIN, Hepburn); behind one or two colours.
@@ -81,7 +82,6 @@ _MADE: dict[str, Callable[[list[str]], str]] = {
     "bracket": lambda values: f"[{values[0]}]",
     "key press": "+".join,
     "section link": lambda values: " § ".join(values).strip(),
-    "nihongo": lambda values: next(value for value in [values[0], *values[:0:-1]] if value),
     "oldstyledate": lambda values: f"{_joined(values[:2])} [O.S. {_joined(values[2:3])}]",
     "ordinal": lambda values: _ordinal(values[0]),
 }
@@ -121,6 +121,8 @@ def visible_part(template: Template, text: Callable[[Wikicode], str]) -> Wikicod
         return _SPELLED[name]
     if name in _LAST:
         return _positional(template, min(3, max(2, len(_shown(template)))))
+    if name == "nihongo":  # English, Japanese, transcription
+        return next((part for number in (1, 3, 2) if str(part := _positional(template, number)).strip()), "")
     if name in _SHOWN:
         return _positional(template, _SHOWN[name])
     if name.startswith("lang-") or name.startswith("script/"):
