@@ -30,7 +30,7 @@ _TANGLE_LIMIT = 50_000_000  # unclosed openers times characters: a few seconds o
 
 _LINE_MARKUP = set("*#:;=|!{ -")  # begin something else than prose where they begin a line
 _ENDS = {"", *".,;:!?)"}  # end a word themselves
-_HAS_TABLE = re.compile(r"^[\s:*#;]*+(?:\{\||\||!)", re.MULTILINE)
+_HAS_TABLE = re.compile(r"^[ \t:*#;]*+(?:\{\||\||!)", re.MULTILINE)
 _OPENED = re.compile(r"[ \t:*#;]*+\{\|")
 _CLOSED = re.compile(
     r"[ \t:*#;]*+(?:\|\}(?!\})|\{\{\s*+(?:end|s-end|table[ _]end|end[ _]table)\s*+\}\})", re.IGNORECASE

@@ -11,7 +11,7 @@ from trelm_ds.corpus.measures import date, fraction, grouped, measure, superscri
 
 # The positional parameter that the reader sees.
 _SHOWN = {
-    "nowrap": 1, "nobr": 1, "nobreak": 1, "nwr": 1, "no wrap": 1, "small": 1, "smaller": 1, "resize": 1, "big": 1,
+    "nowrap": 1, "nobr": 1, "nobreak": 1, "nwr": 1, "no wrap": 1, "small": 1, "smaller": 1, "big": 1,
     "larger": 1, "em": 1, "strong": 1, "smallcaps": 1, "sc": 1, "mono": 1, "code": 1, "samp": 1, "kbd": 1, "char": 1,
     "abbr": 1, "abbrlink": 1, "tooltip": 1, "ill": 1, "illm": 1, "interlanguage link": 1,
     "interlanguage link multi": 1, "nihongo2": 1, "nihongo3": 1, "nihongo foot": 1, "quote": 1,
@@ -23,8 +23,8 @@ _SHOWN = {
     "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
     "lang": 2, "langx": 2, "script": 2, "rtl-lang": 2, "rtl lang": 2, "color": 2, "colour": 2, "align": 2,
 }  # fmt: skip
-# The last one, behind a language and, if given, a scheme (DIN, Hepburn); behind one or two colours.
-_LAST = {"transliteration", "transl", "translit", "wikt-lang", "wiktlang", "font color", "fontcolor"}
+# The last one, behind a language and, if given, a scheme (DIN, Hepburn); behind colours or a size.
+_LAST = {"transliteration", "transl", "translit", "wikt-lang", "wiktlang", "font color", "fontcolor", "resize"}
 _NAMED = ("text", "quote", "content")  # other names of the parameter
 _SPELLED = {
     "'": "'", "`": "`", "'s": "'s", "s'": "s'", "' \"": "' \"", "\" '": "\" '", "\"'": "\"'", "'\"": "'\"",
