@@ -162,6 +162,8 @@ HOSTILE = {
     "links": "[[a|" * 20_000,
     "tags": "<b>" * 30_000,
     "references": "<ref>" * 30_000,
+    "tags without an end": "<b x " * 20_000,
+    "empty lines": "\n" * 200_000,
     "references and other tags": "<ref></i>" * 30_000,
     "blanks": ("{{" + " " * 6000 + "\n") * 10,
     "redirect": "#REDIRECT" + " " * 100_000,

@@ -26,6 +26,8 @@ _PAIRS = (
 )
 _TAG = re.compile(r"<(/?)([a-z]{1,20})\b[^<>]{0,500}?(/?)>", re.IGNORECASE)
 _NEVER_CLOSED = {"br", "hr", "li", "p", "dd", "dt", "wbr", "tr", "td", "th"}
+_ENDLESS_TAG = re.compile(r"<[a-z]{1,20}\s[^<>]*+(?=<|\Z)", re.IGNORECASE)  # attributes, but no ">"
+_ENDLESS_COST = 8  # times the time of other openers
 _TANGLE_LIMIT = 50_000_000  # unclosed openers times characters: a few seconds of parsing
 
 _LINE_MARKUP = set("*#:;=|!{ -")  # begin something else than prose where they begin a line
@@ -75,7 +77,8 @@ def too_tangled(wikitext: str) -> bool:
             open_tags[name] = max(0, open_tags[name] - 1)
         elif not single and name not in _NEVER_CLOSED:
             open_tags[name] += 1
-    return open_tags.total() * len(wikitext) > _TANGLE_LIMIT
+    endless = sum(1 for _ in _ENDLESS_TAG.finditer(wikitext))
+    return (open_tags.total() + _ENDLESS_COST * endless) * len(wikitext) > _TANGLE_LIMIT
 
 
 def without_tables(wikitext: str) -> str:
