@@ -35,6 +35,12 @@ def warning_rank0(message: str) -> None:
 
 
 @functools.cache
+def info_once(message: str) -> None:
+    """Log, unless this process has said the same before."""
+    logger.info(message, stacklevel=2)
+
+
+@functools.cache
 def warning_once(message: str) -> None:
     """Warn, unless this process has given the same warning before."""
     logger.warning(message, stacklevel=2)
