@@ -6,7 +6,9 @@ from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTabl
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
-from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
+from trelm_ds.model.hf import load_config, load_encoder, load_pretrained
+from trelm_ds.model.hf_export import save_pretrained
+from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.injection import Injected, injected
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 
