@@ -41,8 +41,8 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "lfs pointer": (lambda f: (f / "model.safetensors").write_text(POINTER), "is a git-lfs pointer, not the weights"),
-    "lfs pointer, bin": (lambda f: pickled(f).write_text(POINTER), "is a git-lfs pointer, not the weights; run `git"),
+    "lfs pointer": (lambda f: (f / "model.safetensors").write_text(POINTER), "is a git-lfs pointer, not the file"),
+    "lfs pointer, bin": (lambda f: pickled(f).write_text(POINTER), "is a git-lfs pointer, not the file; run `git"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: cannot be read"),
     "empty, bin": (lambda f: pickled(f).write_bytes(b""), "pytorch_model.bin: cannot be read as weights"),
     "huge header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "model.safetensors: cannot be read"),

@@ -92,9 +92,7 @@ class EncoderConfig:
             raise UserError(f"architecture: must be one of {', '.join(ARCHITECTURES)}, got '{self.architecture}'")
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act: must be one of {', '.join(ACTIVATIONS)}, got '{self.hidden_act}'")
-        for name, most in _MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"{name}: must be at least 1 and at most {most}, got {_short(getattr(self, name))}")
+        check_sizes(asdict(self))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: must be at least 0 and less than 1, got {getattr(self, name)}")
@@ -163,6 +161,18 @@ class EncoderConfig:
         kind = values.pop("architecture")
         values["max_position_embeddings"] += self.position_offset
         return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **values}
+
+
+def check_sizes(content: Mapping[str, Any]) -> None:
+    """Check the sizes that a model's configuration names, of whatever kind it is.
+
+    Raises:
+        UserError: one is beyond any model.
+    """
+    for name, most in _MOST.items():
+        value = content.get(name)
+        if isinstance(value, int) and not 1 <= value <= most:
+            raise UserError(f"{name}: must be at least 1 and at most {most}, got {_short(value)}")
 
 
 def _short(value: Any) -> str:

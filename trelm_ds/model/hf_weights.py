@@ -41,6 +41,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a file is missing or damaged, or holds something else.
     """
+    refuse_pointers(folder)
     if (folder / WEIGHTS).exists():
         tensors = _read_safetensors(folder / WEIGHTS)
     elif (folder / WEIGHTS_INDEX).exists():
@@ -68,7 +69,6 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    _refuse_pointer(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -86,7 +86,6 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _refuse_pointer(path)
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -96,12 +95,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read ({reason}); fetch it again") from None
 
 
-def _refuse_pointer(path: Path) -> None:
-    """Refuse the small text that git checks out in place of a large file where git-lfs is not installed."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(_POINTER))
-    except OSError:
-        return  # the reader says so
-    if start == _POINTER:
-        raise UserError(f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull` in that repository")
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder with the small texts that git checks out in place of large files where git-lfs is missing.
+
+    Raises:
+        UserError: a file is such a text.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            with path.open("rb") as stream:
+                start = stream.read(len(_POINTER))
+        except OSError:
+            continue  # the reader of that file says so
+        if start == _POINTER:
+            raise UserError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in that repository")
