@@ -121,7 +121,7 @@ class Candidates:
             self.description = {"source": "model vocabulary", "path": None, "n_tokens": self.tokens[True].numel()}
             return
         try:
-            words = [word.strip() for word in Path(path).read_text(encoding="utf-8").splitlines()]
+            words = [word.strip() for word in Path(path).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a vocabulary ({error}); give one word a line") from None
         words = [word for word in words if word]
