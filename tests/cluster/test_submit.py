@@ -15,6 +15,7 @@ import yaml
 from tests.e2e.launch import ROOT
 from trelm_ds.cli import main
 from trelm_ds.cluster.job_file import job_file, join_options
+from trelm_ds.cluster.slurm import outside_jobs
 from trelm_ds.cluster.snapshot import copy_code, describe_git, make_paths_absolute
 from trelm_ds.config import Config, InjectionConfig, LoaderConfig, ModelConfig, TrackingConfig, TrainerConfig
 from trelm_ds.errors import UserError
@@ -213,6 +214,43 @@ def test_lines_are_added_where_sbatch_reads_them() -> None:
         "#!/bin/bash\n# about\n#SBATCH --nodes=1\n\n# by us\n#SBATCH --nodes=2\nexport A='1 2'\n\n"
         "\n# more\nset -e\n#SBATCH --nodes=9\necho\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "stays"),
+    [
+        ("--mem=0", ["--mem=4G"], True),
+        ("--mem=0", ["--mem-per-cpu=2G"], False),
+        ("--mem 48G", ["--mem-per-gpu=2G", "--nodes=2"], False),
+        ("--mem-per-cpu=2G", ["--mem=0"], False),
+        ("--gres=gpu:8", ["--gres=none"], True),
+        ("--gres=gpu:8", ["--gpus-per-node=4"], False),
+        ("--gres=gpu:a100:8", ["-G4"], False),
+        ("-G 8", ["--gpus=4"], True),
+        ("--gres=lustre:1", ["--gpus-per-node=4"], True),
+        ("--gpus-per-node=8", ["--gres=lustre:1"], True),
+        ("--gpus-per-node=8", ["--gres=gpu:4"], False),
+        ("--nodes=1", ["--gpus=4", "--mem-per-cpu=1"], True),
+    ],
+)
+def test_of_options_that_exclude_each_other_the_asked_one_stays(line: str, options: list[str], stays: bool) -> None:
+    text = job_file(f"#!/bin/bash\n#SBATCH {line}\n", options, {}, [])
+    assert (f"\n#SBATCH {line}\n" in text) == stays
+    assert (f"\n# replaced below: SBATCH {line}\n" in text) != stays
+    assert all(f"\n#SBATCH {option}\n" in text for option in options)
+
+
+def test_an_option_replaces_a_variable_of_its_kind(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_MEM_PER_NODE", "9G")
+    monkeypatch.setenv("SBATCH_GRES", "gpu:2")
+    _, shown, _ = submit("--dry-run", "--", "--mem-per-cpu=2G")
+    assert ("\n#SBATCH --mem=" in shown, "\n#SBATCH --mem-per-cpu=2G" in shown) == (False, True)
+    assert "#SBATCH --gres=gpu:2" in shown
+
+
+def test_variables_of_the_job_around_are_not_handed_on() -> None:
+    given = {"SLURM_CONF": "x", "SLURM_JWT": "t", "SLURM_MEM_PER_CPU": "2000", "SLURM_STEP_ID": "0", "PATH": "p"}
+    assert set(outside_jobs(given)) == {"SLURM_CONF", "SLURM_JWT", "PATH"}
 
 
 def test_paths_are_absolute_and_their_files_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,13 @@ from typing import Any
 from trelm_ds import log
 from trelm_ds.cluster import slurm
 from trelm_ds.cluster.history import JOB_NOTE, jobs_of
-from trelm_ds.cluster.job_file import job_file, join_options, options_from_environment
+from trelm_ds.cluster.job_file import (
+    job_file,
+    join_options,
+    not_replaced,
+    options_from_environment,
+    variables_of_options,
+)
 from trelm_ds.cluster.site import SITE, read_site, site_file
 from trelm_ds.cluster.snapshot import (
     absolute_store,
@@ -194,7 +200,8 @@ def _build_job_file(request: Request, number: int) -> str:
         "Options below override those above; the values are those at submission.",
     ]
     output = "--output=" + str(request.run / "slurm").replace("%", "%%") + "/%j.log"
-    return job_file(request.script, [output, *options_from_environment(given), *request.options], variables, about)
+    from_environment = not_replaced(options_from_environment(given), request.options)
+    return job_file(request.script, [output, *from_environment, *request.options], variables, about)
 
 
 def dry_run(request: Request) -> str:
@@ -238,9 +245,17 @@ def submit(request: Request) -> Submitted:
 
 
 def _for_sbatch(request: Request) -> dict[str, str]:
-    """Return the environment for sbatch, which reads SBATCH_* from it; by default Slurm passes it on to the job."""
+    """Return the environment for sbatch, which reads SBATCH_* from it; by default Slurm passes it on to the job.
+
+    Left out are the variables of an allocation that this process runs in, which are not this job's, and those in whose
+    place the request has an option.
+    """
     options = {name: value for name, value in request.environment.items() if name.startswith("SBATCH_")}
-    return os.environ | options
+    environment = slurm.outside_jobs(os.environ) | options
+    for name, option in variables_of_options(environment).items():
+        if not not_replaced([option], request.options):
+            del environment[name]
+    return environment
 
 
 def _refuse_second_job(run: Path) -> None:
