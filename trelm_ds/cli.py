@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a check failed, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
     """
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     log.setup(distributed=arguments[:1] == ["pretrain"] and is_launched())
     try:
@@ -45,7 +47,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `trelm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller has closed (`2>&-`): otherwise a file takes its number, and libraries print into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _run(arguments: list[str]) -> int:

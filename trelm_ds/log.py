@@ -7,6 +7,7 @@ matters; most concern all.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import warnings
 
 from trelm_ds.redact import without_password
+from trelm_ds.visible import visible
 
 logger = logging.getLogger("trelm_ds")
 logger.setLevel(logging.INFO)
@@ -65,14 +67,16 @@ def setup(distributed: bool = False) -> None:
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # sys.stderr is looked up for every line: a progress bar on a terminal replaces it, to print above itself.
-        print(self.format(record), file=sys.stderr, flush=True)
+        # Whoever reads it may be gone (tee, ssh); that ends no training.
+        with contextlib.suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = without_password(record.getMessage())
+        message = visible(without_password(record.getMessage()))
         if record.levelno >= logging.ERROR:
-            return f"trelm: error: {message}"
+            return f"trelm: error: {' '.join(message.split())}"
         if record.levelno >= logging.WARNING:
             message = f"warning: {' '.join(message.split())}"
         return _rank_prefix() + message

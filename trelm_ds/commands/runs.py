@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from trelm_ds.errors import UserError
+from trelm_ds.visible import visible
 
 
 def pretrain_command(arguments: list[str]) -> int:
@@ -70,7 +71,7 @@ def _checkpoints(namespace: argparse.Namespace) -> int:
         for path in prune_run(namespace.run, namespace.prune):
             print(f"{path}: removed")
     found = list_checkpoints(namespace.run, namespace.verify)
-    print(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet")
+    print(visible(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet"))
     return int(any(entry.problem for entry in found))
 
 
