@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
 from trelm_ds.launched import is_launched
 
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
 
@@ -42,11 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if log.rank() == 0 or isinstance(error, RankError):
             log.error(str(error))
         code = 2
-    except KeyboardInterrupt:
-        code = 130
     except BrokenPipeError:  # `trelm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file cannot be read or written: no bug. What may pass, such as a file server that restarts, must not end
+        # with the code of a mistake, after which no job is started again.
+        log.error(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        code = 1 if error.errno in _MAY_PASS else 2
+    except KeyboardInterrupt:
+        code = 130
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(code)

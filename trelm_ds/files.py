@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
+
 from trelm_ds.errors import UserError
 
 _LOCK_ATTEMPTS = 10
@@ -145,6 +147,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"'{key}' stands twice in one object")
         found[key] = value
     return found
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Memory-map a .npy file of numbers.
+
+    Raises:
+        UserError: it is missing, cut off, or anything else.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run `trelm prepare` again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # numpy lets any exception of its header's parser through
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no array, or a damaged one ({reason}); run `trelm prepare` again") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from trelm_ds.corpus.tokenizer_files import SPECIALS, VOCABULARIES, read_tokenizer
 from trelm_ds.errors import UserError
 from trelm_ds.files import canonical_json, write_atomically
+from trelm_ds.shards import Manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,6 +47,20 @@ class TokenizerInfo:
     cls: int
     sep: int
     mask: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> TokenizerInfo:
+        """Read what a dataset's manifest says of its tokenizer.
+
+        Raises:
+            UserError: it says something else.
+        """
+        given = manifest.tokenizer
+        if set(given) != {item.name for item in dataclasses.fields(cls)} or not all(
+            isinstance(value, str if name == "sha256" else int) for name, value in given.items()
+        ):
+            raise UserError("manifest.json: damaged, 'tokenizer' has other values; run `trelm prepare` again")
+        return cls(**given)
 
     @property
     def special_ids(self) -> tuple[int, ...]:
