@@ -72,12 +72,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut."""
+    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut.
+
+    A file's content is flushed by it as well.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush a folder and everything below it to disk, before it is renamed to where it is looked for."""
+    for path in folder.rglob("*"):
+        fsync_folder(path)
+    fsync_folder(folder)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, read_json
+from trelm_ds.files import fsync_folder, fsync_tree, read_json
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.hf_names import hf_names, transposed
 from trelm_ds.model.hf_weights import WEIGHTS
@@ -76,8 +76,7 @@ def save_pretrained(
         (temporary / WEIGHTS).chmod((temporary / "config.json").stat().st_mode)  # safetensors keeps it from others
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), temporary, config.max_position_embeddings)
-        for path in (*temporary.iterdir(), temporary):
-            fsync_folder(path)
+        fsync_tree(temporary)
         _replace(temporary, folder)
         for path in left_behind(folder, "old"):
             shutil.rmtree(path, ignore_errors=True)
