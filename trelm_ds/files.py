@@ -214,7 +214,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
         what: the subject of the error messages, such as "--out: RUN".
 
     Raises:
-        UserError: another process holds the lock, or the file cannot be created.
+        UserError: another process holds the lock, the file cannot be created, or its file system has no locks and
+            TRELM_NO_LOCKS=1 is not set.
     """
     try:
         stream = path.open("a")
@@ -229,8 +230,13 @@ def lock(path: Path, what: str) -> Iterator[None]:
                 raise BlockingIOError
         except BlockingIOError:
             raise UserError(f"{what} is in use by another process; wait for it or choose another") from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:  # a file system without locks, such as Lustre mounted without
+            if os.environ.get("TRELM_NO_LOCKS") != "1":
+                path.unlink(missing_ok=True)
+                raise UserError(
+                    f"{what}: its file system has no locks ({error.strerror}), so two processes could write there; mount "
+                    "it with them (Lustre: -o flock), or set TRELM_NO_LOCKS=1 and see to it yourself"
+                ) from None
         try:
             yield
         finally:

@@ -143,6 +143,14 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, files: dict[str, str], messa
     assert "\n" not in str(error.value)
 
 
+def test_a_vocabulary_without_its_unknown_token(tmp_path: Path) -> None:
+    vocabulary = [token for token in UNCASED if token != "[UNK]"]
+    backend(vocabulary, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "[PAD]"}')
+    with pytest.raises(UserError, match=r"its vocabulary lacks \[UNK\], the token of unknown words"):
+        load_tokenizer(tmp_path)
+
+
 def test_published_vocabularies(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bert = load_tokenizer(shared_data / "tokenizers" / "bert-base-uncased")
     assert bert.tokenize("Müller's café") == ["muller", "'", "s", "cafe"]

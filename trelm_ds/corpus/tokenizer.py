@@ -83,6 +83,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"--tokenizer: {folder} {problem}")
     if max(tokenizer.get_vocab().values()) >= len(tokenizer):
         raise UserError(f"--tokenizer: {folder}: its ids have gaps; number the tokens from 0 on without blank lines")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in model["vocab"]:  # with the first such word, encoding would fail
+        raise UserError(f"--tokenizer: {folder}: its vocabulary lacks {unknown}, the token of unknown words")
     word_starts(tokenizer)  # refuses unsupported kinds of tokenizer
     return tokenizer
 
