@@ -234,8 +234,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
             if os.environ.get("TRELM_NO_LOCKS") != "1":
                 path.unlink(missing_ok=True)
                 raise UserError(
-                    f"{what}: its file system has no locks ({error.strerror}), so two processes could write there; mount "
-                    "it with them (Lustre: -o flock), or set TRELM_NO_LOCKS=1 and see to it yourself"
+                    f"{what}: its file system has no locks ({error.strerror}), so two processes could write there; "
+                    "mount it with them (Lustre: -o flock), or set TRELM_NO_LOCKS=1 and see to it yourself"
                 ) from None
         try:
             yield
