@@ -13,6 +13,8 @@ from trelm_ds.files import lock
 from trelm_ds.redact import shown
 from trelm_ds.run_folder import LOCK, SPOOL
 from trelm_ds.tracking.sender import Progress, Sender
+from trelm_ds.tracking.spool import copied_from
+from trelm_ds.tracking.store import check_address
 
 _LONGEST_PAUSE_S = 30.0
 _CLOSING_ATTEMPTS = 10  # one second apart, once training has ended
@@ -57,7 +59,7 @@ class Uploader:
             try:
                 self._sender.send_waiting()
             except Exception as error:
-                self._problem = self._sender.reason(error)
+                self._problem = self._sender.problem(error)
                 failures += 1
                 if failures == 2:  # a single failure is not worth a warning
                     sent = self._sender.sent
@@ -79,33 +81,38 @@ class Uploader:
             self._wake.wait()
 
 
-def sync(run: Path, address: str | None = None) -> tuple[int, str]:
+def sync(run: Path, address: str | None = None, experiment: str | None = None) -> tuple[int, str]:
     """Send the waiting entries of a run that no process is training.
 
     Args:
         run: the run folder.
         address: tracking URI; default: the one the run has used.
+        experiment: where to create the run if MLflow does not have it; default: the one it was started with.
 
     Returns:
         the number of entries sent, and the store's address without password.
 
     Raises:
-        UserError: no spool there, the run is in progress, no address to send it to, or the store does not answer.
+        UserError: no spool there, or a copy; the run is in progress, no address to send it to, or the store does not
+            answer.
     """
     if not (run / SPOOL).is_file():
         raise UserError(f"{run}: holds no {SPOOL}; give the folder of a run with tracking")
     with lock(run / LOCK, f"{run}"):
+        if origin := copied_from(run):
+            raise UserError(f"{run}: is a copy of {origin}; sync that, or continue this as a run of its own")
         address = address or _known_address(run)
-        sender = Sender(run, address)
+        check_address(address)
+        sender = Sender(run, address, experiment)
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()
                 return sender.sent, shown(address)
             except Exception as error:
-                problem = sender.reason(error)
+                problem = sender.problem(error)
             if attempt + 1 < _SYNC_ATTEMPTS:
                 time.sleep(2.0**attempt)
-        raise UserError(f"{shown(address)}: {problem}; {sender.waiting()} entries of {run / SPOOL} wait")
+        raise UserError(f"{problem}; {sender.waiting()} entries of {run / SPOOL} wait")
 
 
 def _known_address(run: Path) -> str:
