@@ -10,7 +10,7 @@ from pathlib import Path
 from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.redact import shown
+from trelm_ds.redact import is_incomplete, shown
 from trelm_ds.run_folder import LOCK, SPOOL
 from trelm_ds.tracking.sender import Progress, Sender
 from trelm_ds.tracking.spool import copied_from
@@ -122,6 +122,6 @@ def _known_address(run: Path) -> str:
         raise UserError(f"{run}: does not say where to; give --uri")
     if shown(given) == store:
         return given
-    if "://...@" in store or "=..." in store:
-        raise UserError(f"{store}: user and password are not kept; give --uri or set MLFLOW_TRACKING_URI")
+    if is_incomplete(store):
+        raise UserError(f"{store}: passwords and tokens are not kept; give --uri or set MLFLOW_TRACKING_URI")
     return store
