@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,23 +87,13 @@ def open_client(address: str) -> Any:
     path = _sqlite_file(address)
     if path is None:
         return MlflowClient(address)
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        # One process at a time: MLflow makes the tables of a new file, and two would collide.
-        with waiting_lock(lock, _LOCK_WAIT_S):
-            return _open_sqlite(address, path)
-    except TimeoutError:
-        raise TimeoutError(f"another process has held {lock} for {_LOCK_WAIT_S:.0f} seconds") from None
-
-
-def _open_sqlite(address: str, path: Path) -> Any:
-    from mlflow import MlflowClient
-
     with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_S)) as database:
         database.execute("BEGIN IMMEDIATE")  # asks whether it is locked or read-only; MLflow tries for minutes
         database.rollback()
-        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            _make_tables(database)
+        if _is_empty(database):
+            with _one_maker(path):
+                if _is_empty(database):
+                    _make_tables(database)
     try:
         return MlflowClient(address)
     except Exception as error:
@@ -109,6 +101,21 @@ def _open_sqlite(address: str, path: Path) -> Any:
             raise
         why = f"{path} is half made, {reason(error, address)}"
         raise RuntimeError(f"{why}; move it away, and the next start or `trelm sync` makes another") from None
+
+
+@contextlib.contextmanager
+def _one_maker(path: Path) -> Iterator[None]:
+    """Let no other process make the tables of the same file: it would replace them, and what was sent meanwhile."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with waiting_lock(lock, _LOCK_WAIT_S):
+            yield
+    except TimeoutError:
+        raise TimeoutError(f"another process has held {lock} for {_LOCK_WAIT_S:.0f} seconds") from None
+
+
+def _is_empty(database: sqlite3.Connection) -> bool:
+    return database.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def _has_experiment(path: Path) -> bool:
@@ -121,14 +128,19 @@ def _has_experiment(path: Path) -> bool:
 
 
 def _make_tables(database: sqlite3.Connection) -> None:
-    """Make MLflow's tables elsewhere and copy them in one transaction: MLflow never opens what it has half made."""
+    """Copy MLflow's tables in one transaction: MLflow never opens a database again that it has half made."""
+    with contextlib.closing(sqlite3.connect(Path(_draft().name) / "mlflow.db")) as made:
+        made.backup(database)
+
+
+@functools.cache  # it takes ten seconds, and a disk that is full asks for it again and again
+def _draft() -> tempfile.TemporaryDirectory[str]:
+    """Let MLflow make its tables elsewhere; the folder lasts as long as this process."""
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "mlflow.db"
-        MlflowClient(f"sqlite:///{draft}")
-        with contextlib.closing(sqlite3.connect(draft)) as made:
-            made.backup(database)
+    folder = tempfile.TemporaryDirectory(prefix="trelm-mlflow-")
+    MlflowClient(f"sqlite:///{folder.name}/mlflow.db")
+    return folder
 
 
 def _sqlite_file(address: str) -> Path | None:

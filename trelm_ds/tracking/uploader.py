@@ -17,7 +17,7 @@ from trelm_ds.tracking.spool import copied_from
 from trelm_ds.tracking.store import check_address
 
 _LONGEST_PAUSE_S = 30.0
-_CLOSING_ATTEMPTS = 10  # one second apart, once training has ended
+_CLOSING_S = 10.0  # once training has ended, a store that fails so long after that is given up
 _SYNC_ATTEMPTS = 3
 
 
@@ -28,7 +28,7 @@ class Uploader:
     """
 
     def __init__(self, sender: Sender) -> None:
-        self._sender, self._problem = sender, ""
+        self._sender, self._problem, self._closed = sender, "", 0.0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
@@ -43,6 +43,7 @@ class Uploader:
         Returns:
             a message about the entries that are still waiting, "" where there are none.
         """
+        self._closed = time.monotonic()
         self._closing.set()
         self._wake.set()
         self._thread.join(wait_s)
@@ -52,7 +53,7 @@ class Uploader:
         return f"{left} entries wait for MLflow{because}" if left else ""
 
     def _run(self) -> None:
-        failures = sent = closing_attempts = 0
+        failures = sent = 0
         while not self._sender.stop.is_set():
             self._wake.clear()  # before sending: an entry appended meanwhile wakes the thread again
             closing = self._closing.is_set()
@@ -65,8 +66,7 @@ class Uploader:
                     sent = self._sender.sent
                     log.warning(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
                 pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE_S)
-                closing_attempts += closing
-                if closing_attempts == _CLOSING_ATTEMPTS:
+                if closing and time.monotonic() > self._closed + _CLOSING_S:
                     return
                 if closing:
                     self._sender.stop.wait(min(pause, 1.0))
