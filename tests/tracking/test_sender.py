@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.tracking.mlflow_server import MlflowServer
 from tests.tracking.runs import Told, check_arrived_once, point, runs_of, tracked, until
 from trelm_ds.errors import UserError
 from trelm_ds.run_folder import PROGRESS, SPOOL
@@ -70,6 +71,23 @@ def test_sync_takes_a_run_of_a_deleted_experiment_to_another(refused: str, run: 
     assert sync(run, experiment="other") == (4, refused)
     assert check_arrived_once(refused, run, [1, 2], "other").info.status == "KILLED"
     assert sync(run)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_server_says_so_too(run: Path, server: MlflowServer, told: Told) -> None:
+    from mlflow import MlflowClient
+
+    server.start()
+    client = MlflowClient(server.uri)
+    experiment = client.create_experiment("trelm")
+    client.delete_experiment(experiment)
+    tracker = tracked(run, server.uri)
+    tracker.log(1, point(1))
+    until(lambda: told.says("training goes on"))
+    assert told.says(f"warning: MLflow: {server.uri}: the experiment 'trelm' was deleted in MLflow")
+    tracker.end("KILLED")
+    assert sync(run, experiment="other")[0] == 3
+    check_arrived_once(server.uri, run, [1], "other")
 
 
 def test_an_experiment_that_is_deleted_and_restored_under_a_run_gets_nothing_twice(

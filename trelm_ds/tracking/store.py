@@ -99,8 +99,8 @@ def open_client(address: str) -> Any:
     except Exception as error:
         if _has_experiment(path):
             raise
-        why = f"{path} is half made, {reason(error, address)}"
-        raise RuntimeError(f"{why}; move it away, and the next start or `trelm sync` makes another") from None
+        why = f"{path} is half made, {reason(error, address)}; unless some process is making it now, move it away"
+        raise RuntimeError(f"{why}, and the next start or `trelm sync` makes another") from None
 
 
 @contextlib.contextmanager
