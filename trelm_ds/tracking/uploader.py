@@ -103,7 +103,10 @@ def sync(run: Path, address: str | None = None, experiment: str | None = None) -
             raise UserError(f"{run}: is a copy of {origin}; sync that, or continue this as a run of its own")
         address = address or _known_address(run)
         check_address(address)
-        sender = Sender(run, address, experiment)
+        try:
+            sender = Sender(run, address, experiment)
+        except OSError as error:
+            raise UserError(f"{run}: cannot be written: {error.strerror}") from None
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()
