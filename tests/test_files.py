@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import lock, read_json, write_atomically
+from trelm_ds.files import lock, read_json, waiting_lock, write_atomically
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -50,3 +50,10 @@ def test_json_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"x.json(:\d+)?: not valid JSON") as error:
         read_json(tmp_path / "x.json")
     assert "\n" not in str(error.value)
+
+
+def test_a_lock_is_waited_for_as_long_as_one_likes(tmp_path: Path) -> None:
+    with waiting_lock(tmp_path / "lock"), pytest.raises(TimeoutError), waiting_lock(tmp_path / "lock", 0.1):
+        pass
+    with waiting_lock(tmp_path / "lock", 0.1), waiting_lock(tmp_path / "nowhere" / "lock", 0.1):
+        pass

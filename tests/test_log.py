@@ -95,3 +95,11 @@ def test_of_libraries_only_warnings_for_users_are_shown(capsys: pytest.CaptureFi
 def test_it_is_there_before_torch() -> None:
     command = "import sys, trelm_ds.log; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
+def test_a_crash_tells_no_password() -> None:
+    program = "from trelm_ds import log; log.setup(); raise OSError('https://me:geheim@host/x?token=geheim is gone')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("OSError: https://...@host/x?token=... is gone\n")

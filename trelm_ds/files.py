@@ -9,6 +9,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -194,15 +195,35 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
+def waiting_lock(path: Path, wait_s: float = math.inf) -> Iterator[None]:
     """Wait for a lock between processes and hold it; it is released with its process, and the file stays.
 
     Where no lock is possible (a file system without locks, a read-only folder), continue without one.
+
+    Raises:
+        TimeoutError: another process has held it for `wait_s` seconds.
     """
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):
-            fcntl.flock(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+        try:
+            _wait_for(held.enter_context(path.open("a")), wait_s)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass
         yield
+
+
+def _wait_for(stream: IO[str], wait_s: float) -> None:
+    if wait_s == math.inf:
+        return fcntl.flock(stream, fcntl.LOCK_EX)
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError from None
+            time.sleep(_LOCK_PAUSE_S)
 
 
 @contextlib.contextmanager

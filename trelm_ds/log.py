@@ -13,7 +13,9 @@ import logging
 import os
 import socket
 import sys
+import traceback
 import warnings
+from types import TracebackType
 
 from trelm_ds.redact import without_password
 from trelm_ds.visible import visible
@@ -49,7 +51,7 @@ def warning_once(message: str) -> None:
 
 
 def setup(distributed: bool = False) -> None:
-    """Send the log, and the warnings of libraries, to stderr; called once by each program.
+    """Send the log, the warnings of libraries and a crash's traceback to stderr; called once by each program.
 
     Args:
         distributed: whether this process is one of several ranks. In other programs RANK means nothing: a shell or a
@@ -62,6 +64,7 @@ def setup(distributed: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False  # a library that configures the root logger would repeat every line
     warnings.showwarning = _log_library_warning
+    sys.excepthook = _show_crash
 
 
 class _StderrHandler(logging.Handler):
@@ -100,3 +103,10 @@ def _log_library_warning(message: Warning | str, category: type[Warning], *_: ob
     """Show users the libraries' warnings that are meant for users; deprecations are not."""
     if issubclass(category, UserWarning):
         warning(str(message))
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, without passwords: a library's error may repeat an address."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    with contextlib.suppress(OSError, ValueError):
+        print(without_password(text), end="", file=sys.stderr, flush=True)

@@ -121,8 +121,9 @@ def test_settings_in_the_environment_are_for_plain_sbatch(submit: Run, monkeypat
     assert "max_steps" not in text.split("set -euo")[0]
 
 
-def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:sesame@mlflow:5000")
+@pytest.mark.parametrize("uri", ["http://me:sesame@mlflow:5000", "http://mlflow:5000/?access=sesame"])
+def test_passwords_are_not_written(uri: str, submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     code, text, _ = submit("--dry-run")
     assert code == 0
     assert "sesame" not in text
@@ -148,6 +149,9 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--trainer.resume", "nowhere"], {}, "trainer.resume: nowhere does not exist"),
         (["--trainer.ds_config", "nowhere.json"], {}, "trainer.ds_config: nowhere.json does not exist"),
         (["--tracking.uri", "http://me:sesame@host"], {}, "http://...@host holds a password"),
+        (["--tracking.uri", "http://host/?auth=sesame"], {}, "http://host/?auth=... holds a password"),
+        (["--data", "https://me:sesame@host/wiki"], {}, "--data: https://...@host/wiki holds a password"),
+        (["--data", "https://host/wiki?X-Amz-Signature=sesame"], {}, "wiki?X-Amz-Signature=... holds a password"),
         (["--", "gpu"], {}, "'gpu' after --: not an option"),
         (["--", "--array=1-2"], {}, "sbatch option --array=1-2: a run is one job"),
         (["--out", "a\u0007b"], {}, "contains characters that no settings file can"),
@@ -179,9 +183,22 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
-def test_a_site_file_with_a_password_is_refused(submit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "site.env").write_text("export MLFLOW_TRACKING_URI=https://me:sesame@mlflow:5000\n")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export MLFLOW_TRACKING_URI=https://me:sesame@mlflow:5000",
+        "export MLFLOW_TRACKING_TOKEN=sesame",
+        "AWS_SECRET_ACCESS_KEY='sesame'",
+    ],
+)
+def test_a_site_file_with_a_password_is_refused(
+    line: str, submit: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless = "TOKENIZERS_PARALLELISM=false\nexport HF_TOKEN=$(cat ~/token)\n# MLFLOW_TRACKING_PASSWORD=...\n"
+    (here / "site.env").write_text(harmless)
     monkeypatch.setenv("TRELM_SITE", "site.env")
+    assert submit("--dry-run")[0] == 0
+    (here / "site.env").write_text(f"{harmless}{line}\n")
     code, _, errors = submit("--dry-run")
     assert code == 2
     assert "site.env: holds a password, which would be copied into snapshots" in errors

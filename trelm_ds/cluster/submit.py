@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from urllib.parse import urlsplit
 
 from trelm_ds import log
 from trelm_ds.cluster import slurm
@@ -36,7 +37,7 @@ from trelm_ds.cluster.snapshot import (
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, lock, write_atomically
-from trelm_ds.redact import without_password
+from trelm_ds.redact import shown, without_password
 from trelm_ds.run_folder import CONFIG, SUBMISSIONS, tracking_uri
 
 DEFAULT_SCRIPT = "slurm/pretrain_large.sh"
@@ -118,7 +119,7 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     for name in ("TRELM_CONFIG", "TRELM_ARGS"):
         if environment.get(name):
             log.warning(f"{name}: is ignored, `trelm submit` takes settings as its options")
-    if (uri := environment.get(_URI)) and without_password(uri) == uri:
+    if (uri := environment.get(_URI)) and shown(uri) == uri:
         environment[_URI] = absolute_store(uri)
     return Request(
         config=config,
@@ -148,7 +149,7 @@ def _read_script(root: Path, script: str) -> str:
 
 
 def _find_data(data: str) -> str:
-    """Check that the dataset exists and return its absolute path or its URL."""
+    """Check that the dataset exists and return its absolute path or its URL, which is written into the job script."""
     if "://" not in data:
         from trelm_ds.shards import Manifest
 
@@ -156,6 +157,12 @@ def _find_data(data: str) -> str:
             raise UserError(f"--data: no dataset at {data}; make one with `trelm prepare`")
         Manifest.load(Path(data))
         return os.path.abspath(data)
+    query = f"?{urlsplit(data).query}"
+    if "@" in urlsplit(data).netloc or without_password(query) != query:
+        raise UserError(
+            f"--data: {without_password(data)} holds a password, which is not written into a snapshot; give it to the "
+            "store in its own variables or configuration"
+        )
     import fsspec
 
     try:  # only check that a remote dataset exists: the job fetches it
@@ -186,7 +193,7 @@ def _variables(request: Request, folder: Path) -> dict[str, str]:
         variables["TRELM_GIT_COMMIT"] = commit  # for MLflow, because the snapshot is not a git checkout
     if request.site is not None:
         variables[SITE] = str(folder / _SITE_COPY)
-    if (uri := given.get(_URI)) and without_password(uri) == uri:
+    if (uri := given.get(_URI)) and shown(uri) == uri:
         variables[_URI] = uri
     return variables
 
@@ -335,4 +342,4 @@ def _store(request: Request) -> str:
     """Return the MLflow store of the run without its password."""
     if not request.config.tracking.enabled:
         return "off (tracking.enabled is false)"
-    return without_password(tracking_uri(request.config, request.run, request.environment))
+    return shown(tracking_uri(request.config, request.run, request.environment))

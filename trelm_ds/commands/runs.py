@@ -84,13 +84,14 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--uri", help="tracking URI (default: the run's own)")
+    parser.add_argument("--experiment", help="experiment for a run that MLflow does not have (default: the run's own)")
     parser.set_defaults(action=_sync)
 
 
 def _sync(namespace: argparse.Namespace) -> int:
     from trelm_ds.tracking import sync
 
-    number, address = sync(namespace.run, namespace.uri)
+    number, address = sync(namespace.run, namespace.uri, namespace.experiment)
     print(f"{namespace.run}: {number} entries sent to {address}")
     return 0
 
