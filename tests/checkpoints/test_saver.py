@@ -291,6 +291,20 @@ def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
 
 
+def test_log_points_are_on_disk_before_the_checkpoint_behind_them(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, flushed = tmp_path / "run", list[tuple[int, int]]()
+
+    def noted(path: Path) -> None:
+        assert path == run / "metrics.jsonl"
+        flushed.append((len(path.read_text().splitlines()), len(committed(run))))
+
+    monkeypatch.setattr("trelm_ds.training.journal.fsync_folder", noted)
+    train(config(checkpoint_every=2), tiny_dataset, run, one_rank)
+    assert flushed == [(2, 0), (4, 1)]
+
+
 def test_links_are_left_alone(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     """An old checkpoint that was moved to an archive and linked back keeps its files there."""
     run, archive = tmp_path / "run", tmp_path / "archive"
