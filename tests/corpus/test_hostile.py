@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import pytest
 from tests.conftest import write_corpus
 from tests.corpus.test_restart import write_dump
 from tests.logged import warns
-from trelm_ds.corpus import PrepareOptions, prepare, records
+from trelm_ds.corpus import PrepareOptions, extract, prepare, records, wikipedia
 from trelm_ds.corpus.records import layout_of, read_range, read_stream, records_in
 from trelm_ds.corpus.wikipedia import article_of, parse_page
-from trelm_ds.corpus.wikitext import paragraphs_of, too_tangled
+from trelm_ds.corpus.wikitext import paragraphs_of
 from trelm_ds.errors import UserError
 
 
@@ -188,12 +189,6 @@ def test_hostile_wikitext_ends(name: str) -> None:
     )
 
 
-def test_ordinary_pages_are_not_tangled() -> None:
-    prose = "A [[link]] and {{template|of=it}} with <br> and <ref name=x/> and [http://a b], {|\n|a\n|}. "
-    assert not too_tangled(prose * 5000)
-    assert not too_tangled("a < b and c > d, [1] {{ " * 100)
-
-
 def test_deeply_nested_markup_keeps_its_text() -> None:
     text = "<small>" * 30 + "Some words that stay." + "</small>" * 30
     assert [paragraph.text for paragraph in paragraphs_of(text)] == ["Some words that stay."]
@@ -236,3 +231,27 @@ def test_archives_are_read_but_never_unpacked(corpus: Path, tmp_path: Path, monk
     (folder / "wikidata5m_transductive.tar.gz").write_bytes(data[: len(data) // 2])
     message = outcome(corpus, source, tmp_path / "ds2", wikidata5m=folder)
     assert "damaged or truncated archive" in message
+
+
+def test_a_bzip2_bomb_is_recognised_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_LARGEST_RECORD", 2 << 20)
+    (tmp_path / "bomb").write_bytes(bz2.compress(bytes(50 << 20)) * 2)
+    tracemalloc.start()
+    try:
+        assert layout_of(tmp_path / "bomb", "mediawiki") == "stream"  # its first stream goes on for too long
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_huge_page_is_left_out_and_counted(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "_LARGEST_PAGE", 50_000)
+    monkeypatch.setattr(wikipedia, "_LARGEST_TEXT", 20_000)
+    page = "<page><title>{}</title><ns>0</ns><id>9</id><revision><text>{}</text></revision></page>"
+    huge = page.format("Huge", "[[a]] " * 10_000) + page.format("Large", "''a'' " * 5_000)
+    data = (corpus / "wiki" / "plain" / "dump.xml").read_text()
+    (tmp_path / "dump").write_text(data.replace("</mediawiki>", huge + "</mediawiki>"))
+    options = PrepareOptions(tmp_path / "dump", corpus / "wikidata5m", "train", tmp_path / "ds", 32, 300, min_words=4)
+    manifest, _ = prepare(options)
+    assert manifest is not None
+    assert (manifest.counts["pages dropped: too large"], manifest.counts["articles"]) == (2, 40)

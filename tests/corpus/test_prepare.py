@@ -21,7 +21,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.knowledge import KnowledgeGraph
 from trelm_ds.shards import Manifest, ShardReader, repair, verify
 
-DROPPED = ("disambiguation", "list", "too short", "unclosed markup")
+DROPPED = ("disambiguation", "list", "too short", "unclosed markup", "too large", "not wikitext")
 PAGE = "<page><title>{}</title><ns>{}</ns><id>1</id>{}<revision><text>{}</text></revision></page>"
 
 
@@ -99,6 +99,51 @@ def test_a_dump_is_read_with_redirects_and_aliases(corpus: Path, tmp_path: Path)
         1,
     )
     assert ShardReader(tmp_path / "ds").sequence(0).mentions[:, 2].tolist() == [2, 42]  # Person01, City01
+
+
+def test_pages_that_are_not_wikitext_are_left_out_and_counted(corpus: Path, tmp_path: Path) -> None:
+    words = "<text>It lives in [[City02]] here for some time.</text>"
+    page = "<page><title>{}</title><ns>0</ns><id>1</id><revision><model>{}</model>{}</revision></page>"
+    models = {"Person01": "wikitext", "Person02": "json", "Person03": "Scribunto", "Person04": "", "Person05": "css"}
+    write_dump(tmp_path / "dump", [page.format(title, model, words) for title, model in models.items()])
+    manifest, _ = prepare(options(corpus, tmp_path / "ds", source=tmp_path / "dump"))
+    assert (manifest.counts["pages"], manifest.counts["articles"]) == (5, 2)
+    assert manifest.counts["pages dropped: not wikitext"] == 3
+
+
+def test_a_dump_of_another_language_says_what_is_known_in_english_only(corpus: Path, tmp_path: Path) -> None:
+    head = '<mediawiki xml:lang="de"><siteinfo><namespaces>{}{}</namespaces></siteinfo>'.format(
+        '<namespace key="6" case="first-letter">Datei</namespace>',
+        "".join(f'<namespace key="{100 + number}">{"x" * 200}</namespace>' for number in range(40)),  # beyond 4 KiB
+    )
+    text = "Sie lebt in [[City02]] am Fluss. [[Datei:Fluss|mini|Der [[City03]] bei Nacht und Nebel]]"
+    pages = PAGE.format("Person01", 0, "", text) + PAGE.format("Datei:Fluss", 6, "", text)
+    (tmp_path / "dump").write_text(f"{head}{pages}</mediawiki>")
+    with warns("dump is in the language de: its namespaces are known, but .* by their English names only"):
+        manifest, _ = prepare(options(corpus, tmp_path / "ds", source=tmp_path / "dump"))
+    assert (manifest.counts["links found"], manifest.counts["mentions kept"]) == (1, 1)
+
+
+def test_the_card_lists_the_templates_that_were_left_out(corpus: Path, tmp_path: Path) -> None:
+    pages = []
+    for number in range(30):
+        notes = "".join(f"{{{{Note_{name}|x}}}}" for name in range(number, 30)) + "{{a|{{b}}}}" * 2
+        pages.append(
+            PAGE.format(f"Person{number:02}", 0, "", f"She lives in {{{{nowrap|[[City02]]}}}} for long.{notes}")
+        )
+    for name, chunk_mb in (("one", 1), ("many", 0.001)):
+        (tmp_path / f"dump{name}").mkdir()
+        (tmp_path / f"dump{name}" / "dump").write_text(f"<mediawiki>{''.join(pages)}</mediawiki>")
+        out = tmp_path / name
+        manifest, _ = prepare(options(corpus, out, source=tmp_path / f"dump{name}", chunk_mb=chunk_mb))
+        assert manifest.counts["templates left out"] == 60 + 30 * 31 // 2
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert card == (tmp_path / "many" / "README.md").read_text()
+    rows = [line for line in card.partition("## Templates left out")[2].partition("##")[0].split("\n") if "|" in line][
+        2:
+    ]
+    assert rows == ["| a | 60 |", *(f"| note {number} | {number + 1} |" for number in range(29, 10, -1))]
+    assert "The most frequent of 31;" in card
 
 
 def test_titles_prefer_labels_then_the_better_known_entity() -> None:

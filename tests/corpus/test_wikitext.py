@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from trelm_ds.corpus.documents import Document
-from trelm_ds.corpus.wikitext import is_disambiguation, is_list, normalize_title, paragraphs_of
+from trelm_ds.corpus.site import read_site
+from trelm_ds.corpus.wikitext import paragraphs_of
 
 
 def links(document: Document) -> list[tuple[str, object]]:
@@ -72,34 +73,6 @@ def test_broken_markup_is_no_crash(broken: str) -> None:
     paragraphs_of(f"A sentence of some words. {broken} And another of some words.")
 
 
-def test_titles_and_disambiguation() -> None:
-    assert normalize_title(" new_York  city#History") == "New York city"
-    assert is_disambiguation("Mercury", "Mercury may be:\n{{disambiguation|geo}}")
-    assert is_disambiguation("Mercury (disambiguation)", "")
-    assert not is_disambiguation("Mercury", "A planet. {{Infobox planet}}")
-
-
-@pytest.mark.parametrize(
-    ("wikitext", "text"),
-    [
-        ("It is {{convert|5|to|10|km|mi|abbr=on}} long by road.", "It is 5 to 10 km long by road."),
-        ("It weighs {{cvt|1,200|kg}}, they say.", "It weighs 1,200 kg, they say."),
-        ("Born {{circa|1900}} in {{lang|fr|[[Paris]]}} by the river.", "Born c. 1900 in Paris by the river."),
-        ("A {{lang-de|Haus}} is {{nowrap|a ''house''}} there.", "A Haus is a house there."),
-        ("About {{frac|1|2}} or {{frac|3|1|2}} of it, maybe.", "About 1/2 or 3 1/2 of it, maybe."),
-        ("{{As of|2020|4}} they were {{US$|5}} each there.", "As of 2020-4 they were US$5 each there."),
-        ("On {{ship|HMS|Ark Royal|91}} and {{HMS|Hood|51}} they sailed.", "On HMS Ark Royal and HMS Hood they sailed."),
-        ("Foo ({{IPA|fu}}; born 1950) was a thing.{{sfn|X}}", "Foo (born 1950) was a thing."),
-        ("Foo ({{IPA|fu}}) was {{unknown|of}} , a kind of thing.", "Foo was, a kind of thing."),
-        ("Foo{{efn|not [[this]]}} bar <!-- [[nor this]] -->and more words.", "Foo bar and more words."),
-        ("Left <ref name=a/>and <ref>out {{cite|x}}</ref>with all this.", "Left and with all this."),
-        ("With an en dash{{snd}}so {{nbsp}}it goes{{'}}s.", "With an en dash – so it goes's."),
-    ],
-)
-def test_templates_that_are_words_are_spelled_out(wikitext: str, text: str) -> None:
-    assert [paragraph.text for paragraph in paragraphs_of(wikitext)] == [text]
-
-
 def test_what_is_cut_out_moves_the_links_behind_it() -> None:
     (paragraph,) = paragraphs_of("[[Foo]] ({{x}}; [[born]]) , ({{y}}) in [[Bar]] (; ) and [[Baz]] ({{z}}).")
     assert paragraph.text == "Foo (born), in Bar and Baz."
@@ -128,6 +101,105 @@ def test_a_closing_section_takes_its_subsections_along() -> None:
     assert [paragraph.text for paragraph in paragraphs_of(text)] == ["One two three four.", "Five six seven eight."]
 
 
-def test_lists_are_known_by_their_title() -> None:
-    assert is_list("List of rivers")
-    assert not is_list("Listeria")
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("A [[wikt:brigand|brigand]] of the [[s:Iliad|Iliad]] is here.", "A brigand of the Iliad is here."),
+        ("The [[Help:Contents|help]], [[User:A|an editor]], [[WP:NPOV]].", "The help, an editor, WP:NPOV."),
+        ("Hear [[Media:A.ogg|the word]] and [[voy:Paris|travel]] there.", "Hear the word and travel there."),
+        ("A [[:File:A.jpg]] is [[:de:Fluss|German]] for it.", "A File:A.jpg is German for it."),
+        ("The [[Caf%C3%A9]] and [[C%2B%2B]] of [[R&amp;B]] are here.", "The Café and C++ of R&B are here."),
+        ("At [[Foo|]] and [[:Bar]] and [[#Here|below]] it is.", "At Foo and Bar and below it is."),
+        ("One [[File:A.jpg|thumb|words [[in]] it]]two three four.", "One two three four."),
+    ],
+)
+def test_inline_links_elsewhere_show_their_text(wikitext: str, text: str) -> None:
+    assert [paragraph.text for paragraph in paragraphs_of(wikitext)] == [text]
+
+
+def test_templates_in_the_text_of_links_are_words_of_the_mention() -> None:
+    (paragraph,) = paragraphs_of(
+        "The [[Bundestag|{{lang|de|Deutscher ''Bundestag''}}]] has [[Area|{{convert|5|km2}}]], "
+        "[[Nina|{{nowrap|Niña}}]]s and [[X|{{flagicon|X}}]] [[Flag|{{flagicon|X}} Flag of ''[[X]]'']] and "
+        "[https://a.org {{lang|de|one}} [[Two|two]]]."
+    )
+    assert paragraph.text == "The Deutscher Bundestag has 5 km², Niñas and Flag of X and one two."
+    assert links(paragraph) == [
+        ("Deutscher Bundestag", "Bundestag"),
+        ("5 km²", "Area"),
+        ("Niñas", "Nina"),
+        ("Flag of X", "Flag"),
+        ("two", "Two"),
+    ]
+
+
+def test_a_subject_and_links_in_templates_are_mentions() -> None:
+    (paragraph,) = paragraphs_of(
+        "{{nihongo|'''Aikido'''|合気道|aikidō}} is a [[art|{{small|martial art}}]] of old.", "Aikido"
+    )
+    assert links(paragraph) == [("Aikido", "Aikido"), ("martial art", "Art")]
+
+
+def test_one_page_has_many_spellings_in_links() -> None:
+    (paragraph,) = paragraphs_of(
+        "A [[New_York|one]], [[New&nbsp;York|two]], [[new%20York#Now|three]], "
+        "[[\u200eNew York\u200f|four]], [[:New York|five]]."
+    )
+    assert {target for _, target in links(paragraph)} == {"New York"}
+    assert len(links(paragraph)) == 5
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("__NOTOC__'''Berlin''' is the capital of it.", "Berlin is the capital of it."),
+        ("__FORCETOC__ More words __notoc__follow __NOINDEX__ here.", "More words follow here."),
+        (
+            "The file has __init__ and __FILE__ in <nowiki>__TOC__</nowiki> it.",
+            "The file has __init__ and __FILE__ in __TOC__ it.",
+        ),
+        ("One<div>two three four five</div>six seven eight nine", "two three four five|six seven eight nine"),
+        ("a b c d<br>e f g h<br/>i j k l", "a b c d|e f g h|i j k l"),
+        ("a b c d<p>e f g h<p>i j k l</div>", "a b c d|e f g h|i j k l"),
+        ("One <small>two <span style='x'>three</span> four", "One two three four"),
+        ("One ''two three '''four five", "One two three 'four five"),
+        ("The crew of ''Foo'''s ship is there.", "The crew of Foo's ship is there."),
+        ("Of 10<sup>6</sup> m<sup>2</sup>, the 1<sup>st</sup> of H<sub>2</sub>O.", "Of 10⁶ m², the 1st of H2O."),
+        ("At 10<sup>&minus;6</sup> of Ca<sup>2+</sup> it is.", "At 10⁻⁶ of Ca²⁺ it is."),
+        ("One <span style='display: none'>key</span>two three four.", "One two three four."),
+        ('One <graph>{"a": [[1, 2]]}</graph>two three <inputbox>\ntype=x\n</inputbox>four.', "One two three four."),
+        ("One two three 1914<ref>x</ref>1918<math>y</math>1919.", "One two three 1914 1918 1919."),
+        ("<math>x</math>; so it is and stays.", "; so it is and stays."),
+        ("One &lt;b&gt; &amp;nbsp; <nowiki>[[a]] &amp; b</nowiki> c.", "One <b> &nbsp; [[a]] & b c."),
+    ],
+)
+def test_tags_switches_and_quotes(wikitext: str, text: str) -> None:
+    assert "|".join(paragraph.text for paragraph in paragraphs_of(wikitext)) == text
+
+
+def test_a_table_behind_a_colon_or_without_an_end_is_no_prose() -> None:
+    table = "{|\n|-\n| cell one || cell two [[Three]] and four\n"
+    for before, after in ((":", "|}"), ("::", "|}"), ("*", "|}"), ("", "{{end}}"), ("", "")):
+        found = paragraphs_of(f"The table is here now.\n{before}{table}{after}\nAnd text goes on after.")
+        assert [paragraph.text for paragraph in found] == ["The table is here now.", "And text goes on after."]
+
+
+def test_another_language_has_its_own_names_and_letters() -> None:
+    site = read_site(
+        '<mediawiki xml:lang="de"><namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace>'
+    )
+    text = (
+        "__INHALTSVERZEICHNIS_ERZWINGEN__Eine [[Stadt]]ähnliche Siedlung am [[Rhein]]. "
+        "[[Datei:Rhein|mini|Der [[Fluss]]]]\n"
+        "[[Bild:Rhein.jpg|mini|Noch ein Bild vom [[Fluss]]]]\n[[Kategorie:Stadt|Berlin Stadt an der Spree]]"
+    )
+    (paragraph,) = paragraphs_of(text, site=site)
+    assert paragraph.text == "Eine Stadtähnliche Siedlung am Rhein."
+    assert links(paragraph) == [("Stadtähnliche", "Stadt"), ("Rhein", "Rhein")]
+
+
+def test_templates_that_are_left_out_are_counted_by_name() -> None:
+    left_out: Counter[str] = Counter()
+    text = "A {{citation needed|date=x}} {{Citation_needed}} {{nowrap|word {{who}} of}} [[Link|{{flagicon}} it]]."
+    paragraphs_of(text, left_out=left_out)
+    assert left_out == {"citation needed": 2, "who": 1, "flagicon": 1}

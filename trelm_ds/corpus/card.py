@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from trelm_ds.shards import CARD, Manifest
 
+_LISTED = 20  # templates that are listed by name
 _FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
 
 
-def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> None:
+def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray, left_out: Counter[str]) -> None:
     """Write README.md, frequency.png and lengths.png; equal datasets get equal cards.
 
     Args:
         folder: the dataset's folder, which already holds lengths.npy.
         manifest: the manifest, whose `files` may still be empty.
         entity_counts: int [E], mentions of each entity.
+        left_out: how often each template was left out.
     """
     lengths = np.load(folder / "lengths.npy")
     _plot_lengths(lengths, manifest.max_length, folder / _LENGTHS)
@@ -45,6 +48,7 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> N
         "## From source to sequence",
         "",
         *_table(("what", "number"), ((name, f"{value:,}") for name, value in manifest.counts.items())),
+        *_about_templates(left_out),
         "## Shape",
         "",
         f"A sequence has {lengths.mean():.1f} tokens on average (median {np.median(lengths):.0f}, longest "
@@ -55,6 +59,19 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray) -> N
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _about_templates(left_out: Counter[str]) -> list[str]:
+    if not left_out:
+        return []
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:_LISTED]
+    return [
+        "## Templates left out",
+        "",
+        f"The most frequent of {len(left_out):,}; what stands for words in a sentence is not among them.",
+        "",
+        *_table(("template", "times"), ((name, f"{times:,}") for name, times in most)),
+    ]
 
 
 def _about_entities(counts: np.ndarray) -> list[str]:

@@ -16,7 +16,8 @@ from trelm_ds.corpus.sources import Chunk
 from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.errors import UserError
 
-_DOCUMENTS, _PAGES, _TITLES = "documents.jsonl", "pages.tsv", "titles.tsv"
+_DOCUMENTS, _PAGES, _TITLES, _TEMPLATES = "documents.jsonl", "pages.tsv", "titles.tsv", "templates.tsv"
+_LARGEST_PAGE = 64 << 20  # bytes of XML; parsing takes several times as much memory
 _SHOWN = 10  # malformed records per chunk that are reported by file and line
 _GIVE_UP = 100  # malformed records of a chunk that also make up a tenth of it: the file must be something else
 
@@ -56,8 +57,9 @@ def extract(task: ExtractTask) -> Extracted:
     """Find or make a chunk's artifact.
 
     The artifact holds `documents.jsonl` ([text, [[start, end, QID number or title] ...]] per line), for dumps also
-    `pages.tsv` (page id, title, redirect target) and `titles.tsv` (titles linked to), and notes: counts, the number of
-    records, and the malformed ones (number, and the first ones with place and reason).
+    `pages.tsv` (page id, title, redirect target), `titles.tsv` (titles linked to) and `templates.tsv` (how often a
+    template was left out), and notes: counts, the number of records, and the malformed ones (number, and the first ones
+    with place and reason).
 
     Raises:
         UserError: the file is truncated, damaged or mostly malformed.
@@ -65,7 +67,7 @@ def extract(task: ExtractTask) -> Extracted:
     chunk = task.chunk
     stripped = replace(chunk, data=None)
     folder = task.folder / chunk.name
-    key = key_of("extract", chunk.source.kind, task.minimum_words, chunk.identity())
+    key = key_of("extract", chunk.source.kind, chunk.source.site.key(), task.minimum_words, chunk.identity())
     found = find(folder, key)
     # The last record may extend beyond the chunk, to `reached`: the key does not cover these bytes, their hash does.
     if found and (not found.notes["reached"] or chunk.hash(chunk.end, found.notes["reached"]) == found.notes["beyond"]):
@@ -86,6 +88,7 @@ class _Extraction:
         self.malformed: list[str] = []
         self.n_malformed = self.n_records = 0
         self.titles: set[str] = set()
+        self.left_out: Counter[str] = Counter()
 
     def run(self, notes: dict) -> None:
         """Write the files of the artifact, and fill in its notes."""
@@ -106,6 +109,9 @@ class _Extraction:
                 if document is not None:
                     documents.write(json.dumps(document, ensure_ascii=False) + "\n")
         (self.work / _TITLES).write_text("".join(f"{title}\n" for title in sorted(self.titles)), encoding="utf-8")
+        templates = "".join(f"{times}\t{name}\n" for name, times in sorted(self.left_out.items()))
+        (self.work / _TEMPLATES).write_text(templates, encoding="utf-8")
+        self.counts["templates left out"] = self.left_out.total()
         notes |= {
             "counts": {name: value for name, value in self.counts.items() if value},
             "records": self.n_records,
@@ -122,7 +128,10 @@ class _Extraction:
             self.counts["documents"] += 1
             self.counts["mentions found"] += len(document.mentions)
             return document
-        page = parse_page(data)
+        if len(data) > _LARGEST_PAGE:
+            self.counts["pages dropped: too large"] += 1
+            return None
+        page = parse_page(data, self.chunk.source.site)
         if page is None:
             self.counts["pages of other namespaces or without text"] += 1
             return None
@@ -131,7 +140,7 @@ class _Extraction:
         if page.redirect:
             self.counts["redirects"] += 1
             return None
-        article = article_of(page, self.minimum_words, self.counts)
+        article = article_of(page, self.minimum_words, self.counts, self.chunk.source.site, self.left_out)
         if article is not None:
             self.titles.update(str(mention.target) for mention in article.mentions)
         return article
@@ -165,3 +174,11 @@ def read_page_table(folder: Path) -> Iterator[tuple[int, str, str]]:
         for line in stream:
             number, title, target = line[:-1].split("\t")
             yield int(number), title, target
+
+
+def read_left_out(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield (name, number of times) for each template that an artifact's documents lack."""
+    with (folder / _TEMPLATES).open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            times, _, name = line[:-1].partition("\t")
+            yield name, int(times)

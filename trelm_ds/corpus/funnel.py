@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping
 
 _ORDER = (
     "pages", "pages of other namespaces or without text", "redirects", "records left out: malformed",
-    "pages dropped: disambiguation", "pages dropped: list", "pages dropped: unclosed markup",
-    "pages dropped: too short", "articles", "paragraphs",
-    "paragraphs dropped: too short", "documents", "documents without a token", "sentences", "links found",
-    "links dropped: in a short paragraph", "subjects found", "mentions found", "mentions through a redirect",
-    "mentions mapped", "mentions mapped by page_props", "mentions mapped, name ambiguous", "mentions without an entity",
-    "mentions added by the linker", "mentions dropped: overlap", "mentions dropped: inside a token",
-    "mentions dropped: no token", "mentions dropped: cut between two sequences", "mentions kept",
-    "mentions kept, with a triple", "entities mentioned", "entities mentioned at most 5 times",
-    "entities mentioned, with a triple", "words", "graph: triples", "graph: triples repeated",
-    "graph: lines left out, malformed", "graph: entities", "graph: entities without a name",
-    "graph: entities whose names cannot be written", "graph: entities with a description", "graph: relations",
-    "graph: relations without a name", "graph: relations whose names cannot be written",
-    "names: lines left out, malformed",
+    "pages dropped: not wikitext", "pages dropped: too large", "pages dropped: disambiguation", "pages dropped: list",
+    "pages dropped: unclosed markup", "pages dropped: too short", "articles", "paragraphs",
+    "paragraphs dropped: too short", "templates left out", "documents", "documents without a token", "sentences",
+    "links found", "links dropped: in a short paragraph", "subjects found", "mentions found",
+    "mentions through a redirect", "mentions mapped", "mentions mapped by page_props",
+    "mentions mapped, name ambiguous", "mentions without an entity", "mentions added by the linker",
+    "mentions dropped: overlap", "mentions dropped: inside a token", "mentions dropped: no token",
+    "mentions dropped: cut between two sequences", "mentions kept", "mentions kept, with a triple",
+    "entities mentioned", "entities mentioned at most 5 times", "entities mentioned, with a triple", "words",
+    "graph: triples", "graph: triples repeated", "graph: lines left out, malformed", "graph: entities",
+    "graph: entities without a name", "graph: entities whose names cannot be written",
+    "graph: entities with a description", "graph: relations", "graph: relations without a name",
+    "graph: relations whose names cannot be written", "names: lines left out, malformed",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(_ORDER)}
 

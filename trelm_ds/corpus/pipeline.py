@@ -23,7 +23,15 @@ from trelm_ds.corpus import workers
 from trelm_ds.corpus.artifacts import DONE, Artifact, find, key_of, make, obtain
 from trelm_ds.corpus.card import write_card
 from trelm_ds.corpus.encode import EncodeTask, encode, read_block
-from trelm_ds.corpus.extract import Extracted, ExtractTask, extract, read_documents, read_page_table, read_titles
+from trelm_ds.corpus.extract import (
+    Extracted,
+    ExtractTask,
+    extract,
+    read_documents,
+    read_left_out,
+    read_page_table,
+    read_titles,
+)
 from trelm_ds.corpus.funnel import ordered, total
 from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.name_stage import name_arrays
@@ -129,6 +137,7 @@ class Pipeline:
     ) -> None:
         self.options, self.sources, self.files, self.request, self.work = options, sources, files, request, work
         self.counts: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()  # templates, by name
 
     def run(self, built: Path) -> Manifest:
         """Make the dataset in the folder `built`, which must not exist yet."""
@@ -157,6 +166,8 @@ class Pipeline:
         malformed = _refuse_malformed(found, self.options.max_malformed)
         artifacts = [result.artifact for result in found if result.artifact is not None]
         self.counts = total(artifact.notes["counts"] for artifact in artifacts)
+        for artifact in artifacts:
+            self.left_out.update(dict(read_left_out(artifact.folder)))
         self.counts["records left out: malformed"] = malformed
         if not self.counts["documents"]:
             raise UserError(f"--source: {self.options.source} holds no text")
@@ -351,7 +362,7 @@ class Pipeline:
         manifest = Manifest(
             dataclasses.asdict(info), self.options.max_length, self.request, ordered(self.counts), shards
         )
-        write_card(built, manifest, frequency[1])
+        write_card(built, manifest, frequency[1], self.left_out)
         manifest.save(built)
         return manifest
 

@@ -43,10 +43,13 @@ def layout_of(path: Path, kind: Kind) -> Layout:
         if start != b"BZh":
             return "plain"
         raw.seek(0)
-        decompressor = bz2.BZ2Decompressor()
+        decompressor, unpacked = bz2.BZ2Decompressor(), 0
         try:
-            while raw.tell() < 4 << 20 and not decompressor.eof and (data := raw.read(_PIECE)):
-                decompressor.decompress(data)
+            while raw.tell() < 4 << 20 and not decompressor.eof and unpacked < _LARGEST_RECORD:
+                data = raw.read(_PIECE) if decompressor.needs_input else b""
+                if decompressor.needs_input and not data:
+                    break
+                unpacked += len(decompressor.decompress(data, _PIECE))  # in pieces: it can expand to gigabytes
         except OSError:
             return "stream"  # damaged, which is reported when it is read
         return "multistream" if decompressor.eof and (decompressor.unused_data or raw.read(1)) else "stream"

@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trelm_ds import log
 from trelm_ds.corpus.artifacts import find, key_of, make
 from trelm_ds.corpus.records import Kind, Layout, Record, layout_of, read_range, read_stream, records_in
+from trelm_ds.corpus.site import ENGLISH, Site, read_site
 from trelm_ds.errors import UserError
 from trelm_ds.files import DAMAGED, open_binary, sha256_of
 
 _PEEK = 4096  # bytes read to detect the kind of a file
+_LONGEST_SITEINFO = 1 << 20  # bytes before the first page of a dump in which its <siteinfo> is looked for
 
 
 @dataclass(frozen=True)
 class Source:
-    """One text file; `number` is its index among the sources, `bytes` its stored size."""
+    """One text file; `number` is its index among the sources, `bytes` its stored size, `site` a dump's wiki."""
 
     number: int
     path: Path
     kind: Kind
     layout: Layout
     bytes: int
+    site: Site = field(default=ENGLISH)
 
 
 def find_sources(source: Path) -> list[Source]:
@@ -41,14 +44,18 @@ def find_sources(source: Path) -> list[Source]:
     files = _files_of(source) if source.is_dir() else [source]
     if not files:
         raise UserError(f"--source: {source} holds no file")
-    kinds = {path: _kind(path) for path in files}
+    heads = {path: _head(path) for path in files}
+    kinds = {path: _kind(path, head) for path, head in heads.items()}
     first = kinds[files[0]]
     for path, kind in kinds.items():
         if kind != first:
             raise UserError(f"--source: {path} is {kind}, {files[0]} is {first}; prepare them one after the other")
-    return [
-        Source(number, path, first, layout_of(path, first), path.stat().st_size) for number, path in enumerate(files)
+    sources = [
+        Source(number, path, first, layout_of(path, first), path.stat().st_size, _site(first, heads[path]))
+        for number, path in enumerate(files)
     ]
+    _warn_of_language(sources)
+    return sources
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -71,14 +78,36 @@ def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts], path.name
 
 
-def _kind(path: Path) -> Kind:
-    """Detect the kind of a file from its first bytes."""
+def _head(path: Path) -> str:
+    """Read the first bytes of a file; of a dump all that stands before its first page, if it is not too much."""
     with open_binary(path) as stream:
         try:
             start = stream.read(_PEEK)
+            while b"<mediawiki" in start and b"<page" not in start and len(start) < _LONGEST_SITEINFO:
+                if not (more := stream.read(_PEEK)):
+                    break
+                start += more
         except DAMAGED as error:
             raise UserError(f"{path}: damaged or truncated file ({error}); fetch it again") from None
-    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
+    return start.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
+
+
+def _site(kind: Kind, head: str) -> Site:
+    return read_site(head.partition("<page")[0]) if kind == "mediawiki" else ENGLISH
+
+
+def _warn_of_language(sources: list[Source]) -> None:
+    """Say once what is only known in English."""
+    foreign = next((source for source in sources if not source.site.is_english), None)
+    if foreign is not None:
+        log.warning(
+            f"--source: {foreign.path} is in the language {foreign.site.language}: its namespaces are known, but "
+            "closing sections, lists, disambiguation pages and templates are known by their English names only"
+        )
+
+
+def _kind(path: Path, text: str) -> Kind:
+    """Detect the kind of a file from its beginning."""
     if text.startswith("<?xml"):
         declared = re.match(r"<\?xml[^>]*encoding=[\"']([^\"']+)", text)
         if declared and declared.group(1).lower() not in ("utf-8", "utf8"):

@@ -8,29 +8,35 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from trelm_ds.corpus.documents import Document, Mention
-from trelm_ds.corpus.wikitext import (
-    in_another_namespace,
-    is_disambiguation,
-    is_list,
-    normalize_title,
-    paragraphs_of,
-    too_tangled,
-)
+from trelm_ds.corpus.markup import too_tangled
+from trelm_ds.corpus.page_kinds import is_disambiguation, is_list
+from trelm_ds.corpus.site import ENGLISH, Site
+from trelm_ds.corpus.wikitext import paragraphs_of
 from trelm_ds.errors import UserError
 
+_LARGEST_TEXT = 4 << 20  # characters; MediaWiki accepts 2 MiB, and some older pages are larger
 _REDIRECT = re.compile(r"\s*+#REDIRECT\s*+:?\s*+\[\[([^\]|]+)", re.IGNORECASE)
 
 
 class Page(NamedTuple):
-    """A page of the article namespace; `redirect` is the target's title or None, `number` the page id or 0."""
+    """A page of the article namespace.
+
+    Attributes:
+        title: normalized title.
+        number: the page id, or 0.
+        redirect: title of the target, or None.
+        text: its source.
+        model: what the source is: "wikitext", "json", "css" ...
+    """
 
     title: str
     number: int
     redirect: str | None
     text: str
+    model: str = "wikitext"
 
 
-def parse_page(data: bytes) -> Page | None:
+def parse_page(data: bytes, site: Site = ENGLISH) -> Page | None:
     """Parse one `<page>` element; None for a page of another namespace or without a revision.
 
     Raises:
@@ -41,18 +47,20 @@ def parse_page(data: bytes) -> Page | None:
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"a page that is not valid XML ({error})") from None
     fields = {_local(child.tag): child for child in element}
-    if "title" not in fields or "revision" not in fields or _namespace(fields) != "0":
+    if "title" not in fields or "revision" not in fields or _namespace(fields, site) != "0":
         return None
-    text = next((child.text or "" for child in fields["revision"] if _local(child.tag) == "text"), "")
+    revision = {_local(child.tag): (child.text or "") for child in fields["revision"]}
+    text = revision.get("text", "")
     target = fields["redirect"].get("title") if "redirect" in fields else None
     if target is None and (match := _REDIRECT.match(text)):
         target = match.group(1)
     number = (fields["id"].text or "").strip() if "id" in fields else ""
     return Page(
-        normalize_title(fields["title"].text or ""),
+        site.title(fields["title"].text or ""),
         int(number) if number.isascii() and number.isdigit() and len(number) < 18 else 0,
-        normalize_title(target) if target else None,
+        site.title(target) or None if target else None,
         text,
+        revision.get("model", "").strip() or "wikitext",
     )
 
 
@@ -61,29 +69,37 @@ def _local(tag: str) -> str:
     return tag.rpartition("}")[2]
 
 
-def _namespace(fields: dict[str, ElementTree.Element]) -> str:
+def _namespace(fields: dict[str, ElementTree.Element], site: Site) -> str:
     """Return the page's namespace, "0" for articles; old exports encode it in the title only."""
     if "ns" in fields:
         return (fields["ns"].text or "").strip()
-    return "other" if in_another_namespace(fields["title"].text or "") else "0"
+    return "0" if site.link_kind(fields["title"].text or "") == "article" else "other"
 
 
-def article_of(page: Page, minimum_words: int, counts: Counter[str]) -> Document | None:
+def article_of(
+    page: Page, minimum_words: int, counts: Counter[str], site: Site = ENGLISH, left_out: Counter[str] | None = None
+) -> Document | None:
     """Turn a page into a document with one paragraph per line; None if the page is dropped.
 
     Args:
         page: a page that is not a redirect.
         minimum_words: articles with fewer words of prose are dropped.
         counts: receives the number of articles, dropped pages by reason, paragraphs and links.
+        site: the wiki's names.
+        left_out: receives the names of the templates that are left out.
     """
-    if is_disambiguation(page.title, page.text):
+    if page.model != "wikitext":
+        counts["pages dropped: not wikitext"] += 1
+    elif len(page.text) > _LARGEST_TEXT:
+        counts["pages dropped: too large"] += 1
+    elif is_disambiguation(page.title, page.text):
         counts["pages dropped: disambiguation"] += 1
-    elif is_list(page.title):
+    elif is_list(page.title, page.text):
         counts["pages dropped: list"] += 1
     elif too_tangled(page.text):
         counts["pages dropped: unclosed markup"] += 1
     else:
-        article = _joined(paragraphs_of(page.text, page.title, counts))
+        article = _joined(paragraphs_of(page.text, page.title, counts, site, left_out))
         if len(article.text.split()) < minimum_words:
             counts["pages dropped: too short"] += 1
             return None
