@@ -75,7 +75,9 @@ def test_what_is_removed_from_the_start_of_a_line_makes_no_list_of_it() -> None:
     assert prose_source("<math>x</math>; so it is\n<ref>a</ref>* b") == "<nowiki/>; so it is\n<nowiki/>* b"
 
 
-@pytest.mark.parametrize("line", ["\n", " ", "{|\n", "|}\n", "| a\n", "{|\n| a\n", "! a\n", "{{x\n|\n", "[[\n|\n", ":{|\n|}\n"])
+@pytest.mark.parametrize(
+    "line", ["\n", " ", "{|\n", "|}\n", "| a\n", "{|\n| a\n", "! a\n", "{{x\n|\n", "[[\n|\n", ":{|\n|}\n"]
+)
 def test_hostile_tables_end(line: str) -> None:
     without_tables(line * 100_000)
     without_tables("{|\n" * 50_000 + line * 10 + "|}\n" * 50_000)  # quadratic time would be hours
