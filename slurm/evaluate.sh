@@ -11,7 +11,6 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
-#SBATCH --mem=32G
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -39,9 +39,6 @@ set_defaults() {
     TRELM_MAX_STALLS=${TRELM_MAX_STALLS:-3}
     export TRELM_MIN_DISK_GB TRELM_MIN_BUS_GBPS TRELM_MAX_CLOCK_SKEW_S  # read by trelm_ds.cluster.health
     cpus=${SLURM_CPUS_PER_TASK:-1}
-    # This job's name for scontrol. Array tasks set it to ARRAY_TASK, because a task's plain number may mean the whole array.
-    # shellcheck disable=SC2034
-    job=$SLURM_JOB_ID
 }
 
 check_values() {
@@ -116,16 +113,39 @@ on_nodes() {
     shift
     # --kill-on-bad-exit: one failed node ends the step instead of leaving the others waiting. --cpus-per-task: srun does
     # not inherit it from the job. --export=ALL: an sbatch --export list must not hide variables this script sets.
+    # --mem=0: the memory that the job has.
     exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
-        --export=ALL --kill-on-bad-exit=1 "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
+        --mem=0 --export=ALL --kill-on-bad-exit=1 "${step_options[@]}" "${options[@]}" "${inside[@]}" "$@"
+}
+
+# --- What is not this job's ---
+# sbatch hands on the variables of the shell it is called in. In salloc, `srun --pty` or torchrun, some of them belong to
+# another job, and Slurm replaces only those that this job has as well.
+forget_other_jobs() {
+    # They would make this job's programs ranks of another run.
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID
+    # srun takes them for its options. Steps need none: they get the job's memory (--mem=0) and all of its GPUs.
+    unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GRES SLURM_GPUS SLURM_GPUS_PER_NODE \
+        SLURM_GPUS_PER_SOCKET SLURM_GPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK SLURM_NTASKS_PER_CORE \
+        SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET SLURM_NTASKS_PER_TRES SLURM_WORKING_DIR
+    # A batch script is no task of a step; the binding that a step had must not become this job's.
+    if [[ -n ${SLURM_STEP_ID:-${SLURM_STEPID:-}} ]]; then
+        local own
+        mapfile -t own < <(compgen -e | grep -E '^SLURM_(STEP|SRUN_|CPU_BIND|MEM_BIND|GPU_BIND|TRES_BIND|DISTRIBUTION|EXACT|EXCLUSIVE|OVERLAP|WHOLE|PTY_)')
+        unset "${own[@]}"
+    fi
+    local fields
+    fields=$(ask_slurm scontrol show job -o "$job") || return 0
+    [[ $fields =~ TresPer[A-Za-z]+=[^\ ]*gpu ]] || unset SLURM_GPUS_ON_NODE SLURM_JOB_GPUS
 }
 
 # --- The prologue of every job ---
-# sbatch hands on the shell's variables; of an earlier torchrun's they would make this job's programs ranks of that one.
-unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "not inside a Slurm job: start it with 'sbatch slurm/$script.sh'"
 [[ -f $TRELM_HOME/trelm_ds/__main__.py ]] ||
     fail "no trelm_ds in $TRELM_HOME: submit from the repository's root or set TRELM_HOME"
+# This job's name for scontrol. Array tasks set it to ARRAY_TASK, because a task's plain number may mean the whole array.
+job=$SLURM_JOB_ID
+forget_other_jobs
 read_site_file
 set_defaults
 check_values

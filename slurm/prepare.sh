@@ -10,7 +10,6 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
-#SBATCH --mem=48G
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -128,9 +127,9 @@ log_folder() {
 
 # submit_again SBATCH OPTION... -- OPTION...: submits this script with this job's resources; prints the new number.
 submit_again() (
-    options=(--parsable --chdir="$TRELM_HOME" --cpus-per-task="$cpus"
-        ${SLURM_MEM_PER_NODE:+--mem="$SLURM_MEM_PER_NODE"} ${SLURM_MEM_PER_CPU:+--mem-per-cpu="$SLURM_MEM_PER_CPU"})
-    for pair in partition=Partition account=Account qos=QOS reservation=Reservation constraint=Features time=TimeLimit; do
+    options=(--parsable --chdir="$TRELM_HOME" --cpus-per-task="$cpus")
+    for pair in partition=Partition account=Account qos=QOS reservation=Reservation constraint=Features time=TimeLimit \
+        mem=MinMemoryNode mem-per-cpu=MinMemoryCPU; do
         value=$(job_field "${pair#*=}")
         [[ -z $value ]] || options+=("--${pair%=*}=$value")
     done
@@ -138,7 +137,7 @@ submit_again() (
     shift
     # The new job must not inherit the variables that describe this one, such as SLURM_ARRAY_TASK_ID.
     mapfile -t own < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
-    unset "${own[@]}" SBATCH_ARRAY_INX SBATCH_GRES
+    unset "${own[@]}" SBATCH_ARRAY_INX SBATCH_GRES SBATCH_MEM_PER_CPU SBATCH_MEM_PER_NODE
     export TRELM_PARTS TRELM_RETRIES
     sbatch "${options[@]}" "$TRELM_HOME/slurm/prepare.sh" "$@" | sed 's/;.*//'  # drop ";CLUSTER"
 )

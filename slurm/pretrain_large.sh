@@ -4,15 +4,15 @@
 #   sbatch slurm/pretrain_large.sh            one node with 8 GPUs; submit from the repository's root
 #   sbatch -N 4 slurm/pretrain_large.sh       four of them
 #
-# Override any #SBATCH line on sbatch's command line or with SBATCH_* variables. Arguments after the script's name go to
-# `trelm pretrain`. slurm/pretrain.sh lists the variables (TRELM_DATA, TRELM_OUT, ...) and does the work; docs/slurm.md
-# explains what happens at the time limit, after a crash and on a bad node.
+# Override any #SBATCH line on sbatch's command line or with SBATCH_* variables, and ask for memory there if the site's
+# default for these cores is not enough (--mem=0 is all of the node). Arguments after the script's name go to `trelm pretrain`. slurm/pretrain.sh lists the variables
+# (TRELM_DATA, TRELM_OUT, ...) and does the work; docs/slurm.md explains what happens at the time limit, after a crash
+# and on a bad node.
 #SBATCH --job-name=pretrain-large
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:8
 #SBATCH --cpus-per-task=64
-#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@180
 #SBATCH --requeue

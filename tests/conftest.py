@@ -40,6 +40,7 @@ def _log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log goes to stderr as in the program, and caplog hears it as well."""
     log.setup()
     monkeypatch.setattr(log.logger, "propagate", True)
+    log.info_once.cache_clear()
     log.warning_once.cache_clear()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import lock, write_atomically
+from trelm_ds.files import lock, read_json, waiting_lock, write_atomically
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -22,3 +25,35 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the folder cannot be written: No such file or directory"):
         lock(tmp_path / "nowhere" / ".lock", "the folder").__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_no_lock_holds_nobody_writes_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UserError, match=r"RUN: its file system has no locks .* or set TRELM_NO_LOCKS=1"):
+        lock(tmp_path / ".lock", "--out: RUN").__enter__()
+    assert not (tmp_path / ".lock").exists()
+    monkeypatch.setenv("TRELM_NO_LOCKS", "1")
+    with lock(tmp_path / ".lock", "--out: RUN"):
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": 1} x', "\ufeff[1"])
+def test_json_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x.json(:\d+)?: not valid JSON") as error:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_a_lock_is_waited_for_as_long_as_one_likes(tmp_path: Path) -> None:
+    with waiting_lock(tmp_path / "lock"), pytest.raises(TimeoutError), waiting_lock(tmp_path / "lock", 0.1):
+        pass
+    with waiting_lock(tmp_path / "lock", 0.1), waiting_lock(tmp_path / "nowhere" / "lock", 0.1):
+        pass

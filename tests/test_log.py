@@ -53,6 +53,23 @@ def test_a_rank_that_is_none_silences_nothing(
     assert lines(capsys) == ["loss 1.0", "warning: slow"]
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    log.info("a title: \x1b]0;owned\x07")
+    log.error("no such\nsetting '\x1b[2J'")
+    assert lines(capsys) == ["a title: \\x1b]0;owned\\x07", "trelm: error: no such setting '\\x1b[2J'"]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "gone"), ValueError("I/O operation on closed file")])
+def test_a_reader_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Gone:
+        def write(self, _: str) -> None:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    log.info("loss 1.0")
+    log.warning("slow")
+
+
 def test_a_warning_may_come_once(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("a", "b", "a"):
         log.warning_once(text)
@@ -78,3 +95,11 @@ def test_of_libraries_only_warnings_for_users_are_shown(capsys: pytest.CaptureFi
 def test_it_is_there_before_torch() -> None:
     command = "import sys, trelm_ds.log; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
+def test_a_crash_tells_no_password() -> None:
+    program = "from trelm_ds import log; log.setup(); raise OSError('https://me:geheim@host/x?token=geheim is gone')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("OSError: https://...@host/x?token=... is gone\n")

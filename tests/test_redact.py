@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trelm_ds.config import Config, TrackingConfig, public, to_yaml
-from trelm_ds.redact import scrub, shown, without_password
+from trelm_ds.redact import is_incomplete, scrub, shown, without_password
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,9 @@ from trelm_ds.redact import scrub, shown, without_password
         ("http://u:ge@h/eim@h", "http://...@h"),
         ("postgresql+psycopg2://u:p%40geheim@h/db", "postgresql+psycopg2://...@h/db"),
         ("mysql://h/db?user=u&password=geheim&ssl=1", "mysql://h/db?user=u&password=...&ssl=1"),
+        ("http://h/?access_token=ge@heim", "http://h/?access_token=..."),
+        ("http://h/?a=1;auth=geheim", "http://h/?a=1;auth=..."),
+        ("https://h/x?X-Amz-Signature=geheim#f", "https://h/x?X-Amz-Signature=..."),
     ],
 )
 def test_addresses_lose_user_and_password(address: str, shown: str) -> None:
@@ -31,6 +34,12 @@ def test_addresses_lose_user_and_password(address: str, shown: str) -> None:
         ("http:/user:geheim@h", "http:/...@h"),
         ("http://user:ge h'ei\"m@h", "http://...@h"),
         ("http://h:5000", "http://h:5000"),
+        ("http://h:5000/?geheim", "http://h:5000/?..."),
+        ("http://h:5000/?t%6Fken=geheim&x=y", "http://h:5000/?t%6Fken=...&x=..."),
+        ("http://h:5000/#access=geheim", "http://h:5000/#access=..."),
+        ("http://h:5000/?token=ge@heim", "http://..."),
+        ("postgresql://u:geheim@h/db?sslmode=require", "postgresql://...@h/db?sslmode=require"),
+        ("sqlite:////data/#1/mlflow.db?timeout=5", "sqlite:////data/#1/mlflow.db?timeout=5"),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
     ],
 )
@@ -39,6 +48,7 @@ def test_malformed_addresses_too(address: str, seen: str) -> None:
     assert shown(seen) == seen
     assert scrub(f"cannot reach {address} today", address) == f"cannot reach {seen} today"
     assert public(Config(tracking=TrackingConfig(uri=address))).tracking.uri == seen
+    assert is_incomplete(seen) == (seen != address)
 
 
 def test_messages_lose_the_password_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:

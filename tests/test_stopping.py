@@ -11,13 +11,25 @@ import pytest
 from trelm_ds.stopping import FILE, ORPHANED, TIME, StopRequests, StopSignals, describe, exit_code
 
 
-def test_a_signal_is_noted_and_the_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_is_noted_and_the_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with StopSignals() as signals:
         assert signals.received == 0
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.received == signal.SIGUSR1
-    assert signal.getsignal(signal.SIGUSR1) is before
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) is before
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_is_immediate() -> None:
@@ -62,5 +74,6 @@ def test_a_rank_whose_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_exit_codes_and_words() -> None:
     assert [exit_code(reason) for reason in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [130, 143, 138]
+    assert [exit_code(reason) for reason in (signal.SIGHUP, signal.SIGQUIT)] == [129, 131]
     assert (exit_code(TIME), exit_code(FILE), exit_code(ORPHANED)) == (75, 130, 129)
     assert [describe(reason) for reason in (15, TIME, FILE)] == ["signal 15", "trainer.max_minutes", "the file 'stop'"]

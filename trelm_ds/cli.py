@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from trelm_ds.commands import datasets, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
 from trelm_ds.launched import is_launched
 
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
 
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a check failed, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
     """
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     log.setup(distributed=arguments[:1] == ["pretrain"] and is_launched())
     try:
@@ -40,12 +44,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         if log.rank() == 0 or isinstance(error, RankError):
             log.error(str(error))
         code = 2
-    except KeyboardInterrupt:
-        code = 130
     except BrokenPipeError:  # `trelm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file cannot be read or written: no bug. What may pass, such as a file server that restarts, must not end
+        # with the code of a mistake, after which no job is started again.
+        log.error(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        code = 1 if error.errno in _MAY_PASS else 2
+    except KeyboardInterrupt:
+        code = 130
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller has closed (`2>&-`): otherwise a file takes its number, and libraries print into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _run(arguments: list[str]) -> int:

@@ -291,7 +291,7 @@ class TrackingConfig:
     uri: str | None = None
     """tracking store; default: MLFLOW_TRACKING_URI, else a sqlite file mlflow.db beside the run folder"""
     experiment: str = "trelm"
-    """experiment name"""
+    """experiment in which a run begins; one that MLflow has stays where it is"""
     run_name: str | None = None
     """default: the run folder's name"""
     system_metrics_every_s: float = 10.0

@@ -9,6 +9,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -16,6 +17,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
+
+import numpy as np
 
 from trelm_ds.errors import UserError
 
@@ -70,12 +73,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut."""
+    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut.
+
+    A file's content is flushed by it as well.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush a folder and everything below it to disk, before it is renamed to where it is looked for."""
+    for path in folder.rglob("*"):
+        fsync_folder(path)
+    fsync_folder(folder)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -147,6 +160,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def load_array(path: Path) -> np.ndarray:
+    """Memory-map a .npy file of numbers.
+
+    Raises:
+        UserError: it is missing, cut off, or anything else.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run `trelm prepare` again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # numpy lets any exception of its header's parser through
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no array, or a damaged one ({reason}); run `trelm prepare` again") from None
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read the JSON objects of a file with one per line, skipping lines that are something else.
 
@@ -165,15 +195,35 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
+def waiting_lock(path: Path, wait_s: float = math.inf) -> Iterator[None]:
     """Wait for a lock between processes and hold it; it is released with its process, and the file stays.
 
     Where no lock is possible (a file system without locks, a read-only folder), continue without one.
+
+    Raises:
+        TimeoutError: another process has held it for `wait_s` seconds.
     """
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):
-            fcntl.flock(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+        try:
+            _wait_for(held.enter_context(path.open("a")), wait_s)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass
         yield
+
+
+def _wait_for(stream: IO[str], wait_s: float) -> None:
+    if wait_s == math.inf:
+        return fcntl.flock(stream, fcntl.LOCK_EX)
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError from None
+            time.sleep(_LOCK_PAUSE_S)
 
 
 @contextlib.contextmanager
@@ -185,7 +235,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
         what: the subject of the error messages, such as "--out: RUN".
 
     Raises:
-        UserError: another process holds the lock, or the file cannot be created.
+        UserError: another process holds the lock, the file cannot be created, or its file system has no locks and
+            TRELM_NO_LOCKS=1 is not set.
     """
     try:
         stream = path.open("a")
@@ -200,8 +251,13 @@ def lock(path: Path, what: str) -> Iterator[None]:
                 raise BlockingIOError
         except BlockingIOError:
             raise UserError(f"{what} is in use by another process; wait for it or choose another") from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:  # a file system without locks, such as Lustre mounted without
+            if os.environ.get("TRELM_NO_LOCKS") != "1":
+                path.unlink(missing_ok=True)
+                raise UserError(
+                    f"{what}: its file system has no locks ({error.strerror}), so two processes could write there; "
+                    "mount it with them (Lustre: -o flock), or set TRELM_NO_LOCKS=1 and see to it yourself"
+                ) from None
         try:
             yield
         finally:

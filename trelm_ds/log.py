@@ -7,14 +7,18 @@ matters; most concern all.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import socket
 import sys
+import traceback
 import warnings
+from types import TracebackType
 
 from trelm_ds.redact import without_password
+from trelm_ds.visible import visible
 
 logger = logging.getLogger("trelm_ds")
 logger.setLevel(logging.INFO)
@@ -35,13 +39,19 @@ def warning_rank0(message: str) -> None:
 
 
 @functools.cache
+def info_once(message: str) -> None:
+    """Log, unless this process has said the same before."""
+    logger.info(message, stacklevel=2)
+
+
+@functools.cache
 def warning_once(message: str) -> None:
     """Warn, unless this process has given the same warning before."""
     logger.warning(message, stacklevel=2)
 
 
 def setup(distributed: bool = False) -> None:
-    """Send the log, and the warnings of libraries, to stderr; called once by each program.
+    """Send the log, the warnings of libraries and a crash's traceback to stderr; called once by each program.
 
     Args:
         distributed: whether this process is one of several ranks. In other programs RANK means nothing: a shell or a
@@ -54,19 +64,22 @@ def setup(distributed: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False  # a library that configures the root logger would repeat every line
     warnings.showwarning = _log_library_warning
+    sys.excepthook = _show_crash
 
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # sys.stderr is looked up for every line: a progress bar on a terminal replaces it, to print above itself.
-        print(self.format(record), file=sys.stderr, flush=True)
+        # Whoever reads it may be gone (tee, ssh); that ends no training.
+        with contextlib.suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = without_password(record.getMessage())
+        message = visible(without_password(record.getMessage()))
         if record.levelno >= logging.ERROR:
-            return f"trelm: error: {message}"
+            return f"trelm: error: {' '.join(message.split())}"
         if record.levelno >= logging.WARNING:
             message = f"warning: {' '.join(message.split())}"
         return _rank_prefix() + message
@@ -90,3 +103,10 @@ def _log_library_warning(message: Warning | str, category: type[Warning], *_: ob
     """Show users the libraries' warnings that are meant for users; deprecations are not."""
     if issubclass(category, UserWarning):
         warning(str(message))
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, without passwords: a library's error may repeat an address."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    with contextlib.suppress(OSError, ValueError):
+        print(without_password(text), end="", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,7 @@ class ProgressBar:
         self._initial, self._enabled, self._note = initial, enabled, ""
         self._started = self._printed = time.monotonic()
         self._rich: Progress | None = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr is not None and sys.stderr.isatty():
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -52,7 +53,8 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._rich:
-            self._rich.stop()
+            with contextlib.suppress(OSError):
+                self._rich.stop()
         elif self._enabled and self.completed > self._initial:
             self._print_line()
 
@@ -61,7 +63,8 @@ class ProgressBar:
         self.completed += units
         self._note = note or self._note
         if self._rich:
-            self._rich.update(self._task, completed=self.completed, note=self._note)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._rich.update(self._task, completed=self.completed, note=self._note)
         elif self._enabled and time.monotonic() - self._printed >= PLAIN_LINE_EVERY_S:
             self._print_line()
 

@@ -157,7 +157,10 @@ def _lines_of(path: Path) -> dict[str, int]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}{line}: not valid YAML: {reason}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
     if not isinstance(root, yaml.MappingNode):
         found = "nothing" if root is None else "something else"
         raise UserError(f"{path}:1: expected settings such as 'trainer:', found {found}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 STOP_FILE = "stop"  # in the run folder
 TIME, FILE, ORPHANED = 1000, 1001, 1002  # reasons, beside the numbers of signals
 # 75 is EX_TEMPFAIL (run it again), 130 is what Ctrl-C gives, 129 what a closed terminal gives.
@@ -18,9 +18,9 @@ _EXIT_CODES = {TIME: 75, FILE: 130, ORPHANED: 128 + signal.SIGHUP}
 
 
 class StopSignals:
-    """Within it, SIGINT, SIGTERM and SIGUSR1 are recorded instead of ending the process.
+    """Within it, the signals that ask for an end are recorded instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt at once.
+    A second SIGINT raises KeyboardInterrupt at once. A signal that is ignored, as SIGHUP under nohup, stays so.
 
     Attributes:
         received: number of the last signal; 0 before any.
@@ -32,7 +32,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._record)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

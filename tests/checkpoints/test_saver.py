@@ -291,6 +291,35 @@ def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
 
 
+def test_log_points_are_on_disk_before_the_checkpoint_behind_them(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, flushed = tmp_path / "run", list[tuple[int, int]]()
+
+    def noted(path: Path) -> None:
+        assert path == run / "metrics.jsonl"
+        flushed.append((len(path.read_text().splitlines()), len(committed(run))))
+
+    monkeypatch.setattr("trelm_ds.training.journal.fsync_folder", noted)
+    train(config(checkpoint_every=2), tiny_dataset, run, one_rank)
+    assert flushed == [(2, 0), (4, 1)]
+
+
+def test_links_are_left_alone(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """An old checkpoint that was moved to an archive and linked back keeps its files there."""
+    run, archive = tmp_path / "run", tmp_path / "archive"
+    train(config(checkpoint_every=1, keep_checkpoints=9), tiny_dataset, run, one_rank)
+    first = run / "checkpoints" / "step-00000001"
+    shutil.move(first, archive)
+    first.symlink_to(archive)
+    before = {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()}
+    assert [path.name for path in prune_run(run, 2)] == ["step-00000002"]
+    train(config(max_steps=6, checkpoint_every=1, keep_checkpoints=2), tiny_dataset, run, one_rank)
+    assert [entry.step for entry in list_checkpoints(run, verify=True)] == [6, 5, 1]
+    assert first.is_symlink()
+    assert {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()} == before
+
+
 def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     with StopSignals() as signals:
         trainer = build_run(config(0), str(tiny_dataset), tmp_path / "run", one_rank, signals)

@@ -15,6 +15,7 @@ import yaml
 from tests.e2e.launch import ROOT
 from trelm_ds.cli import main
 from trelm_ds.cluster.job_file import job_file, join_options
+from trelm_ds.cluster.slurm import outside_jobs
 from trelm_ds.cluster.snapshot import copy_code, describe_git, make_paths_absolute
 from trelm_ds.config import Config, InjectionConfig, LoaderConfig, ModelConfig, TrackingConfig, TrainerConfig
 from trelm_ds.errors import UserError
@@ -120,8 +121,9 @@ def test_settings_in_the_environment_are_for_plain_sbatch(submit: Run, monkeypat
     assert "max_steps" not in text.split("set -euo")[0]
 
 
-def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:sesame@mlflow:5000")
+@pytest.mark.parametrize("uri", ["http://me:sesame@mlflow:5000", "http://mlflow:5000/?access=sesame"])
+def test_passwords_are_not_written(uri: str, submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     code, text, _ = submit("--dry-run")
     assert code == 0
     assert "sesame" not in text
@@ -147,6 +149,9 @@ def test_passwords_are_not_written(submit: Run, monkeypatch: pytest.MonkeyPatch)
         (["--trainer.resume", "nowhere"], {}, "trainer.resume: nowhere does not exist"),
         (["--trainer.ds_config", "nowhere.json"], {}, "trainer.ds_config: nowhere.json does not exist"),
         (["--tracking.uri", "http://me:sesame@host"], {}, "http://...@host holds a password"),
+        (["--tracking.uri", "http://host/?auth=sesame"], {}, "http://host/?auth=... holds a password"),
+        (["--data", "https://me:sesame@host/wiki"], {}, "--data: https://...@host/wiki holds a password"),
+        (["--data", "https://host/wiki?X-Amz-Signature=sesame"], {}, "wiki?X-Amz-Signature=... holds a password"),
         (["--", "gpu"], {}, "'gpu' after --: not an option"),
         (["--", "--array=1-2"], {}, "sbatch option --array=1-2: a run is one job"),
         (["--out", "a\u0007b"], {}, "contains characters that no settings file can"),
@@ -178,9 +183,22 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
-def test_a_site_file_with_a_password_is_refused(submit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "site.env").write_text("export MLFLOW_TRACKING_URI=https://me:sesame@mlflow:5000\n")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export MLFLOW_TRACKING_URI=https://me:sesame@mlflow:5000",
+        "export MLFLOW_TRACKING_TOKEN=sesame",
+        "AWS_SECRET_ACCESS_KEY='sesame'",
+    ],
+)
+def test_a_site_file_with_a_password_is_refused(
+    line: str, submit: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless = "TOKENIZERS_PARALLELISM=false\nexport HF_TOKEN=$(cat ~/token)\n# MLFLOW_TRACKING_PASSWORD=...\n"
+    (here / "site.env").write_text(harmless)
     monkeypatch.setenv("TRELM_SITE", "site.env")
+    assert submit("--dry-run")[0] == 0
+    (here / "site.env").write_text(f"{harmless}{line}\n")
     code, _, errors = submit("--dry-run")
     assert code == 2
     assert "site.env: holds a password, which would be copied into snapshots" in errors
@@ -213,6 +231,43 @@ def test_lines_are_added_where_sbatch_reads_them() -> None:
         "#!/bin/bash\n# about\n#SBATCH --nodes=1\n\n# by us\n#SBATCH --nodes=2\nexport A='1 2'\n\n"
         "\n# more\nset -e\n#SBATCH --nodes=9\necho\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "stays"),
+    [
+        ("--mem=0", ["--mem=4G"], True),
+        ("--mem=0", ["--mem-per-cpu=2G"], False),
+        ("--mem 48G", ["--mem-per-gpu=2G", "--nodes=2"], False),
+        ("--mem-per-cpu=2G", ["--mem=0"], False),
+        ("--gres=gpu:8", ["--gres=none"], True),
+        ("--gres=gpu:8", ["--gpus-per-node=4"], False),
+        ("--gres=gpu:a100:8", ["-G4"], False),
+        ("-G 8", ["--gpus=4"], True),
+        ("--gres=lustre:1", ["--gpus-per-node=4"], True),
+        ("--gpus-per-node=8", ["--gres=lustre:1"], True),
+        ("--gpus-per-node=8", ["--gres=gpu:4"], False),
+        ("--nodes=1", ["--gpus=4", "--mem-per-cpu=1"], True),
+    ],
+)
+def test_of_options_that_exclude_each_other_the_asked_one_stays(line: str, options: list[str], stays: bool) -> None:
+    text = job_file(f"#!/bin/bash\n#SBATCH {line}\n", options, {}, [])
+    assert (f"\n#SBATCH {line}\n" in text) == stays
+    assert (f"\n# replaced below: SBATCH {line}\n" in text) != stays
+    assert all(f"\n#SBATCH {option}\n" in text for option in options)
+
+
+def test_an_option_replaces_a_variable_of_its_kind(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_MEM_PER_NODE", "9G")
+    monkeypatch.setenv("SBATCH_GRES", "gpu:2")
+    _, shown, _ = submit("--dry-run", "--", "--mem-per-cpu=2G")
+    assert ("\n#SBATCH --mem=" in shown, "\n#SBATCH --mem-per-cpu=2G" in shown) == (False, True)
+    assert "#SBATCH --gres=gpu:2" in shown
+
+
+def test_variables_of_the_job_around_are_not_handed_on() -> None:
+    given = {"SLURM_CONF": "x", "SLURM_JWT": "t", "SLURM_MEM_PER_CPU": "2000", "SLURM_STEP_ID": "0", "PATH": "p"}
+    assert set(outside_jobs(given)) == {"SLURM_CONF", "SLURM_JWT", "PATH"}
 
 
 def test_paths_are_absolute_and_their_files_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,28 @@ def test_killed_at_any_moment_and_run_again(corpus: Path, tmp_path: Path, source
     assert not work.exists()
 
 
+def test_what_is_announced_is_on_disk(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a file that was renamed but not flushed may be empty."""
+    flushed: dict[int, float] = {}
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_mtime_ns
+
+    def checked(self: Path, target: Path) -> Path:
+        if target == tmp_path / "ds":
+            for path in (self, *self.rglob("*")):
+                assert flushed.get(path.stat().st_ino) == path.stat().st_mtime_ns, path
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    prepare(options(corpus, "wiki/plain", tmp_path / "ds"))
+    assert (tmp_path / "ds").stat().st_ino in flushed
+    assert tmp_path.stat().st_ino in flushed
+
+
 def workers_of(folder: Path) -> list[str]:
     """Processes that still have something of `folder` in their command line or files."""
     time.sleep(0.2)

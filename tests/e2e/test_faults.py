@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,27 @@ def test_a_file_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) 
     assert process.returncode == 130, output
     assert f"stopped by the file 'stop'; the same command continues: step {committed(run)}" in output
     assert not (run / "stop").exists()
+
+
+def test_a_closed_terminal_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(forked(["pretrain", "--config", settings, "--data", tiny_dataset, "--out", run]), run, 3)
+    process.send_signal(signal.SIGHUP)
+    output = ended(process)
+    assert process.returncode == 129, output
+    assert f"stopped by signal 1; the same command continues: step {committed(run)}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected", ["2>&1 | head -n 1 >first", "2>&- >&-"])
+def test_a_log_that_nobody_reads_ends_no_training(
+    settings: Path, tiny_dataset: Path, tmp_path: Path, redirected: str
+) -> None:
+    arguments = f"--config {settings} --data {tiny_dataset} --out run --trainer.max_steps 8"
+    command = f"{sys.executable} -m trelm_ds pretrain {arguments} {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment(), timeout=300)
+    assert done.returncode == 0
+    assert committed(tmp_path / "run") == 8
 
 
 def test_a_time_limit_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trelm_ds.errors import UserError
 BUCKETS = {"reduce_bucket_size": 2e3, "allgather_bucket_size": 2000}
 CPU = {"device": "cpu", "pin_memory": False}
 FILES: dict[str, dict[str, Any]] = {
-    "timers": {"wall_clock_breakdown": True, "memory_breakdown": True},
+    "timers": {"wall_clock_breakdown": True},
     "1, small buckets": {
         "zero_optimization": {"stage": 1, "overlap_comm": True, "round_robin_gradients": True} | BUCKETS
     },

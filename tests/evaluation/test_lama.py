@@ -302,9 +302,26 @@ def without_head(folder: Path) -> None:
     BertModel(BertForMaskedLM.from_pretrained(folder).config).save_pretrained(folder)
 
 
+def pickled_text(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("<html>not found</html>")
+
+
 BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda m: m.rename(m.with_name("moved")), r"model: holds no config.json"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), r"transformers cannot load it"),
+    "cut weights": (lambda m: (m / "model.safetensors").write_bytes(b"x" * 99), r"transformers cannot load it"),
+    "lfs pointer": (
+        lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        r"model.safetensors: is a git-lfs pointer, not the file; run `git lfs pull`",
+    ),
+    "bin": (pickled_text, r"its weights are damaged, or hold more than tensors; fetch them again"),
+    "absurd": (
+        lambda m: (m / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 1000000000}'),
+        r"config.json: num_hidden_layers: must be at least 1 and at most 10000",
+    ),
+    "no config": (lambda m: (m / "config.json").write_text("{"), r"config.json: cannot be read as JSON"),
+    "blank line": (lambda m: append(m / "vocab.txt", "\nmore\n"), r"vocab.txt:\d+: is empty"),
     "no head": (without_head, r"has no weights for 'cls.predictions"),
     "larger tokenizer": (lambda m: append(m / "vocab.txt", "more\n"), r"its tokenizer has 24 tokens, its model 23"),
 }

@@ -90,7 +90,7 @@ def test_long_tail_scores_say_nothing_of_the_others(data: Path, backbone: Path) 
 
 def test_without_entity_frequencies(data: Path) -> None:
     shutil.rmtree(data / "entities")
-    with pytest.raises(UserError, match="entities: cannot be read"):
+    with pytest.raises(UserError, match=r"entities/counts.npy: missing; restore it"):
         compare_strategies(data, SelectionConfig())
 
 

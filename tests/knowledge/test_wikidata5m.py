@@ -34,6 +34,30 @@ def test_every_triple_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (repeated, malformed) == (9, 0)
 
 
+@pytest.mark.parametrize("piece", [3, 8, 1 << 20])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n\n"])
+def test_files_of_other_editors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, ending: str, end: str
+) -> None:
+    """A byte-order mark, Windows' line ends, empty lines at the end: no reader finds anything malformed."""
+    monkeypatch.setattr(wikidata5m, "_PIECE", piece)
+    good, expected = lines(30, 3)
+    (tmp_path / "t").write_text(ending.join(good) + end.replace("\n", ending), encoding="utf-8-sig", newline="")
+    found, _, malformed = read_triples([GraphFile(tmp_path / "t")])
+    assert ({tuple(row) for row in found.tolist()}, malformed) == (expected, 0)
+    names = ["Q1\tone", "Q2\ttwo\tsecond"]
+    (tmp_path / "n").write_text(ending.join(names) + end.replace("\n", ending), encoding="utf-8-sig", newline="")
+    assert list(read_names(GraphFile(tmp_path / "n"), "Q")) == [(1, ["one"]), (2, ["two", "second"])]
+
+
+def test_an_empty_line_between_others_is_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wikidata5m, "_PIECE", 8)
+    (tmp_path / "n").write_text("\nQ1\tone\n\n\nQ2\ttwo\n\n")
+    with pytest.raises(UserError, match=r"n:1: expected an id such as Q42, got '' \(3 of 5 records malformed"):
+        list(read_names(GraphFile(tmp_path / "n"), "Q"))
+
+
 def test_malformed_lines_are_counted_shown_and_limited(tmp_path: Path) -> None:
     good, expected = lines(1000, 2)
     bad = ["Q1\tP1", "", "Q1\tP1\tQ2\tQ3", "Q\tP1\tQ2", "Q1 P1 Q2", "P1\tP1\tQ1", "Q1\tP1\tQ1234567890", "Q１\tP1\tQ2"]

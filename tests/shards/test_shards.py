@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +92,36 @@ def test_blocks_hold_no_pickle() -> None:
         member.size = len(content.getvalue())
         archive.addfile(member, io.BytesIO(content.getvalue()))
     with pytest.raises(UserError, match="x: damaged block"):
-        Block.from_tar(buffer.getvalue(), "x")
+        Block.from_tar(buffer.getvalue(), "x", 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda b: b._replace(mentions=b.mentions[:, :3]), "an array has another shape"),
+        (lambda b: b._replace(tokens=b.tokens + np.uint16(990)), "a token is none of the vocabulary"),
+        (lambda b: b._replace(lengths=np.append(b.lengths, 0).astype(np.int32)), "lengths and tokens disagree"),
+        (lambda b: b._replace(mentions=b.mentions + np.int32([0, -1, 0, 0])), "a mention lies outside its sequence"),
+        (lambda b: b._replace(mentions=b.mentions + np.int32([0, 0, 99, 0])), "a mention lies outside its sequence"),
+        (lambda b: b._replace(mentions=b.mentions * np.int32([1, 1, 0, 1])), "a mention lies outside its sequence"),
+        (lambda b: b._replace(mentions=b.mentions + np.int32([9, 0, 0, 0])), "a mention is of no sequence"),
+        (lambda b: b._replace(mentions=b.mentions[::-1].copy()), "a mention is of no sequence"),
+    ],
+)
+def test_a_whole_block_that_is_no_block_of_sequences_is_refused(change: Callable[[Block], Block], problem: str) -> None:
+    tokens = np.arange(5, 25, dtype=np.uint32)
+    mentions = np.array([[0, 2, 7], [4, 5, 8]])
+    block = Block.from_sequences([Sequence(tokens, mentions), Sequence(tokens, mentions)], 1000)
+    assert Block.from_tar(block.to_tar("0"), "x", 1000).lengths.tolist() == [20, 20]
+    with pytest.raises(UserError, match=rf"x: damaged block \({problem}\); run `trelm verify`"):
+        Block.from_tar(change(block).to_tar("0"), "x", 1000)
 
 
 def test_a_block_of_damaged_bytes_is_refused_or_read() -> None:
     """Where no checksum stands in between (`from_tar` alone), damage is one clear error, or changes numbers only."""
     block = Block.from_sequences(random_sequences(9, 1000), 1000)
     data = block.to_tar("0")
-    for name, array in Block.from_tar(data, "x")._asdict().items():
+    for name, array in Block.from_tar(data, "x", 1000)._asdict().items():
         np.testing.assert_array_equal(array, getattr(block, name))
     messages = []
     for seed in range(400):
@@ -107,7 +130,7 @@ def test_a_block_of_damaged_bytes_is_refused_or_read() -> None:
         for place in draw.integers(0, len(data), 1 + seed % 5):
             damaged[place] = draw.integers(256)
         try:
-            Block.from_tar(bytes(damaged[: len(data) if seed % 3 else draw.integers(len(data))]), "x")
+            Block.from_tar(bytes(damaged[: len(data) if seed % 3 else draw.integers(len(data))]), "x", 1000)
         except UserError as error:
             messages.append(str(error))
     assert 100 < len(messages) < 400

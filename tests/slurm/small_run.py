@@ -43,6 +43,20 @@ def site(data: Path, out: Path, config: Path, **more: str) -> dict[str, str]:
     return values | {"TRELM_PROCS_PER_NODE": "1"} | more
 
 
+def left_by_an_allocation() -> dict[str, str]:
+    """What an interactive job leaves in the shell: its memory, its GPUs, the cores that a step of it was bound to."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_MEM_PER_CPU": "2000",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x100000000000000000000000000000000000000000000",
+        "SLURM_GPUS_PER_NODE": "7",
+        "SLURM_GPUS_ON_NODE": "7",
+        "SLURM_NTASKS_PER_GPU": "3",
+        "SLURM_CPUS_PER_GPU": "3",
+    }
+
+
 def unhurried(folder: Path) -> dict[str, str]:
     """A variable with which ranks pause after every step, so that they wait for Slurm's clocks without the cores."""
     (folder / "sitecustomize.py").write_text(

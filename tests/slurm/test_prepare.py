@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import write_corpus
 from tests.corpus.test_restart import content, write_dump
 from tests.slurm.local_cluster import Cluster, processes_of, until
+from tests.slurm.small_run import left_by_an_allocation
 from trelm_ds.corpus import PrepareOptions, prepare
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -111,9 +112,9 @@ def test_wrong_option_ends_all_before_anything_is_queued(cluster: Cluster, corpu
 def test_eight_parts_two_of_them_killed(
     cluster: Cluster, corpus: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    """Part 1 is also requeued: it must not submit a second merge."""
-    out = tmp_path / "ds"
-    array = submit(cluster, tmp_path, "--array=1-8", "--hold", "--time=30", *command(corpus, out))
+    """Part 1 is also requeued: it must not submit a second merge. All is submitted from within an interactive job."""
+    out, given = tmp_path / "ds", left_by_an_allocation() | {"SBATCH_MEM_PER_CPU": "1500"}
+    array = submit(cluster, tmp_path, "--array=1-8", "--hold", "--time=30", *command(corpus, out), **given)
     assert cluster.run("scontrol", "update", f"jobid={array}", "arraytaskthrottle=3").returncode == 0
     assert cluster.run("scontrol", "release", array).returncode == 0
     for part in ("2/8", "5/8"):
@@ -124,7 +125,7 @@ def test_eight_parts_two_of_them_killed(
 
     log = (tmp_path / f"prepare-merge-{array}.log").read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
-    assert (job["TimeLimit"], job["CPUs/Task"]) == ("00:30:00", "1")  # as the array
+    assert (job["TimeLimit"], job["CPUs/Task"], job["MinMemoryCPU"]) == ("00:30:00", "1", "1500M")  # as the array
     assert jobs_named(cluster, f"prepare-merge-{array}") == {merge: "COMPLETED"}
     (retry,) = jobs_named(cluster, f"prepare-retry-{merge}")
     assert f"parts 2,5 of 8 are missing: array {retry} tries again, 1 of 3" in log

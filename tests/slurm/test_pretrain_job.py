@@ -20,6 +20,7 @@ from tests.slurm.small_run import (
     hashes,
     history,
     last_step,
+    left_by_an_allocation,
     losses,
     on_cpu,
     site,
@@ -35,7 +36,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, on_cpu]
 
 
 def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: Path) -> None:
-    """With the check of nodes, and once in a container, whose runtime is a stand-in that only starts the command."""
+    """With the check of nodes, and once in a container, whose runtime is a stand-in that only starts the command.
+
+    Submitted from within an interactive job, whose variables are not theirs.
+    """
     config, tools = write_config(tmp_path / "run.yaml", 12, loader_workers=1), tmp_path / "tools"
     tools.mkdir()
     (tools / "apptainer").write_text(
@@ -58,6 +62,7 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
     ):
         out, log = tmp_path / f"run-{nodes}", tmp_path / f"log-{nodes}"
         values = site(tiny_dataset, out, config, TRELM_HEALTH="1", TRELM_CHECK_GPUS="0", **more)
+        values |= left_by_an_allocation()
         job = cluster.wait(cluster.submit("-N", str(nodes), *options, "-o", log, SCRIPT, **values))
         assert (job["JobState"], job["NumNodes"], job["Restarts"]) == ("COMPLETED", str(nodes), "0"), log.read_text()
         assert f"{nodes} x {2 // nodes} processes" in log.read_text()

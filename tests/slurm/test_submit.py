@@ -133,7 +133,8 @@ def test_dry_run_gives_slurms_answer_and_numbers_are_not_used_twice(
     cluster: Cluster, trelm: Trelm, tmp_path: Path, job: list[object]
 ) -> None:
     assert trelm("submit", *job, "--", "--gres=gpu:9").returncode == 2
-    done = trelm("submit", *job, "-N", 2, "--dry-run")
+    kinds = ("--mem-per-cpu=2G", "--gpus-per-node=2")  # which the script's --mem and --gres exclude
+    done = trelm("submit", *job, "-N", 2, "--dry-run", "--", *kinds, SLURM_MEM_PER_CPU="1", SBATCH_MEM_PER_NODE="9G")
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
     assert f"{tmp_path}/run/submissions/002/config.yaml" in done.stdout

@@ -4,101 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Once
 from tests.forked import FORKED, free_port, start
 from tests.tracking.mlflow_server import LossyProxy, MlflowServer
-from trelm_ds.config import Config, TrackingConfig
+from tests.tracking.runs import Told, check_arrived_once, point, runs_of, sent, tracked, until
 from trelm_ds.errors import UserError
 from trelm_ds.run_folder import PROGRESS, SPOOL
-from trelm_ds.tracking import mlflow_run, sync, uploader
-from trelm_ds.tracking.mlflow_run import MlflowRun, source_tags
-from trelm_ds.tracking.sender import Progress
+from trelm_ds.tracking import sync, uploader
+from trelm_ds.tracking.mlflow_run import source_tags
 from trelm_ds.tracking.spool import Spool, read_spool
-
-KEYS = ("loss", "lr", "system/node-0/cpu_percent")
-
-
-@pytest.fixture(scope="session")
-def empty_store(once: Once) -> Path:
-    """MLflow's tables; making them takes it ten seconds."""
-    from mlflow import MlflowClient
-
-    def make(folder: Path) -> None:
-        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-        with sqlite3.connect(folder / "mlflow.db") as database:
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    return once("empty_store", make) / "mlflow.db"
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def server(store: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(store)
-    yield server
-    server.kill()
-
-
-def tracked(run: Path, uri: str, step: int = 0, key: str = "", **about: Any) -> MlflowRun:
-    return MlflowRun(Config(tracking=TrackingConfig(uri=uri)), run, step, about, {"from": "a test"}, key)
-
-
-def point(step: int) -> dict[str, float]:
-    return {"loss": 1 / step, "lr": step * 1e-6, "system/node-0/cpu_percent": float("nan") if step == 3 else step % 7}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-
-
-def sent(run: Path) -> int:
-    return Progress.of(run).sent
-
-
-def runs_of(uri: str) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    return list(client.search_runs([client.get_experiment_by_name("trelm").experiment_id]))
-
-
-def check_arrived_once(uri: str, run: Path, steps: list[int]) -> Any:
-    """Every point of the spool is in MLflow once, in order, as it was when it was taken. Returns the MLflow run."""
-    from mlflow import MlflowClient
-
-    (found,) = runs_of(uri)
-    taken = [entry.content for entry in read_spool(run / SPOOL) if entry.kind == "metrics"]
-    assert [entry["step"] for entry in taken] == steps
-    for key in KEYS:
-        history = MlflowClient(uri).get_metric_history(found.info.run_id, key)
-        got = [(item.step, item.timestamp, repr(item.value)) for item in history]
-        if not uri.startswith("file:"):  # SQL has no order of its own
-            got.sort()
-        assert got == [(entry["step"], entry["time"], repr(float(entry["metrics"][key]))) for entry in taken]
-    return found
 
 
 @pytest.mark.slow
@@ -215,30 +137,23 @@ def test_a_process_killed_at_any_time_loses_and_doubles_nothing(
     assert found.info.status == "FINISHED"
 
 
-def test_passwords_are_nowhere(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_run, "_WAIT_STOPPED_S", 0.1)
-    tracker = tracked(
-        run, f"http://me:geheim@127.0.0.1:{free_port()}", **{"dataset.place": "s3://key:geheim@bucket/wiki"}
-    )
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [("http://me:geheim@{}", "http://...@{}"), ("http://{}/?access=geheim", "http://{}/?access=...")],
+)
+def test_passwords_and_tokens_are_nowhere(address: str, seen: str, run: Path, told: Told) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    tracker = tracked(run, address.format(place), **{"dataset.place": "s3://key:geheim@bucket/wiki"})
     tracker.log(1, point(1))
-    told = ""
-
-    def warned() -> bool:
-        nonlocal told
-        told += capsys.readouterr().err
-        return "training goes on" in told
-
-    until(warned)
+    until(lambda: told.says("training goes on"))
     tracker.end("KILLED")
-    told += capsys.readouterr().err
-    assert "2 entries" not in told
-    assert "entries wait for MLflow" in told
-    assert f"`trelm sync {run}`" in told
-    with pytest.raises(UserError, match=r"http://\.\.\.@127\.0\.0\.1:\d+: user and password are not kept"):
+    assert told.says(f"entries wait for MLflow ({seen.format(place)} does not answer)")
+    assert told.says(f"`trelm sync {run}`")
+    with pytest.raises(UserError, match=rf"^{re.escape(seen.format(place))}: passwords and tokens are not kept"):
         sync(run)
     for file in run.iterdir():
         assert "geheim" not in file.read_text(), file
-    assert "geheim" not in told
+    assert "geheim" not in told.text
 
 
 def _log_one_point(uri: str, run: Path) -> None:
@@ -270,8 +185,12 @@ def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
         ("nosuch://me:geheim@host", ""),
         ("postgresql+nosuch://me:geheim@host/db", "nosuch"),
         ("sqlite:////proc/nowhere/mlflow.db", "No such file"),
-        ("sqlite:///{here}", "unable to open database file"),
+        ("sqlite:///{here}", "Is a directory"),
         ("sqlite:///{here}/text", "file is not a database"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite://here/mlflow.db", "Invalid SQLite URL"),
         ("mlruns", "maintenance mode"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from trelm_ds.files import append_line
 from trelm_ds.run_folder import SPOOL
-from trelm_ds.tracking.spool import Spool, read_spool
+from trelm_ds.tracking.spool import Spool, copied_from, read_spool
 
 PARAMS, TAGS = {"optimizer.lr": "0.1", "world_size": "2"}, {"commit": "abc"}
 
@@ -134,3 +135,55 @@ def test_a_spool_that_was_lost_goes_on_by_the_key_of_the_checkpoint(tmp_path: Pa
     assert again.key == spool.key
     again.begin(5, "experiment", "name", {}, {}, "of another")
     assert again.key == spool.key
+
+
+def folders(place: Path, step: int) -> tuple[Path, Path]:
+    """A run folder with log points at 10 and 20, and a copy of it that begins again at a step."""
+    run, copy = place / "run", place / "copy"
+    run.mkdir()
+    spool = begin(run)
+    spool.metrics(10, {"loss": 2.0})
+    spool.metrics(20, {"loss": 1.0})
+    spool.status("FINISHED")
+    shutil.copytree(run, copy)
+    begin(copy, step)
+    return run, copy
+
+
+def test_a_copy_has_the_points_up_to_its_checkpoint_under_a_key_of_its_own(tmp_path: Path) -> None:
+    run, copy = folders(tmp_path, step=15)
+    assert [(entry["kind"], entry.get("step")) for entry in contents(copy)] == [
+        ("run", None),
+        ("metrics", 10),
+        ("status", None),
+    ]
+    (original,), (own,) = contents(run, "run"), contents(copy, "run")
+    assert own["key"] != original["key"]
+    assert own["params"] == original["params"]
+    assert own["tags"] == TAGS | {"trelm.copied_from": str(run), "trelm.copied_from_key": original["key"]}
+    assert copied_from(copy) is None
+    shutil.copytree(copy, tmp_path / "third")
+    assert copied_from(tmp_path / "third") == copy
+
+
+def test_a_copy_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
+    run, copy = folders(tmp_path, step=0)
+    (own,) = contents(copy)
+    assert own["tags"]["trelm.copied_from"] == str(run)
+    assert own["key"] != contents(run, "run")[0]["key"]
+
+
+def test_a_copy_whose_original_is_gone_was_moved(tmp_path: Path) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    begin(run)
+    shutil.copytree(run, copy)
+    assert copied_from(copy) == run
+    assert copied_from(run) is None
+    (run / SPOOL).unlink()
+    assert copied_from(copy) is None
+    begin(run)  # another run
+    assert copied_from(copy) is None
+    shutil.rmtree(run)
+    run.symlink_to(copy)  # another name of the same folder
+    assert copied_from(copy) is None

@@ -16,6 +16,7 @@ from trelm_ds.batches.spans import Spans, WordFinder, items_of
 from trelm_ds.config import Config
 from trelm_ds.corpus import TOKEN_COUNTS, TokenizerInfo
 from trelm_ds.errors import UserError
+from trelm_ds.files import load_array
 from trelm_ds.keyed_random import Stream, keyed_bits, keyed_uniform
 from trelm_ds.knowledge import TripleDraw, Triples
 from trelm_ds.model import AssessingBatch, Batch, KnowledgeItems
@@ -275,10 +276,7 @@ def _index(distinct: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
 def _token_counts(dataset: Path, info: TokenizerInfo) -> np.ndarray:
     """Read how often each token occurs in the corpus: int64 [V]."""
     path = dataset / TOKEN_COUNTS
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `trelm prepare` again") from None
+    counts = np.asarray(load_array(path))
     if counts.shape != (info.vocab_size,):
         raise UserError(f"{path}: not of the dataset's tokenizer; run `trelm prepare` again")
     return counts

@@ -314,7 +314,7 @@ def _engine_state(engine: DeepSpeedEngine, folder: Path) -> dict[Path, Any]:
 
 
 def prune(run: Path, keep: int, keep_every: int | None, damaged: Collection[Path] = ()) -> list[Path]:
-    """Remove old checkpoints and return their paths.
+    """Remove old checkpoints and return their paths. Links, to an archive perhaps, are left alone and named.
 
     Args:
         run: the run folder.
@@ -325,9 +325,12 @@ def prune(run: Path, keep: int, keep_every: int | None, damaged: Collection[Path
     sound = [path for path in committed(run) if path not in damaged]
     old = [path for path in sound[keep:] if not keep_every or step_of(path) % keep_every]
     old += [path for path in committed(run) if path in damaged]
-    for path in old:
+    removed = [path for path in old if not path.is_symlink()]
+    for path in removed:
         _remove(path)
-    return old
+    for path in set(old) - set(removed):
+        log.info_once(f"{path}: is a link, so the checkpoint is not removed")
+    return removed
 
 
 def _folder_name(step: int) -> str:

@@ -19,6 +19,15 @@ _VARIABLES = {"TIMELIMIT": "time", "MEM_PER_NODE": "mem"} | {
 }
 
 
+# Options of which Slurm takes one only: another of the group has to replace it. Resources other than GPUs may be
+# asked for beside them.
+_EXCLUSIVE = (
+    {"mem", "mem-per-cpu", "mem-per-gpu"},
+    {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"},
+)
+_OPTION = re.compile(r"(?:--([\w-]+)|-(G))[\s=]*(.*)")
+
+
 def join_options(words: Sequence[str]) -> list[str]:
     """Join sbatch options with their values: `-p gpu` becomes `-pgpu`, `--time 1:00` becomes `--time=1:00`.
 
@@ -48,8 +57,34 @@ def join_options(words: Sequence[str]) -> list[str]:
 
 def options_from_environment(environment: Mapping[str, str]) -> list[str]:
     """Translate SBATCH_* variables into sbatch options."""
-    values = {option: environment.get(f"SBATCH_{name}") for name, option in _VARIABLES.items()}
-    return [f"--{option}={value}" for option, value in values.items() if value]
+    return list(variables_of_options(environment).values())
+
+
+def variables_of_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """Map the SBATCH_* variables that are set to their options."""
+    values = {f"SBATCH_{name}": option for name, option in _VARIABLES.items()}
+    return {name: f"--{option}={environment[name]}" for name, option in values.items() if environment.get(name)}
+
+
+def not_replaced(options: Sequence[str], winners: Sequence[str]) -> list[str]:
+    """Leave out the options in whose place `winners` have another of the kind, such as --mem-per-cpu for --mem."""
+    won = [found for found in map(_exclusive, winners) if found]
+    return [
+        option
+        for option in options
+        if not ((own := _exclusive(option)) and any(own[0] == group and own[1] != name for group, name in won))
+    ]
+
+
+def _exclusive(option: str) -> tuple[int, str] | None:
+    """Return the number of an option's group, and its name; None for an option that excludes no other."""
+    match = _OPTION.match(option)
+    if match is None:
+        return None
+    name, value = "gpus" if match[2] else match[1], match[3].strip("'\"")
+    if name == "gres" and not value.startswith(("gpu", "none", "0")):
+        return None
+    return next(((number, name) for number, group in enumerate(_EXCLUSIVE) if name in group), None)
 
 
 def job_file(script: str, options: Sequence[str], variables: Mapping[str, str], about: Sequence[str]) -> str:
@@ -70,6 +105,9 @@ def job_file(script: str, options: Sequence[str], variables: Mapping[str, str], 
     head = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
     asked = [number for number in range(head) if lines[number].startswith("#SBATCH")]
     at = asked[-1] + 1 if asked else 1  # sbatch ignores #SBATCH lines below the first command
+    for number in asked:
+        if not not_replaced([lines[number].removeprefix("#SBATCH").strip()], options):
+            lines[number] = f"# replaced below: {lines[number].removeprefix('#')}"
     added = ["", *(f"# {line}" for line in about)]
     added += [f"#SBATCH {_quoted(option)}" for option in options]
     added += [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]

@@ -15,6 +15,10 @@ from trelm_ds.redact import without_password
 SITE = "TRELM_SITE"
 SITE_FILE = "slurm/site.env"
 _ENVIRONMENT_WINS = ("TRELM_", "SBATCH_")  # for these prefixes the environment wins over the file
+# A password or token that stands there itself, not $(cat FILE) or $NAME.
+_SECRET_VALUE = re.compile(
+    r"""^[^#\n]*\b(\w+_)?(PASSWORD|PASSWD|TOKEN|SECRET|API_?KEY|ACCESS_KEY)(_\w+)?=["']?[^\s"'$]""", re.M | re.I
+)
 _SET_BY_BASH = ("_", "SHLVL", "PWD", "OLDPWD")
 _WHOLE_NUMBERS = ("TRELM_CHECK_GPUS", "TRELM_MAX_RESTARTS", "TRELM_MAX_STALLS")
 _NUMBERS = ("TRELM_MIN_DISK_GB", "TRELM_MIN_BUS_GBPS", "TRELM_MAX_CLOCK_SKEW_S")
@@ -52,7 +56,8 @@ def read_site(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """
     complete = dict(environment)
     if (path := site_file(root, environment)) is not None:
-        if without_password(text := path.read_text(encoding="utf-8", errors="replace")) != text:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if without_password(text) != text or _SECRET_VALUE.search(text):
             raise UserError(f"{path}: holds a password, which would be copied into snapshots; export it in your shell")
         script = 'bash -n "$1" && set -a && { source "$1" >&2; env -0; }'  # as lib.sh does
         done = subprocess.run(

@@ -83,6 +83,15 @@ def sbatch(
     return done
 
 
+def outside_jobs(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the variables of the job that this process runs in, if any: sbatch would hand them on."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("SLURM_") or name.startswith(("SLURM_CONF", "SLURM_JWT", "SLURM_SACK"))
+    }
+
+
 def one_line(errors: str) -> str:
     """Join a Slurm command's stderr into one line, without the command's name and the hint to its help."""
     lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in errors.splitlines()]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import trelm_ds
 from trelm_ds.config import Config
 from trelm_ds.errors import UserError
-from trelm_ds.redact import without_password
+from trelm_ds.redact import shown
 from trelm_ds.settings import find_ds_config
 
 CODE = ("trelm_ds", "kernels", "ds_configs", "slurm", "pyproject.toml")
@@ -87,9 +87,9 @@ def make_paths_absolute(config: Config, root: Path) -> tuple[Config, Path | None
         UserError: a file or folder is missing, or a setting holds a password, which must not enter a snapshot.
     """
     model, injection, loader, trainer = config.model, config.injection, config.loader, config.trainer
-    if (uri := config.tracking.uri) and without_password(uri) != uri:
+    if (uri := config.tracking.uri) and shown(uri) != uri:
         raise UserError(
-            f"tracking.uri: {without_password(uri)} holds a password, which is not written into a snapshot; export "
+            f"tracking.uri: {shown(uri)} holds a password or token, which is not written into a snapshot; export "
             "MLFLOW_TRACKING_URI instead"
         )
     if model.init_from is not None and not Path(model.init_from, "config.json").is_file():

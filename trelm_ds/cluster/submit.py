@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from urllib.parse import urlsplit
 
 from trelm_ds import log
 from trelm_ds.cluster import slurm
 from trelm_ds.cluster.history import JOB_NOTE, jobs_of
-from trelm_ds.cluster.job_file import job_file, join_options, options_from_environment
+from trelm_ds.cluster.job_file import (
+    job_file,
+    join_options,
+    not_replaced,
+    options_from_environment,
+    variables_of_options,
+)
 from trelm_ds.cluster.site import SITE, read_site, site_file
 from trelm_ds.cluster.snapshot import (
     absolute_store,
@@ -30,7 +37,7 @@ from trelm_ds.cluster.snapshot import (
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_folder, lock, write_atomically
-from trelm_ds.redact import without_password
+from trelm_ds.redact import shown, without_password
 from trelm_ds.run_folder import CONFIG, SUBMISSIONS, tracking_uri
 
 DEFAULT_SCRIPT = "slurm/pretrain_large.sh"
@@ -112,7 +119,7 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
     for name in ("TRELM_CONFIG", "TRELM_ARGS"):
         if environment.get(name):
             log.warning(f"{name}: is ignored, `trelm submit` takes settings as its options")
-    if (uri := environment.get(_URI)) and without_password(uri) == uri:
+    if (uri := environment.get(_URI)) and shown(uri) == uri:
         environment[_URI] = absolute_store(uri)
     return Request(
         config=config,
@@ -142,7 +149,7 @@ def _read_script(root: Path, script: str) -> str:
 
 
 def _find_data(data: str) -> str:
-    """Check that the dataset exists and return its absolute path or its URL."""
+    """Check that the dataset exists and return its absolute path or its URL, which is written into the job script."""
     if "://" not in data:
         from trelm_ds.shards import Manifest
 
@@ -150,6 +157,12 @@ def _find_data(data: str) -> str:
             raise UserError(f"--data: no dataset at {data}; make one with `trelm prepare`")
         Manifest.load(Path(data))
         return os.path.abspath(data)
+    query = f"?{urlsplit(data).query}"
+    if "@" in urlsplit(data).netloc or without_password(query) != query:
+        raise UserError(
+            f"--data: {without_password(data)} holds a password, which is not written into a snapshot; give it to the "
+            "store in its own variables or configuration"
+        )
     import fsspec
 
     try:  # only check that a remote dataset exists: the job fetches it
@@ -180,7 +193,7 @@ def _variables(request: Request, folder: Path) -> dict[str, str]:
         variables["TRELM_GIT_COMMIT"] = commit  # for MLflow, because the snapshot is not a git checkout
     if request.site is not None:
         variables[SITE] = str(folder / _SITE_COPY)
-    if (uri := given.get(_URI)) and without_password(uri) == uri:
+    if (uri := given.get(_URI)) and shown(uri) == uri:
         variables[_URI] = uri
     return variables
 
@@ -194,7 +207,8 @@ def _build_job_file(request: Request, number: int) -> str:
         "Options below override those above; the values are those at submission.",
     ]
     output = "--output=" + str(request.run / "slurm").replace("%", "%%") + "/%j.log"
-    return job_file(request.script, [output, *options_from_environment(given), *request.options], variables, about)
+    from_environment = not_replaced(options_from_environment(given), request.options)
+    return job_file(request.script, [output, *from_environment, *request.options], variables, about)
 
 
 def dry_run(request: Request) -> str:
@@ -238,9 +252,17 @@ def submit(request: Request) -> Submitted:
 
 
 def _for_sbatch(request: Request) -> dict[str, str]:
-    """Return the environment for sbatch, which reads SBATCH_* from it; by default Slurm passes it on to the job."""
+    """Return the environment for sbatch, which reads SBATCH_* from it; by default Slurm passes it on to the job.
+
+    Left out are the variables of an allocation that this process runs in, which are not this job's, and those in whose
+    place the request has an option.
+    """
     options = {name: value for name, value in request.environment.items() if name.startswith("SBATCH_")}
-    return os.environ | options
+    environment = slurm.outside_jobs(os.environ) | options
+    for name, option in variables_of_options(environment).items():
+        if not not_replaced([option], request.options):
+            del environment[name]
+    return environment
 
 
 def _refuse_second_job(run: Path) -> None:
@@ -320,4 +342,4 @@ def _store(request: Request) -> str:
     """Return the MLflow store of the run without its password."""
     if not request.config.tracking.enabled:
         return "off (tracking.enabled is false)"
-    return without_password(tracking_uri(request.config, request.run, request.environment))
+    return shown(tracking_uri(request.config, request.run, request.environment))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
+from trelm_ds.visible import visible
 
 
 def submit_command(arguments: list[str]) -> int:
@@ -74,9 +75,9 @@ def _status(namespace: argparse.Namespace) -> int:
     if namespace.json:
         print(to_json(found))
     elif len(namespace.runs) == 1:
-        print("".join(map(to_lines, found)), end="")
+        print(visible("".join(map(to_lines, found))), end="")
     elif found:
-        print(to_table(found))
+        print(visible(to_table(found)))
     if missing := [str(run) for run in namespace.runs if not is_run(run)]:
         raise UserError(f"{', '.join(missing)}: no run folder of `trelm pretrain` or `trelm submit`")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from trelm_ds.commands.result_file import check_result_file
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
+from trelm_ds.visible import visible
 
 
 def add_importance(commands: argparse._SubParsersAction) -> None:
@@ -83,7 +84,7 @@ def _strategies(namespace: argparse.Namespace) -> int:
     for setting, problem in problems(Config(selection=selection)):
         raise UserError(f"--{setting.removeprefix('selection.').replace('_', '-')}: {problem}")
     result = compare_strategies(namespace.dataset, selection)
-    print(format_strategies(result))
+    print(visible(format_strategies(result)))
     if namespace.out:
         picture = namespace.out.with_suffix(".png")
         write_atomically(namespace.out, json.dumps(result, indent=1) + "\n")

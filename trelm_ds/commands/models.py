@@ -9,6 +9,7 @@ from pathlib import Path
 from trelm_ds.commands.result_file import check_result_file
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
+from trelm_ds.visible import visible
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +33,7 @@ def _evaluate_lama(namespace: argparse.Namespace) -> int:
         raise UserError(f"--batch-size: must be at least 1, got {namespace.batch_size}")
     check_result_file(namespace.out, "lama.json")
     result = evaluate_lama(namespace.model, namespace.data, batch_size=namespace.batch_size, vocabulary=namespace.vocab)
-    print(format_table(result))
+    print(visible(format_table(result)))
     if namespace.out:
         write_result(result, namespace.out)
         picture = namespace.out.with_suffix(".png")
@@ -76,7 +77,7 @@ def _neurons(namespace: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(opened.tokenizer)
     found = explain(view, tokenizer, namespace.prompt, namespace.answer, namespace.quadrature, path)
     result = to_json(found, namespace.top)
-    print(table(result))
+    print(visible(table(result)))
     if namespace.out:
         write_atomically(namespace.out, json.dumps(result, indent=1) + "\n")
         plot(found, namespace.out.with_suffix(".png"))

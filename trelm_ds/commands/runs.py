@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from trelm_ds.errors import UserError
+from trelm_ds.visible import visible
 
 
 def pretrain_command(arguments: list[str]) -> int:
@@ -70,7 +71,7 @@ def _checkpoints(namespace: argparse.Namespace) -> int:
         for path in prune_run(namespace.run, namespace.prune):
             print(f"{path}: removed")
     found = list_checkpoints(namespace.run, namespace.verify)
-    print(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet")
+    print(visible(to_table(found, namespace.run, namespace.verify) if found else f"{namespace.run}: no checkpoint yet"))
     return int(any(entry.problem for entry in found))
 
 
@@ -83,13 +84,14 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--uri", help="tracking URI (default: the run's own)")
+    parser.add_argument("--experiment", help="experiment for a run that MLflow does not have (default: the run's own)")
     parser.set_defaults(action=_sync)
 
 
 def _sync(namespace: argparse.Namespace) -> int:
     from trelm_ds.tracking import sync
 
-    number, address = sync(namespace.run, namespace.uri)
+    number, address = sync(namespace.run, namespace.uri, namespace.experiment)
     print(f"{namespace.run}: {number} entries sent to {address}")
     return 0
 

@@ -18,6 +18,7 @@ from trelm_ds.corpus.tokenizer import (
     load_tokenizer,
     word_starts,
 )
+from trelm_ds.corpus.tokenizer_files import VOCABULARIES, read_tokenizer
 from trelm_ds.corpus.words import WordTable, words_of
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "NAMES_FOLDER",
     "TOKENIZER_FOLDER",
     "TOKEN_COUNTS",
+    "VOCABULARIES",
     "WORDS_FOLDER",
     "PrepareOptions",
     "TokenizerInfo",
@@ -36,6 +38,7 @@ __all__ = [
     "load_tokenizer",
     "missing_parts",
     "prepare",
+    "read_tokenizer",
     "word_starts",
     "words_of",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.files import canonical_json, fsync_folder, sha256_of
+from trelm_ds.files import canonical_json, fsync_folder, fsync_tree, sha256_of
 
 DONE = "done.json"
 _ROOMS = ("corpus", "knowledge", "shards")
@@ -80,21 +79,13 @@ def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield work, notes
         files = {str(path.relative_to(work)): sha256_of(path) for path in sorted(work.rglob("*")) if path.is_file()}
         (work / DONE).write_text(json.dumps({"key": key, "files": files, "notes": notes}))
-        _flush(work)
+        fsync_tree(work)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             work.rename(folder)  # fails if another process was faster; its content is the same
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    fsync_folder(folder)
 
 
 def _digest(done: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sources import Source, find_sources
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, tokenization_hash
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, fsync_folder, lock, sha256_of
+from trelm_ds.files import canonical_json, fsync_folder, fsync_tree, lock, sha256_of
 from trelm_ds.knowledge import Wikidata5M, find_wikidata5m
 from trelm_ds.progress import track
 from trelm_ds.shards import DROPPED, Manifest
@@ -165,7 +165,7 @@ def _make(
     built = work / "dataset"
     shutil.rmtree(built, ignore_errors=True)
     manifest = Pipeline(options, sources, files, request, work).run(built)
-    fsync_folder(built)
+    fsync_tree(built)
     if options.out.is_dir():
         options.out.rmdir()  # an empty folder
     built.rename(options.out)

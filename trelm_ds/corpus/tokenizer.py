@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trelm_ds.corpus.tokenizer_files import SPECIALS, VOCABULARIES, read_tokenizer
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, read_lines, write_atomically
+from trelm_ds.files import canonical_json, write_atomically
+from trelm_ds.shards import Manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,10 +27,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 _WORD_MARKS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # prefix of tokens that begin a word, by the step that adds it
 _NO_CHARACTER = "\ufffd"
-_SPECIALS = ("pad", "unk", "cls", "sep", "mask")
 _LETTERS = 1000  # the most frequent letters form the alphabet; all others become [UNK], as in BERT
-# Tokenizer class by vocabulary file, for folders without tokenizer_config.json.
-_FILES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,20 @@ class TokenizerInfo:
     sep: int
     mask: int
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> TokenizerInfo:
+        """Read what a dataset's manifest says of its tokenizer.
+
+        Raises:
+            UserError: it says something else.
+        """
+        given = manifest.tokenizer
+        if set(given) != {item.name for item in dataclasses.fields(cls)} or not all(
+            isinstance(value, str if name == "sha256" else int) for name, value in given.items()
+        ):
+            raise UserError("manifest.json: damaged, 'tokenizer' has other values; run `trelm prepare` again")
+        return cls(**given)
+
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens."""
@@ -55,35 +69,24 @@ class TokenizerInfo:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer from files in `folder`: vocab.txt, or vocab.json and merges.txt, or tokenizer.json.
+    """Load a fast tokenizer from files in `folder`: tokenizer.json, or vocab.txt, or vocab.json and merges.txt.
 
     Raises:
         UserError: the folder is missing, holds no tokenizer, or one without the special tokens BERT and RoBERTa need.
     """
-    import transformers
-
     if not folder.is_dir():
         raise UserError(f"--tokenizer: {folder} is not a folder (or say 'train' to train one on the corpus)")
-    name = next((cls for file, cls in _FILES.items() if (folder / file).is_file()), None)
-    if (folder / "tokenizer_config.json").is_file() or (name is None and (folder / "tokenizer.json").is_file()):
-        name = "AutoTokenizer" if (folder / "tokenizer_config.json").is_file() else "PreTrainedTokenizerFast"
-    if name is None:
-        raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
-    if name == "BertTokenizer":  # it would silently add special tokens that its vocabulary lacks
-        vocabulary = {line for _, line in read_lines(folder / "vocab.txt")}
-        for token in (f"[{special.upper()}]" for special in _SPECIALS):
-            if token not in vocabulary:
-                raise UserError(f"--tokenizer: {folder / 'vocab.txt'} lacks {token}")
-    try:
-        tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library lets any exception of its file readers through
-        raise UserError(f"--tokenizer: {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    missing = [special for special in _SPECIALS if getattr(tokenizer, f"{special}_token_id") is None]
+    tokenizer = read_tokenizer(folder)
+    missing = [special for special in SPECIALS if getattr(tokenizer, f"{special}_token_id") is None]
     if missing or not tokenizer.is_fast:
         problem = f"has no {missing[0]} token" if missing else "is not a fast tokenizer (character offsets are needed)"
         raise UserError(f"--tokenizer: {folder} {problem}")
     if max(tokenizer.get_vocab().values()) >= len(tokenizer):
         raise UserError(f"--tokenizer: {folder}: its ids have gaps; number the tokens from 0 on without blank lines")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in model["vocab"]:  # with the first such word, encoding would fail
+        raise UserError(f"--tokenizer: {folder}: its vocabulary lacks {unknown}, the token of unknown words")
     word_starts(tokenizer)  # refuses unsupported kinds of tokenizer
     return tokenizer
 
@@ -102,7 +105,7 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
-    specials = {name: f"[{name.upper()}]" for name in _SPECIALS}
+    specials = {name: f"[{name.upper()}]" for name in SPECIALS}
     core = Tokenizer(models.WordPiece(unk_token=specials["unk"], max_input_chars_per_word=100))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -133,7 +136,7 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, folder:
 def describe(tokenizer: PreTrainedTokenizerBase) -> TokenizerInfo:
     """Extract what shards and training need to know about a tokenizer."""
     digest = hashlib.sha256(canonical_json(tokenizer.get_vocab()).encode()).hexdigest()
-    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIALS}
+    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIALS}
     return TokenizerInfo(sha256=digest, vocab_size=len(tokenizer), **ids)
 
 
@@ -154,7 +157,7 @@ def check_vocabulary(setting: str, folder: Path, vocab_size: int, info: Tokenize
             f"{setting}: {folder} has {vocab_size} tokens, the dataset's tokenizer {info.vocab_size}; "
             "prepare the dataset with that model's tokenizer"
         )
-    if any((folder / name).is_file() for name in ("tokenizer.json", *_FILES)):
+    if any((folder / name).is_file() for name in VOCABULARIES):
         own = describe(load_tokenizer(folder))
         if own.sha256 != info.sha256:
             raise UserError(f"{setting}: {folder} has another tokenizer than the dataset; prepare with that one")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trelm_ds.files import load_array
 from trelm_ds.keyed_random import keyed_bits
 from trelm_ds.ragged import offsets_of, spread
 
@@ -96,8 +97,12 @@ class WordTable(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> WordTable:
-        """Memory-map what `save` wrote."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+        """Memory-map what `save` wrote.
+
+        Raises:
+            UserError: an array is missing or damaged.
+        """
+        return cls(*(load_array(folder / f"{name}.npy") for name in _ARRAYS))
 
 
 class WordCounter:

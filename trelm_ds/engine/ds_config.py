@@ -121,14 +121,14 @@ def _fill(content: dict[str, Any], name: str, value: Any, source: str, problems:
         content = content.setdefault(section, {})
     given = content.get(key, "auto")
     if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
-        problems[name] = f'is {given}, but {source} says {value}; set it to "auto" or make them agree'
+        problems[name] = f'is {str(given)[:60]}, but {source} says {value}; set it to "auto" or make them agree'
     content[key] = value
 
 
 def _one_line(path: Path, problems: dict[str, str]) -> str:
     """Name every problem and its line."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    told = [(_line_of(name, lines), f"'{name}' {problem}") for name, problem in problems.items()]
+    told = [(_line_of(name, lines), " ".join(f"'{name}' {problem}".split())) for name, problem in problems.items()]
     if len(told) == 1:
         return f"{path}:{told[0][0]}: {told[0][1]}"
     return f"{path}: {len(told)} problems: " + "; ".join(f"line {line}: {text}" for line, text in sorted(told))

@@ -73,7 +73,6 @@ _ZERO: dict[str, Rule] = {
 SECTIONS = ("bf16", "zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param")
 RULES: dict[str, Rule] = {
     "wall_clock_breakdown": _FLAG,
-    "memory_breakdown": _FLAG,
     **{f"zero_optimization.{name}": rule for name, rule in _ZERO.items()},
     **{
         f"zero_optimization.{part}.{name}": rule
@@ -100,6 +99,7 @@ INSTEAD = {
     "checkpoint": _OWN_CHECKPOINTS,
     "nebula": _OWN_CHECKPOINTS,
     "use_node_local_storage": _OWN_CHECKPOINTS,
+    "memory_breakdown": "it collects garbage at every call, which makes a step of milliseconds take seconds",
     "tensorboard": _TRACKING,
     "wandb": _TRACKING,
     "comet": _TRACKING,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trelm_ds.errors import UserError
+from trelm_ds.evaluation.hf_folder import load_masked_lm
 from trelm_ds.evaluation.lama_data import OBJECT, SUBJECT, Fact, Relation, read_lama
 from trelm_ds.progress import ProgressBar
 
@@ -77,7 +78,7 @@ def evaluate_lama(
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     relations = read_lama(data_dir)
     target = _device(device)
-    model, tokenizer = _load(Path(model_dir))
+    model, tokenizer = load_masked_lm(Path(model_dir))
     candidates = Candidates(tokenizer, vocabulary or _common_vocabulary(Path(data_dir), tokenizer))
     limit = _longest_prompt(model.config, tokenizer)
     probes: list[Probe] = []
@@ -120,7 +121,7 @@ class Candidates:
             self.description = {"source": "model vocabulary", "path": None, "n_tokens": self.tokens[True].numel()}
             return
         try:
-            words = [word.strip() for word in Path(path).read_text(encoding="utf-8").splitlines()]
+            words = [word.strip() for word in Path(path).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a vocabulary ({error}); give one word a line") from None
         words = [word for word in words if word]
@@ -216,32 +217,6 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UserError(f"device: '{name}' is not a torch device; give auto, cpu or cuda") from None
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Load (model, tokenizer) from a local Hugging Face folder."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, logging  # slow to import
-
-    logging.disable_progress_bar()
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, info = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder}: transformers cannot load it as a masked language model: {reason}") from None
-    if info["missing_keys"]:
-        example = sorted(info["missing_keys"])[0]
-        raise UserError(
-            f"{folder}: has no weights for '{example}', so its answers would be random; train an MLM head first"
-        )
-    if tokenizer.mask_token_id is None:
-        raise UserError(f"{folder}: its tokenizer has no mask token; give a masked language model")
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model {model.config.vocab_size}")
-    return model, tokenizer
 
 
 def _longest_prompt(config: Any, tokenizer: Any) -> int:

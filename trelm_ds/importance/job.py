@@ -19,6 +19,7 @@ from trelm_ds.files import lock
 from trelm_ds.importance.scorer import MentionScorer
 from trelm_ds.importance.store import (
     FOLDER,
+    FREQUENCY_FILES,
     Identity,
     Scope,
     ShardScores,
@@ -33,7 +34,7 @@ from trelm_ds.importance.store import (
 from trelm_ds.knowledge import EntityFrequencies, cosine_histogram
 from trelm_ds.model import Encoder, load_encoder
 from trelm_ds.progress import ProgressBar
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import Manifest, check_files
 
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # on a CPU, batches that fit into its caches are fastest
 
@@ -122,7 +123,8 @@ def score_dataset(options: ScoreOptions) -> ScoreResult:
     device = _device(options.device)
     dataset = options.dataset
     manifest = Manifest.load(dataset)
-    info = TokenizerInfo(**manifest.tokenizer)
+    info = TokenizerInfo.of(manifest)
+    check_files(dataset, manifest, FREQUENCY_FILES)
     encoder = load_encoder(options.model)
     _check_model(options.model, encoder, info, manifest.max_length)
     frequencies = load_frequencies(dataset)

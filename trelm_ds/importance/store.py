@@ -23,7 +23,7 @@ import numpy as np
 from trelm_ds.config import SelectionConfig, Strategy
 from trelm_ds.corpus import ENTITIES_FOLDER, GRAPH_FOLDER
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, read_json, sha256_of, write_atomically
+from trelm_ds.files import canonical_json, load_array, read_json, sha256_of, write_atomically
 from trelm_ds.knowledge import (
     EntityFrequencies,
     KnowledgeGraph,
@@ -39,6 +39,7 @@ FOLDER = "importance"
 SUMMARY = "importance.json"
 DTYPE = "float16"
 Scope = Literal["long_tail", "all"]
+FREQUENCY_FILES = (ENTITIES_FOLDER, GRAPH_FOLDER)  # what `load_frequencies` reads of a dataset
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def read_blocks(dataset: Path, manifest: Manifest, shard: int) -> Iterator[Block
                 data = stream.read(length)
                 if zlib.crc32(data) != crc:
                     raise UserError(f"{path} at byte {offset}: damaged block; run `trelm verify` on the dataset")
-                yield Block.from_tar(data, f"{path} at byte {offset}")
+                yield Block.from_tar(data, f"{path} at byte {offset}", manifest.vocab_size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; run `trelm verify` on the dataset") from None
 
@@ -171,12 +172,9 @@ def load_frequencies(dataset: Path) -> EntityFrequencies:
     """Load the corpus frequencies of the dataset's entities, and which of them have a triple in the graph.
 
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing or damaged.
     """
-    try:
-        qids, counts = (np.load(dataset / ENTITIES_FOLDER / f"{name}.npy") for name in ("qids", "counts"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{dataset / ENTITIES_FOLDER}: cannot be read ({error}); run `trelm prepare` again") from None
+    qids, counts = (np.asarray(load_array(dataset / ENTITIES_FOLDER / f"{name}.npy")) for name in ("qids", "counts"))
     return EntityFrequencies(qids, counts, KnowledgeGraph.load(dataset / GRAPH_FOLDER).degrees(qids) > 0)
 
 
@@ -209,7 +207,7 @@ class ImportanceScores:
             path = folder / f"{stem(name)}.npy"
             if not path.is_file() or sha256_of(path) != sha256:
                 raise UserError(f"{path}: missing or damaged; run `trelm importance` again")
-            self._arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            self._arrays.append(load_array(path))
             ends = np.cumsum(block_mentions).tolist()
             self._places += [(number, end - n, end) for end, n in zip(ends, block_mentions, strict=True)]
 

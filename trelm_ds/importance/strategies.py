@@ -10,10 +10,17 @@ import numpy as np
 
 from trelm_ds.config import SelectionConfig, Strategy
 from trelm_ds.errors import UserError
-from trelm_ds.importance.store import FOLDER, SUMMARY, ImportanceScores, load_frequencies, read_blocks
+from trelm_ds.importance.store import (
+    FOLDER,
+    FREQUENCY_FILES,
+    SUMMARY,
+    ImportanceScores,
+    load_frequencies,
+    read_blocks,
+)
 from trelm_ds.knowledge import STRATEGIES, EntityFrequencies, MentionSelector, semantic_importance
 from trelm_ds.progress import track
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import Manifest, check_files
 
 FILTERS = ("by frequency", "by frequency and importance")
 
@@ -34,6 +41,7 @@ def compare_strategies(dataset: Path, selection: SelectionConfig) -> dict[str, A
         UserError: no dataset, or its scores are damaged or were made for a lower entity threshold.
     """
     manifest = Manifest.load(dataset)
+    check_files(dataset, manifest, FREQUENCY_FILES)
     frequencies = load_frequencies(dataset)
     scores = ImportanceScores(dataset, manifest) if (dataset / FOLDER / SUMMARY).is_file() else None
     bar = None if scores is None else scores.bar(selection, frequencies)

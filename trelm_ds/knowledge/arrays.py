@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from trelm_ds.errors import UserError
+from trelm_ds.files import load_array
 
 
 class Arrays:
@@ -25,10 +25,7 @@ class Arrays:
         """Memory-map what `save` wrote.
 
         Raises:
-            UserError: an array is missing.
+            UserError: an array is missing or damaged.
         """
         names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-        try:
-            return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: missing; run `trelm prepare` again") from None
+        return cls(*(load_array(folder / f"{name}.npy") for name in names))

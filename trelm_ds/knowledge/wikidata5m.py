@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import tarfile
@@ -117,22 +118,25 @@ def _open(file: GraphFile) -> Iterator[IO[bytes]]:
 
 
 def _blocks(file: GraphFile) -> Iterator[bytes]:
-    """Yield blocks of whole lines, several MB at a time."""
-    rest = b""
+    """Yield blocks of whole lines, several MB at a time, without a byte-order mark and empty lines at the end."""
+    rest, begun = b"", False
     try:
         with _open(file) as stream:
             while data := stream.read(_PIECE):
-                cut = data.rfind(b"\n") + 1
-                if not cut:
-                    rest += data
-                    if len(rest) > _LONGEST_LINE:
-                        raise UserError(f"{file}: a line of more than {_LONGEST_LINE >> 20} MiB; is it damaged?")
-                    continue
-                yield rest + data[:cut]
+                data = rest + (data if begun else data.removeprefix(codecs.BOM_UTF8))
+                begun = True
+                # Up to the last line that is not empty: the empty ones behind it count only if more follows.
+                cut = data.find(b"\n", len(data[: data.rfind(b"\n") + 1].rstrip(b"\r\n"))) + 1
+                if not data[:cut].strip(b"\r\n"):
+                    cut = 0
+                if len(data) - cut > _LONGEST_LINE:
+                    raise UserError(f"{file}: a line of more than {_LONGEST_LINE >> 20} MiB; is it damaged?")
+                if cut:
+                    yield data[:cut]
                 rest = data[cut:]
     except DAMAGED as error:
         raise UserError(f"{file}: damaged or truncated file ({error}); fetch it again") from None
-    if rest:
+    if rest := rest.rstrip(b"\r\n"):
         yield rest + b"\n"
 
 
@@ -167,7 +171,7 @@ def read_names(
         for line in block[:-1].split(b"\n"):
             number += 1
             try:
-                first, *names = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r").split("\t")
+                first, *names = line.decode("utf-8").rstrip("\r").split("\t")
                 entity = number_of(first, letter)
             except UnicodeDecodeError as error:
                 malformed.add([f"{file}:{number}: not valid UTF-8 ({error.reason} at byte {error.start})"])

@@ -4,9 +4,12 @@ from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabili
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
-from trelm_ds.model.encoder_config import EncoderConfig
+from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
-from trelm_ds.model.hf import hf_names, load_config, load_encoder, load_pretrained, save_pretrained
+from trelm_ds.model.hf import load_config, load_encoder, load_pretrained
+from trelm_ds.model.hf_export import save_pretrained
+from trelm_ds.model.hf_names import hf_names
+from trelm_ds.model.hf_weights import read_object, refuse_pointers
 from trelm_ds.model.injection import Injected, injected
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 
@@ -29,6 +32,7 @@ __all__ = [
     "StepTables",
     "Tail",
     "answer_probabilities",
+    "check_sizes",
     "hf_names",
     "initialize",
     "injected",
@@ -37,5 +41,7 @@ __all__ = [
     "load_pretrained",
     "map_tensors",
     "packed_layout",
+    "read_object",
+    "refuse_pointers",
     "save_pretrained",
 ]

@@ -30,6 +30,17 @@ _DEFAULTS: dict[str, Any] = {
 }
 _ROBERTA_DEFAULTS = {"vocab_size": 50265, "pad_token_id": 1}
 
+# Beyond any model; a damaged or hostile file must not take all memory or run for ever.
+_MOST = {
+    "vocab_size": 100_000_000,
+    "hidden_size": 1_000_000,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "max_position_embeddings": 100_000_000,
+    "type_vocab_size": 1_000_000,
+}
+
 # Settings that change what the model computes and that this encoder does not have: (key, the value it stands for).
 _FIXED = (
     ("position_embedding_type", "absolute"),
@@ -81,12 +92,13 @@ class EncoderConfig:
             raise UserError(f"architecture: must be one of {', '.join(ARCHITECTURES)}, got '{self.architecture}'")
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act: must be one of {', '.join(ACTIVATIONS)}, got '{self.hidden_act}'")
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("max_position_embeddings", "type_vocab_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        check_sizes(asdict(self))
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}: must be at least 0 and less than 1, got {getattr(self, name)}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < 1000:
+                raise UserError(f"{name}: must be greater than 0 and a small number, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"num_attention_heads: must divide hidden_size {self.hidden_size}, got {self.num_attention_heads}"
@@ -107,17 +119,17 @@ class EncoderConfig:
             UserError: for another kind of model than BERT or RoBERTa, or a variant this encoder does not compute.
         """
         kind = hf.get("model_type")
-        if kind not in ARCHITECTURES:
-            raise UserError(f"model_type: must be one of {', '.join(ARCHITECTURES)}, got {kind!r}")
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
+            raise UserError(f"model_type: must be one of {', '.join(ARCHITECTURES)}, got {_short(kind)}")
         for name, value in _FIXED:
             if hf.get(name, value) != value:
-                raise UserError(f"{name}: only {value!r} is supported, got {hf[name]!r}")
+                raise UserError(f"{name}: only {value!r} is supported, got {_short(hf[name])}")
         defaults = _DEFAULTS | (_ROBERTA_DEFAULTS if kind == "roberta" else {})
         values = {name: hf.get(name, default) for name, default in defaults.items()}
         for name, default in defaults.items():
             expected = str if isinstance(default, str) else (int, float) if isinstance(default, float) else int
             if not isinstance(values[name], expected) or isinstance(values[name], bool):
-                raise UserError(f"{name}: expected a {type(default).__name__}, got {values[name]!r}")
+                raise UserError(f"{name}: expected a {type(default).__name__}, got {_short(values[name])}")
         if kind == "roberta":
             values["max_position_embeddings"] -= values["pad_token_id"] + 1
         return cls(architecture=kind, **values)
@@ -149,3 +161,23 @@ class EncoderConfig:
         kind = values.pop("architecture")
         values["max_position_embeddings"] += self.position_offset
         return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **values}
+
+
+def check_sizes(content: Mapping[str, Any]) -> None:
+    """Check the sizes that a model's configuration names, of whatever kind it is.
+
+    Raises:
+        UserError: one is beyond any model.
+    """
+    for name, most in _MOST.items():
+        value = content.get(name)
+        if isinstance(value, int) and not 1 <= value <= most:
+            raise UserError(f"{name}: must be at least 1 and at most {most}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """Show a value of a file, which may be of any size, in a message."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # a number of thousands of digits
+        return "a number of thousands of digits"

@@ -88,8 +88,8 @@ class Block(NamedTuple):
         return buffer.getvalue()[:end]  # without the end-of-archive zeros, because blocks are concatenated
 
     @classmethod
-    def from_tar(cls, data: bytes, place: str) -> Block:
-        """Decode what `to_tar` encoded.
+    def from_tar(cls, data: bytes, place: str, vocab_size: int) -> Block:
+        """Decode what `to_tar` encoded, of a vocabulary of that size.
 
         Raises:
             UserError: the bytes are not such a block; names `place`.
@@ -99,9 +99,25 @@ class Block(NamedTuple):
             block = cls(**arrays)
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"{place}: damaged block ({error}); run `trelm verify` on the dataset") from None
-        if block.mentions.ndim != 2 or block.lengths.sum() != len(block.tokens):
-            raise UserError(f"{place}: damaged block (lengths and tokens disagree); run `trelm verify` on the dataset")
+        if problem := block._problem(vocab_size):
+            raise UserError(f"{place}: damaged block ({problem}); run `trelm verify` on the dataset")
         return block
+
+    def _problem(self, vocab_size: int) -> str | None:
+        """Say what makes this no block of sequences; None if nothing does."""
+        tokens, lengths, mentions = self
+        if tokens.ndim != 1 or lengths.ndim != 1 or mentions.ndim != 2 or mentions.shape[1] != 4:
+            return "an array has another shape"
+        if (lengths < 1).any() or lengths.sum() != len(tokens):
+            return "lengths and tokens disagree"
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+            return "a token is none of the vocabulary"
+        owners, first, last, _ = mentions.T
+        if len(mentions) and not (owners[0] >= 0 and owners[-1] < len(lengths) and (np.diff(owners) >= 0).all()):
+            return "a mention is of no sequence"
+        if not ((first >= 0) & (first < last) & (last <= lengths[owners])).all():
+            return "a mention lies outside its sequence"
+        return None
 
 
 def _members(data: bytes) -> Iterator[tuple[str, memoryview]]:

@@ -58,6 +58,11 @@ class Manifest:
     schema: int = SCHEMA
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the vocabulary."""
+        return int(self.tokenizer["vocab_size"])
+
+    @property
     def n_sequences(self) -> int:
         """Number of sequences in all shards."""
         return sum(shard.sequences for shard in self.shards)
@@ -121,6 +126,8 @@ class Manifest:
             fingerprint = content["fingerprint"]
             if not all(re.fullmatch(r"shard-\d{6}\.tar", shard.name) for shard in shards):
                 raise ValueError("a shard's name")
+            if not isinstance(manifest.tokenizer, dict) or manifest.vocab_size < 1:
+                raise ValueError("the tokenizer")
             if not isinstance(manifest.files, dict) or not isinstance(manifest.counts, dict):
                 raise ValueError("files and counts must be objects")
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):

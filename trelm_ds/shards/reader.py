@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import sha256_of
+from trelm_ds.files import load_array, sha256_of
 from trelm_ds.ragged import spread
 from trelm_ds.shards.format import Block, Sequence
 from trelm_ds.shards.manifest import LENGTHS, LENGTHS_NEXT, Manifest
@@ -177,7 +177,7 @@ class ShardReader:
         raise self.damaged[block]
 
     def _decode(self, block: int, data: bytes) -> _Loaded:
-        content = Block.from_tar(data, "block")
+        content = Block.from_tar(data, "block", self.manifest.vocab_size)
         expected = self.lengths[self._first[block] : self._first[block + 1]]
         if not np.array_equal(content.lengths, expected):
             raise UserError(f"its sequences are not as long as {LENGTHS} says")
@@ -196,7 +196,7 @@ def load_lengths(folder: Path, manifest: Manifest) -> np.ndarray:
     # The second name remains if a repair is killed between writing the manifest and its last rename.
     for path in (folder / LENGTHS, folder / LENGTHS_NEXT):
         if path.is_file() and sha256_of(path) == expected:
-            lengths = np.load(path, mmap_mode="r", allow_pickle=False)
+            lengths = load_array(path)
             if lengths.shape == (manifest.n_sequences,):
                 return lengths
     raise UserError(f"{folder / LENGTHS}: missing or damaged; run `trelm verify --repair {folder}`")

@@ -63,7 +63,7 @@ def _repair(folder: Path) -> tuple[list[str], list[str]]:
     free = max(free, 1 + max((_number(shard.name) for shard in manifest.shards), default=-1))
     kept: list[_Kept] = []
     for shard in track(manifest.shards, "checking shards", total=len(manifest.shards)):
-        kept.append(_repair_shard(folder, shard, f"shard-{free:06d}.tar", done))
+        kept.append(_repair_shard(folder / shard.name, shard, f"shard-{free:06d}.tar", manifest.vocab_size, done))
         free += kept[-1].info is not None and kept[-1].info.name != shard.name
     manifest.shards = [item.info for item in kept if item.info is not None]
     if not manifest.shards:
@@ -91,9 +91,8 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdigit() else -1
 
 
-def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]) -> _Kept:
+def _repair_shard(path: Path, shard: ShardInfo, new_name: str, vocab_size: int, done: list[str]) -> _Kept:
     """Keep the intact blocks of a shard, in a new file if any others had to be dropped."""
-    path = folder / shard.name
     if not path.is_file():
         done.append(f"{shard.name}: missing, {shard.sequences} sequences dropped")
         return _Kept(None, np.zeros(0, dtype=np.int32))
@@ -106,7 +105,7 @@ def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]
                 data = stream.read(length)
                 if zlib.crc32(data) != crc:
                     raise UserError("its checksum does not match")
-                block = Block.from_tar(data, "block")
+                block = Block.from_tar(data, "block", vocab_size)
                 if len(block.lengths) != sequences:
                     raise UserError(f"{len(block.lengths)} sequences, the manifest says {sequences}")
                 intact.append((block, data, crc))
@@ -120,7 +119,7 @@ def _repair_shard(folder: Path, shard: ShardInfo, new_name: str, done: list[str]
         return _Kept(shard, lengths)
     if not problems:
         done.append(f"{shard.name}: damaged outside of its blocks, rewritten")
-    return _Kept(_write(folder / new_name, intact), lengths)
+    return _Kept(_write(path.with_name(new_name), intact), lengths)
 
 
 def _write(path: Path, blocks: list[tuple[Block, bytes, int]]) -> ShardInfo:

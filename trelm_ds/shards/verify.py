@@ -25,7 +25,7 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
     manifest = Manifest.load(folder)
     found: list[str] = []
     for shard in track(manifest.shards, "verifying shards", total=len(manifest.shards)):
-        found += _readable(folder / shard.name, partial(_problems, shard=shard))
+        found += _readable(folder / shard.name, partial(_problems, shard=shard, vocab_size=manifest.vocab_size))
     for name, about in manifest.files.items():
         found += _readable(folder / name, partial(_other_content, **about))
     known = {shard.name for shard in manifest.shards}
@@ -63,7 +63,7 @@ def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:
     return []
 
 
-def _problems(path: Path, shard: ShardInfo) -> list[str]:
+def _problems(path: Path, shard: ShardInfo, vocab_size: int) -> list[str]:
     """Compare a shard and each of its blocks with the manifest."""
     if found := _other_content(path, shard.bytes, shard.sha256):
         return found
@@ -72,7 +72,7 @@ def _problems(path: Path, shard: ShardInfo) -> list[str]:
         for offset, length, in_block, _ in shard.blocks:
             stream.seek(offset)
             try:
-                block = Block.from_tar(stream.read(length), f"{path} at byte {offset}")
+                block = Block.from_tar(stream.read(length), f"{path} at byte {offset}", vocab_size)
             except UserError as error:
                 return [str(error)]
             if len(block.lengths) != in_block:

@@ -16,6 +16,7 @@ from trelm_ds.redact import without_password
 from trelm_ds.run_folder import tracking_uri
 from trelm_ds.tracking.sender import Sender
 from trelm_ds.tracking.spool import SPOOL, Spool
+from trelm_ds.tracking.store import check_address
 from trelm_ds.tracking.uploader import Uploader
 
 _WAIT_FINISHED_S = 60.0
@@ -43,13 +44,14 @@ class MlflowRun:
         self, config: Config, run: Path, step: int, about: dict[str, Any], tags: dict[str, str], key: str = ""
     ) -> None:
         self._run, self._failed = run, False
+        address = tracking_uri(config, run)
+        check_address(address)
         self._spool = Spool(run)
-        sender = Sender(run, tracking_uri(config, run))
         params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
         self._spool.begin(
             step, config.tracking.experiment, config.tracking.run_name or run.resolve().name, params, tags, key
         )
-        self._uploader = Uploader(sender)
+        self._uploader = Uploader(Sender(run, address, config.tracking.experiment))
 
     @property
     def key(self) -> str:

@@ -1,23 +1,20 @@
-"""Send the spool to MLflow: every entry, in order, exactly once. The only module that talks to MLflow."""
+"""Send the spool to MLflow: every entry, in order, exactly once."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from trelm_ds import log
-from trelm_ds.errors import UserError
-from trelm_ds.files import waiting_lock, write_atomically
-from trelm_ds.redact import scrub, shown
+from trelm_ds.files import write_atomically
+from trelm_ds.redact import shown
 from trelm_ds.run_folder import PROGRESS, SPOOL
-from trelm_ds.tracking.spool import SpoolEntry, read_spool
+from trelm_ds.tracking.spool import CONTINUED, SpoolEntry, read_spool
+from trelm_ds.tracking.store import open_client, reason
 
 _KEY = "trelm.run_key"
 _METRICS_PER_CALL = 1000  # MLflow's limit
@@ -30,7 +27,8 @@ class Progress:
 
     Attributes:
         store: tracking URI that the run is sent to, without password.
-        experiment, key, run_id: identify the current MLflow run; None before the first.
+        experiment, key, run_id: identify the current MLflow run; None before the first. The experiment is the one that
+            it was created in, which may be another than the spool names.
         begin: byte offset in the spool at which that run's entries begin.
         sent: number of bytes of the spool that MLflow has.
     """
@@ -78,65 +76,33 @@ class Sender:
 
     Args:
         run: the run folder.
-        address: the tracking URI.
+        address: the tracking URI, which `check_address` has let pass.
+        experiment: where to create the run if MLflow does not have it; default: the experiment that the spool names.
 
     Attributes:
         sent: number of entries sent by this object.
         stop: set it from another thread to make `send_waiting` return after the current call.
-
-    Raises:
-        UserError: the address cannot work, whether or not a server is up.
     """
 
-    def __init__(self, run: Path, address: str) -> None:
-        self._run, self._address = run, address
+    def __init__(self, run: Path, address: str, experiment: str | None = None) -> None:
+        self._run, self._address, self._wanted = run, address, experiment
         self._progress = Progress.of(run)
         self._client: Any = None
         self._arrived: dict[str, int] | None = None  # newest step of each metric in MLflow; None: to be queried
-        self._file_failures = 0
+        self._file_failures, self._told = 0, False
         self.sent = 0
         self.stop = threading.Event()
-        _quieten()
-        try:
-            self._open_if_local()
-        except Exception as error:  # whatever the store raises
-            raise UserError(f"tracking.uri: cannot use {shown(address)}: {self.reason(error)}") from None
-        if self._progress.store != shown(address):
-            self._progress.store = shown(address)  # `trelm sync` reads it
-            self._progress.write(run)
+        self._progress.store = shown(address)  # `trelm sync` reads it
+        self._progress.write(run)  # also where it has started over: an old one may seem to fit a spool that grows anew
 
     def waiting(self) -> int:
         """Count the entries that MLflow does not have."""
         return sum(1 for _ in read_spool(self._run / SPOOL, self._progress.sent))
 
-    def reason(self, error: Exception) -> str:
-        """Return an exception's first line, without passwords."""
-        line = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if "Max retries exceeded" in line:  # requests: no connection, or no answer
-            line = f"{self._address} does not answer"
-        return scrub(line, self._address)[:300]
-
-    def _open_if_local(self) -> None:
-        """Open a store that needs no network; for any other, only check the address."""
-        from mlflow.store.db.db_types import DATABASE_ENGINES
-
-        scheme = urlsplit(self._address).scheme
-        if scheme in ("http", "https"):
-            parts = urlsplit(self._address)
-            if not parts.hostname or parts.port == 0:  # reading the port checks it
-                raise ValueError("not the address of a server")
-        elif scheme.split("+")[0] in DATABASE_ENGINES and not scheme.startswith("sqlite"):
-            from sqlalchemy import create_engine
-
-            create_engine(self._address)  # loads the driver, connects to nothing
-        else:
-            if scheme.startswith("sqlite"):
-                _check_sqlite(self._address)
-            try:
-                self._client = _client(self._address)
-            except Exception as error:
-                if "database is locked" not in str(error):  # another run is writing; `send_waiting` tries again
-                    raise
+    def problem(self, error: Exception) -> str:
+        """Say in one line, without passwords, which store has which problem."""
+        line, store = reason(error, self._address), shown(self._address)
+        return line if store in line else f"{store}: {line}"
 
     def send_waiting(self) -> None:
         """Send all waiting entries, in order, storing the progress after each call.
@@ -146,7 +112,7 @@ class Sender:
         """
         try:
             if self._client is None:
-                self._client = _client(self._address)
+                self._client = open_client(self._address)
             if self._arrived is None:
                 self._attach()
             while not self.stop.is_set() and (batch := self._next_batch()):
@@ -173,6 +139,13 @@ class Sender:
             self._progress = Progress(progress.store, begin=progress.begin, sent=progress.begin)
         else:
             self._arrived = _newest_steps(found)
+            self._tell_where()
+
+    def _tell_where(self) -> None:
+        """Say once that a run which MLflow has does not move to the experiment that is asked for."""
+        if not self._told and self._wanted not in (None, self._progress.experiment):
+            log.info(f"MLflow has this run in the experiment '{self._progress.experiment}', where it stays")
+        self._told = True
 
     def _next_batch(self) -> list[SpoolEntry]:
         """Return the next entry, or as many log points as fit into one call."""
@@ -220,35 +193,55 @@ class Sender:
                 for entry in batch:
                     self._send([entry])
                 return
-            log.warning(f"MLflow refuses an entry of kind {kind}, which is left out: {self.reason(error)}")
+            log.warning(f"MLflow refuses an entry of kind {kind}, which is left out: {reason(error, self._address)}")
         self._progress.sent = batch[-1].end
         self._progress.write(self._run)
         self.sent += len(batch)
 
     def _start_run(self, entry: SpoolEntry) -> None:
         """Find the MLflow run with the entry's key, or create it, and continue with it from this entry on."""
-        from mlflow.entities import Param, RunTag, ViewType
-
-        content, client = entry.content, self._client
-        experiment_id = self._experiment(content["experiment"])
-        wanted = f"tags.`{_KEY}` = '{content['key']}'"
-
-        def found() -> list[str]:
-            runs = client.search_runs([experiment_id], wanted, ViewType.ACTIVE_ONLY)
-            return sorted(run.info.run_id for run in runs)
-
-        if not (runs := found()):
-            tags = {_KEY: content["key"]} | content["tags"]
-            created = client.create_run(experiment_id, content["time"], tags, content["name"])
-            runs = found() or [created.info.run_id]
-        run_id, *twins = runs
-        for twin in twins:  # empty, left by a creation that timed out here but took effect later
-            client.delete_run(twin)
-        params = [Param(key, value) for key, value in content["params"].items()]
-        client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in content["tags"].items()])
-        self._arrived = _newest_steps(client.get_run(run_id))
+        content = entry.content
+        run = self._find_run(content) or self._create_run(content)
+        self._describe(run, content)
+        self._arrived = _newest_steps(run)
+        name = self._client.get_experiment(run.info.experiment_id).name
         store = self._progress.store
-        self._progress = Progress(store, content["experiment"], content["key"], run_id, entry.start, entry.start)
+        self._progress = Progress(store, name, content["key"], run.info.run_id, entry.start, entry.start)
+        self._tell_where()
+
+    def _find_run(self, content: dict[str, Any]) -> Any:
+        """Return the MLflow run with a key, None where there is none: in the experiment asked for or the spool's."""
+        from mlflow.entities import ViewType
+
+        experiments = map(self._client.get_experiment_by_name, {content["experiment"], self._name(content)})
+        ids = [found.experiment_id for found in experiments if found and found.lifecycle_stage != "deleted"]
+        wanted = f"tags.`{_KEY}` = '{content['key']}'"
+        runs = list(self._client.search_runs(ids, wanted, ViewType.ACTIVE_ONLY)) if ids else []
+        runs.sort(key=lambda run: (-max(_newest_steps(run).values(), default=-1), run.info.run_id))
+        for twin in runs[1:]:
+            if not twin.data.metrics:  # left by a creation that timed out here but took effect later
+                self._client.delete_run(twin.info.run_id)
+        return runs[0] if runs else None
+
+    def _create_run(self, content: dict[str, Any]) -> Any:
+        experiment_id = self._experiment(self._name(content))
+        tags = {_KEY: content["key"]} | content["tags"]
+        created = self._client.create_run(experiment_id, content["time"], tags, content["name"])
+        return self._find_run(content) or created
+
+    def _describe(self, run: Any, content: dict[str, Any]) -> None:
+        """Give a run its parameters and tags; a parameter that it has otherwise, from a lost spool, becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known, params, tags = run.data.params, content["params"], dict(content["tags"])
+        tags |= {f"{CONTINUED}{name}": value for name, value in params.items() if known.get(name, value) != value}
+        new = [Param(name, value) for name, value in params.items() if name not in known]
+        self._client.log_batch(run.info.run_id, params=new, tags=[RunTag(*tag) for tag in tags.items()])
+        if run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+
+    def _name(self, content: dict[str, Any]) -> str:
+        return self._wanted or str(content["experiment"])
 
     def _experiment(self, name: str) -> str:
         """Return the id of an experiment, creating it where there is none."""
@@ -258,11 +251,18 @@ class Sender:
         if found is None:
             local = self._address.startswith("sqlite:")
             location = (self._run.resolve().parent / "mlartifacts").as_uri() if local else None
-            with contextlib.suppress(MlflowException):  # another run may create it at the same time
+            try:
                 return str(self._client.create_experiment(name, artifact_location=location))
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                raise ConnectionError(f"the experiment {name} cannot be created")
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:  # no other run has created it at the same time
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise RuntimeError(
+                f"the experiment '{name}' was deleted in MLflow; restore it there (`mlflow experiments restore -x "
+                f"{found.experiment_id}`), or name another: --tracking.experiment NAME when the run continues, or "
+                f"`trelm sync {self._run} --experiment NAME`"
+            )
         return str(found.experiment_id)
 
     def _send_metrics(self, batch: list[SpoolEntry]) -> None:
@@ -305,36 +305,8 @@ class Sender:
             self._file_failures += 1
             if self._file_failures < _FILE_ATTEMPTS:
                 raise
-            log.warning(f"MLflow: {name} is left out, it stays in the run folder: {self.reason(error)}")
+            log.warning(f"MLflow: {name} is left out, it stays in the run folder: {reason(error, self._address)}")
         self._file_failures = 0
-
-
-def _check_sqlite(address: str) -> None:
-    """Raise at once if a sqlite file cannot be used; MLflow would retry for a minute."""
-    import sqlite3
-
-    if path := _sqlite_file(address):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA schema_version")
-
-
-def _sqlite_file(address: str) -> Path | None:
-    from sqlalchemy import make_url
-
-    name = make_url(address).database if urlsplit(address).scheme.startswith("sqlite") else None
-    return Path(name) if name and name != ":memory:" else None
-
-
-def _client(address: str) -> Any:
-    """Open an MLflow client, one process at a time: it creates a new sqlite file's tables, and two would collide."""
-    from mlflow import MlflowClient
-
-    path = _sqlite_file(address)
-    if path is None:
-        return MlflowClient(address)
-    with waiting_lock(path.with_name(f".{path.name}.lock")):
-        return MlflowClient(address)
 
 
 def _newest_steps(run: Any) -> dict[str, int]:
@@ -350,11 +322,3 @@ def _refused(error: Exception) -> bool:
         return False
     status = error.get_http_status_code()
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
-
-
-def _quieten() -> None:
-    """Silence MLflow's own logs and retries: failures are reported, and requests repeated, by this module."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    for name, level in (("alembic", logging.WARNING), ("mlflow", logging.ERROR), ("urllib3", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)

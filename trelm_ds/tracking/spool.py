@@ -7,7 +7,7 @@ It is a log, not a queue: nothing is removed once it is sent. How much MLflow ha
 - tags: settings that a continuation has changed
 - metrics: one log point. step, time, metrics. Steps only grow within a run
 - file: a file of the run folder. name
-- status: RUNNING, FINISHED, KILLED or FAILED. time
+- status: RUNNING, FINISHED, KILLED or FAILED. time. RUNNING has the run folder, by which a copy of it is recognised
 
 Times are milliseconds since 1970 at which the event happened, not at which it was sent.
 """
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trelm_ds.files import append_line
+from trelm_ds import log
+from trelm_ds.files import append_line, write_atomically
 from trelm_ds.run_folder import SPOOL
 
 _KINDS = ("run", "tags", "metrics", "file", "status")
-_CONTINUED = "continued."
+CONTINUED = "continued."
 
 
 class SpoolEntry(NamedTuple):
@@ -57,21 +58,24 @@ class SpooledRun:
         step: step of its last log point; 0 before the first.
         status: its last status.
         key: its unique key, "" where no run has begun.
+        folder: the run folder when a process last began; "" where an older version wrote the spool.
     """
 
     settings: dict[str, str] | None = None
     step: int = 0
     status: str = "RUNNING"
     key: str = ""
+    folder: str = ""
 
     def update(self, content: dict[str, Any]) -> None:
         """Apply the next entry."""
         kind = content["kind"]
+        self.folder = str(content.get("folder", self.folder))
         if kind == "run":
             self.settings, self.step, self.status = content["params"] | content["tags"], 0, "RUNNING"
             self.key = str(content["key"])
         elif kind == "tags" and self.settings is not None:
-            self.settings |= {name.removeprefix(_CONTINUED): value for name, value in content["tags"].items()}
+            self.settings |= {name.removeprefix(CONTINUED): value for name, value in content["tags"].items()}
         elif kind == "metrics":
             self.step = int(content["step"])
         elif kind == "status":
@@ -88,10 +92,8 @@ class Spool:
     """
 
     def __init__(self, run: Path) -> None:
-        self._path = run / SPOOL
-        self._newest = SpooledRun()
-        for entry in read_spool(self._path):
-            self._newest.update(entry.content)
+        self._run, self._path = run, run / SPOOL
+        self._newest = newest_run(run)
         if self._path.is_file():
             os.truncate(self._path, _whole_lines(self._path))
 
@@ -106,11 +108,17 @@ class Spool:
         """Record that a training process starts after `step` steps.
 
         MLflow does not allow parameters to change, so a setting that a continuation changes becomes a tag
-        `continued.<name>`. A run that starts over from step 0 with other settings becomes another MLflow run.
+        `continued.<name>`. A run that starts over from step 0 with other settings becomes another MLflow run, as does a
+        copy of a run folder.
 
         Args:
             key: the run's key in the checkpoint, used where the spool has been lost; "" for a new run.
         """
+        if origin := copied_from(self._run):
+            log.info(f"{self._run} is a copy of {origin}; it gets an MLflow run of its own")
+            tags = tags | {"trelm.copied_from": str(origin), "trelm.copied_from_key": self.key}
+            self._begin_copy(step, experiment, name, tags)
+            key = ""
         before, now = self._newest.settings, params | tags
         changed = {} if before is None else {key: value for key, value in now.items() if before.get(key) != value}
         if before is None or (step == 0 and changed):
@@ -125,12 +133,30 @@ class Spool:
                     "time": _now(),
                     "params": params,
                     "tags": tags,
+                    "folder": self._folder,
                 }
             )
             return
         if changed:
-            self._append({"kind": "tags", "tags": {f"{_CONTINUED}{key}": value for key, value in changed.items()}})
-        self.status("RUNNING")
+            self._append({"kind": "tags", "tags": {f"{CONTINUED}{key}": value for key, value in changed.items()}})
+        self.status("RUNNING", folder=self._folder)
+
+    def _begin_copy(self, step: int, experiment: str, name: str, tags: dict[str, str]) -> None:
+        """Replace the spool of a copied run folder: its run up to `step` as one with a key of its own."""
+        kept: list[dict[str, Any]] = []
+        for entry in read_spool(self._path):
+            if entry.kind == "run":
+                own = {"key": uuid.uuid4().hex, "experiment": experiment, "name": name}
+                kept = [entry.content | own | {"tags": entry.content["tags"] | tags, "folder": self._folder}]
+            elif entry.kind != "status" and entry.content.get("step", 0) <= step:
+                kept.append(entry.content)
+        kept = kept if step else []  # nothing to go on with: it starts over
+        write_atomically(self._path, "".join(json.dumps(content) + "\n" for content in kept))
+        self._newest = newest_run(self._run)
+
+    @property
+    def _folder(self) -> str:
+        return str(self._run.resolve())
 
     def metrics(self, step: int, metrics: dict[str, float]) -> bool:
         """Record a log point unless its step is recorded already; return whether it was recorded.
@@ -146,13 +172,34 @@ class Spool:
         """Record a file of the run folder to upload, with the content it has when it is sent."""
         self._append({"kind": "file", "name": name})
 
-    def status(self, status: str) -> None:
+    def status(self, status: str, **more: str) -> None:
         """Record the run's status: RUNNING, FINISHED, KILLED or FAILED."""
-        self._append({"kind": "status", "status": status, "time": _now()})
+        self._append({"kind": "status", "status": status, "time": _now()} | more)
 
     def _append(self, content: dict[str, Any]) -> None:
         append_line(self._path, json.dumps(content))
         self._newest.update(content)
+
+
+def newest_run(run: Path) -> SpooledRun:
+    """Return the newest run in the spool of a run folder."""
+    newest = SpooledRun()
+    for entry in read_spool(run / SPOOL):
+        newest.update(entry.content)
+    return newest
+
+
+def copied_from(run: Path) -> Path | None:
+    """Return the run folder that this one is a copy of: another one with the same run; None if it was moved."""
+    newest = newest_run(run)
+    origin = Path(newest.folder)
+    try:
+        if not newest.folder or not origin.is_dir() or origin.samefile(run):
+            return None
+        begun = [entry.content["key"] for entry in read_spool(origin / SPOOL) if entry.kind == "run"]
+    except OSError:  # another user's, or of another machine
+        return None
+    return origin if newest.key in begun else None
 
 
 def read_spool(path: Path, start: int = 0) -> Iterator[SpoolEntry]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from trelm_ds import log
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.redact import shown
+from trelm_ds.redact import is_incomplete, shown
 from trelm_ds.run_folder import LOCK, SPOOL
 from trelm_ds.tracking.sender import Progress, Sender
+from trelm_ds.tracking.spool import copied_from
+from trelm_ds.tracking.store import check_address
 
 _LONGEST_PAUSE_S = 30.0
-_CLOSING_ATTEMPTS = 10  # one second apart, once training has ended
+_CLOSING_S = 10.0  # once training has ended, a store that fails so long after that is given up
 _SYNC_ATTEMPTS = 3
 
 
@@ -26,7 +28,7 @@ class Uploader:
     """
 
     def __init__(self, sender: Sender) -> None:
-        self._sender, self._problem = sender, ""
+        self._sender, self._problem, self._closed = sender, "", 0.0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
@@ -41,6 +43,7 @@ class Uploader:
         Returns:
             a message about the entries that are still waiting, "" where there are none.
         """
+        self._closed = time.monotonic()
         self._closing.set()
         self._wake.set()
         self._thread.join(wait_s)
@@ -50,21 +53,20 @@ class Uploader:
         return f"{left} entries wait for MLflow{because}" if left else ""
 
     def _run(self) -> None:
-        failures = sent = closing_attempts = 0
+        failures = sent = 0
         while not self._sender.stop.is_set():
             self._wake.clear()  # before sending: an entry appended meanwhile wakes the thread again
             closing = self._closing.is_set()
             try:
                 self._sender.send_waiting()
             except Exception as error:
-                self._problem = self._sender.reason(error)
+                self._problem = self._sender.problem(error)
                 failures += 1
                 if failures == 2:  # a single failure is not worth a warning
                     sent = self._sender.sent
                     log.warning(f"MLflow: {self._problem}; training goes on and {SPOOL} keeps what MLflow has to hear")
                 pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE_S)
-                closing_attempts += closing
-                if closing_attempts == _CLOSING_ATTEMPTS:
+                if closing and time.monotonic() > self._closed + _CLOSING_S:
                     return
                 if closing:
                     self._sender.stop.wait(min(pause, 1.0))
@@ -79,33 +81,41 @@ class Uploader:
             self._wake.wait()
 
 
-def sync(run: Path, address: str | None = None) -> tuple[int, str]:
+def sync(run: Path, address: str | None = None, experiment: str | None = None) -> tuple[int, str]:
     """Send the waiting entries of a run that no process is training.
 
     Args:
         run: the run folder.
         address: tracking URI; default: the one the run has used.
+        experiment: where to create the run if MLflow does not have it; default: the one it was started with.
 
     Returns:
         the number of entries sent, and the store's address without password.
 
     Raises:
-        UserError: no spool there, the run is in progress, no address to send it to, or the store does not answer.
+        UserError: no spool there, or a copy; the run is in progress, no address to send it to, or the store does not
+            answer.
     """
     if not (run / SPOOL).is_file():
         raise UserError(f"{run}: holds no {SPOOL}; give the folder of a run with tracking")
     with lock(run / LOCK, f"{run}"):
+        if origin := copied_from(run):
+            raise UserError(f"{run}: is a copy of {origin}; sync that, or continue this as a run of its own")
         address = address or _known_address(run)
-        sender = Sender(run, address)
+        check_address(address)
+        try:
+            sender = Sender(run, address, experiment)
+        except OSError as error:
+            raise UserError(f"{run}: cannot be written: {error.strerror}") from None
         for attempt in range(_SYNC_ATTEMPTS):
             try:
                 sender.send_waiting()
                 return sender.sent, shown(address)
             except Exception as error:
-                problem = sender.reason(error)
+                problem = sender.problem(error)
             if attempt + 1 < _SYNC_ATTEMPTS:
                 time.sleep(2.0**attempt)
-        raise UserError(f"{shown(address)}: {problem}; {sender.waiting()} entries of {run / SPOOL} wait")
+        raise UserError(f"{problem}; {sender.waiting()} entries of {run / SPOOL} wait")
 
 
 def _known_address(run: Path) -> str:
@@ -115,6 +125,6 @@ def _known_address(run: Path) -> str:
         raise UserError(f"{run}: does not say where to; give --uri")
     if shown(given) == store:
         return given
-    if "://...@" in store or "=..." in store:
-        raise UserError(f"{store}: user and password are not kept; give --uri or set MLFLOW_TRACKING_URI")
+    if is_incomplete(store):
+        raise UserError(f"{store}: passwords and tokens are not kept; give --uri or set MLFLOW_TRACKING_URI")
     return store

@@ -59,7 +59,7 @@ def open_dataset(config: Config, data: str, ranks: Ranks) -> RunData:
     tokenizer_folder = storage.folder / TOKENIZER_FOLDER
     tokenizer = load_tokenizer(tokenizer_folder)
     info, starts = describe(tokenizer), word_starts(tokenizer)
-    if info != TokenizerInfo(**reader.manifest.tokenizer):
+    if info != TokenizerInfo.of(reader.manifest):
         raise UserError(f"{tokenizer_folder}: not the tokenizer that made this dataset; run `trelm prepare`")
     annotator = None
     if config.has_knowledge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from trelm_ds import log
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
-from trelm_ds.files import append_line, write_atomically
+from trelm_ds.files import append_line, fsync_folder, write_atomically
 from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
 from trelm_ds.stopping import describe
 from trelm_ds.tracking import MlflowRun, plot_loss, source_tags
@@ -76,6 +77,11 @@ class Journal(Component):
     def manifest(self) -> dict[str, Any]:
         """Name the run in MLflow, so that a run folder without its spool goes on as the same run."""
         return {"mlflow": self._mlflow_key}
+
+    def capture(self) -> None:
+        """Have the log points on disk before the checkpoint that continues from them is; there is no file in it."""
+        with contextlib.suppress(OSError):
+            fsync_folder(self._metrics.path)
 
     def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""

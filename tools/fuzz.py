@@ -1,0 +1,274 @@
+"""Feed damaged and invented input to every reader: each input is read, or refused in one line, within seconds.
+
+python tools/fuzz.py [--inputs 10000] [--seed 0] [--only dump npy ...]
+
+Each input is a function of its number and the seed: `--only KIND --first NUMBER --inputs 1` repeats a finding.
+Whatever is not a `UserError` of one line is a finding: another exception, a hang, a program started, a pickle read, a
+file written outside the working folder. Exit code 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser
+
+from trelm_ds.config import Config, TrainerConfig, flatten
+from trelm_ds.corpus.linked import parse_linked
+from trelm_ds.corpus.wikipedia import article_of, parse_page
+from trelm_ds.engine import ds_keys, resolve_ds_config
+from trelm_ds.errors import UserError
+from trelm_ds.files import load_array
+from trelm_ds.knowledge import GraphFile, read_names, read_triples
+from trelm_ds.model import load_config
+from trelm_ds.progress import track
+from trelm_ds.settings import add_settings, parse
+from trelm_ds.shards import Block, Sequence
+
+LIMIT_S = 20
+_FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "pickle.find_class", "socket.connect")
+_ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1, 1e30, 10**30, -(10**9), float("nan"), float("inf"), "", "auto", "\x1b[2J", "a\nb"),
+    *("5e8", "\x00", [], {}, [[]], {"": {}}, ["x"] * 50, "é" * 300, {"enabled": True}, "\ud800", 0.1, "cpu", "nvme"),
+]
+
+
+# --- Damage ---
+def damaged(draw: random.Random, data: bytes) -> bytes:
+    """Flip, cut, repeat, insert or exchange some bytes."""
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 6)):
+        at, n = draw.randrange(len(changed) + 1), draw.randint(1, 40)
+        kind = draw.randrange(6)
+        if kind == 0 and changed:
+            changed[min(at, len(changed) - 1)] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del changed[at : at + n]
+        elif kind == 2:
+            changed[at:at] = changed[at : at + n] * draw.randint(1, 20)
+        elif kind == 3:
+            changed[at:at] = draw.choice(_PIECES)
+        elif kind == 4:
+            changed[at : at + n] = draw.randbytes(n)
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+_PIECES = [
+    *(b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\r\n", b"\n\n", b"\t", b'"', b"{", b"}", b"[[", b"]]", b"{{", b"}}"),
+    *(
+        b"{|",
+        b"|}",
+        b"<ref>",
+        b"</ref>",
+        b"<!--",
+        b"-->",
+        b"|",
+        b"''",
+        b"==",
+        b"&amp;",
+        b"&#x1b;",
+        b"&#0;",
+        b"<nowiki>",
+    ),
+    *(b"</page>", b"<page>", b"[http://x ", b"__TOC__", b"\xe2\x80\xae", b"Q99999999999", b"-1", b"1e999", b"9" * 5000),
+    *(b"[" * 3000, b"{{" * 400, b"[[" * 400, b"'" * 500, b"<b>" * 300, b"\n*" * 300, b"<div" * 200, b"{{a|" * 200),
+    b":{|\n" * 100,
+]
+
+
+def odd_object(draw: random.Random, known: dict[str, Any]) -> dict[str, Any]:
+    """Invent nested settings of known and unknown names with odd values."""
+    found: dict[str, Any] = {}
+    for _ in range(draw.randint(0, 6)):
+        name = draw.choice([*known, "unknown", "", "stage", "__class__"])
+        value = draw.choice([*_ODD, known.get(name)])
+        *sections, key = name.split(".")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                break
+        else:
+            place[key] = value
+    return found
+
+
+# --- Inputs, and who reads them ---
+_PAGE = """<page><title>Berlin</title><ns>0</ns><id>3</id><revision><id>7</id><model>wikitext</model><text>
+{{Infobox settlement|name=Berlin|area={{convert|891|km2|sqmi}}}} '''Berlin''' ({{IPAc-en|b|ɜː}}; born 1237) is the
+[[capital city|capital]] of [[Germany]] &amp; lies on the [[Spree (river)|Spree]].
+&lt;ref name="a"&gt;{{cite web|url=x}}&lt;/ref&gt; It has [http://x.org a site] and &lt;i&gt;more&lt;/i&gt;.
+== History ==
+{| class="wikitable"
+! a !! b
+|-
+| 1 || [[File:X.jpg|thumb|A [[nested]] caption]]
+|}
+* item one with {{lang|de|Wörter}} in it
+:: a reply &lt;br /&gt; of some words &lt;math&gt;x^2&lt;/math&gt; here [http://x.org an external link] there
+== References ==
+{{reflist}} [[Category:Capitals]] __NOTOC__
+</text></revision></page>"""
+_LINKED = {
+    "text": "Paris is in France.",
+    "mentions": [{"qid": "Q90", "start": 0, "end": 5}, {"qid": "Q142", "start": 12, "end": 18}],
+}
+_HF = {
+    **{"model_type": "bert", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 64, "max_position_embeddings": 64, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    **{"hidden_dropout_prob": 0.1, "pad_token_id": 0, "type_vocab_size": 2, "initializer_range": 0.02},
+}
+
+
+def dump(draw: random.Random, _: Path) -> None:
+    page = parse_page(damaged(draw, _PAGE.encode()))
+    if page is not None and not page.redirect:
+        article_of(page, 4, Counter())
+
+
+def jsonl(draw: random.Random, _: Path) -> None:
+    line = json.dumps(_LINKED | odd_object(draw, _LINKED)).encode()
+    parse_linked(damaged(draw, line) if draw.random() < 0.8 else line)
+
+
+def triples(draw: random.Random, folder: Path) -> None:
+    lines = "".join(f"Q{n}\tP{n % 7}\tQ{n * 3 % 50}\n" for n in range(60)).encode()
+    (folder / "t.txt").write_bytes(damaged(draw, lines))
+    read_triples([GraphFile(folder / "t.txt")], max_malformed=draw.choice([0.0, 0.5]))
+
+
+def names(draw: random.Random, folder: Path) -> None:
+    lines = "".join(f"Q{n}\tname {n}\talias\n" for n in range(60)).encode()
+    (folder / "n.txt").write_bytes(damaged(draw, lines))
+    list(read_names(GraphFile(folder / "n.txt"), "Q", draw.choice([0.0, 0.5])))
+
+
+def npy(draw: random.Random, folder: Path) -> None:
+    path = folder / "x.npy"
+    np.save(path, np.arange(draw.randint(0, 50), dtype=draw.choice(["int32", "uint64", "float16"])))
+    path.write_bytes(damaged(draw, path.read_bytes()))
+    array = load_array(path)
+    if array.size < 10_000:
+        array.sum()
+
+
+def tar(draw: random.Random, _: Path) -> None:
+    tokens, mentions = np.arange(5, 25, dtype=np.uint32), np.array([[0, 2, 7], [4, 5, 8]])
+    Block.from_tar(damaged(draw, Block.from_sequences([Sequence(tokens, mentions)] * 3, 1000).to_tar("0")), "x", 1000)
+
+
+def config_json(draw: random.Random, folder: Path) -> None:
+    text = json.dumps(_HF | odd_object(draw, _HF)).encode()
+    (folder / "config.json").write_bytes(damaged(draw, text) if draw.random() < 0.5 else text)
+    load_config(folder)
+
+
+def ds_config(draw: random.Random, folder: Path) -> None:
+    known = dict.fromkeys([*ds_keys.RULES, *ds_keys.INSTEAD, *ds_keys.SECTIONS, "bf16.enabled", "train_batch_size"], 1)
+    text = json.dumps(odd_object(draw, known)).encode()
+    (folder / "ds.json").write_bytes(damaged(draw, text) if draw.random() < 0.5 else text)
+    resolve_ds_config(Config(trainer=TrainerConfig(ds_config=str(folder / "ds.json"))), 2)
+
+
+def settings(draw: random.Random, folder: Path) -> None:
+    text = json.dumps(odd_object(draw, flatten(Config())), ensure_ascii=draw.random() < 0.5).encode(errors="replace")
+    (folder / "run.yaml").write_bytes(damaged(draw, text) if draw.random() < 0.5 else text)
+    given = [f"--{draw.choice([*flatten(Config())])}={draw.choice(_ODD)}"] if draw.random() < 0.5 else []
+    parser = ArgumentParser(exit_on_error=False)
+    add_settings(parser)
+    parse(parser, ["--config", str(folder / "run.yaml"), *given])
+
+
+KINDS: dict[str, Callable[[random.Random, Path], None]] = {
+    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, ds_config, settings)
+}
+
+
+# --- The run ---
+class Forbidden(BaseException):
+    """Something that no reader may do."""
+
+
+class Guard:
+    """Raises where a reader starts a program, unpickles, connects, or writes outside `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.active, self._folder = False, str(folder)
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.active:
+            return
+        written = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if event in _FORBIDDEN or (written and not str(arguments[0]).startswith(self._folder)):
+            self.active = False
+            raise Forbidden(f"{event} {arguments[0]!r}")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.active = True
+        signal.alarm(LIMIT_S)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            self.active = False
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise Forbidden(f"more than {LIMIT_S} seconds")
+
+
+def finding(kind: str, number: int, seed: int, folder: Path, guard: Guard) -> str | None:
+    """Read one input; return what is wrong with how that went, None if nothing."""
+    draw = random.Random(f"{seed} {kind} {number}")
+    try:
+        with guard.watching():
+            KINDS[kind](draw, folder)
+    except UserError as error:
+        return f"a message of several lines: {str(error)!r:.200}" if "\n" in str(error) else None
+    except (Exception, Forbidden):
+        return traceback.format_exc()
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--inputs", type=int, default=10_000, help="in all kinds together (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=tuple(KINDS), default=list(KINDS), metavar="KIND")
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGALRM, _too_long)
+    logging.disable(logging.WARNING)  # what readers leave out
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        guard = Guard(Path(name))
+        numbers = range(options.first, options.first + -(-options.inputs // len(options.only)))
+        for number in track(numbers, "fuzz", total=len(numbers)):
+            for kind in options.only:
+                if problem := finding(kind, number, options.seed, Path(name), guard):
+                    found[kind] += 1
+                    print(f"--- {kind} {number}, seed {options.seed}\n{problem}")
+    print(f"{len(numbers) * len(options.only):,} inputs, {found.total()} findings {dict(found) or ''}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Load any Hugging Face folder of a masked language model; whatever is wrong with it is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trelm_ds.corpus import VOCABULARIES, read_tokenizer
+from trelm_ds.errors import UserError
+from trelm_ds.model import check_sizes, read_object, refuse_pointers
+
+
+def load_masked_lm(folder: Path) -> tuple[Any, Any]:
+    """Load (model, tokenizer), both the library's.
+
+    Raises:
+        UserError: the folder is no whole masked language model with its tokenizer.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
+    content = read_object(folder / "config.json", "")
+    try:
+        check_sizes(content)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    refuse_pointers(folder)
+    tokenizer = _tokenizer(folder)
+    model = _model(folder)
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no mask token; give a masked language model")
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model {model.config.vocab_size}")
+    return model, tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        if any((folder / name).is_file() for name in VOCABULARIES):
+            return read_tokenizer(folder)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--tokenizer: ")) from None
+    except Exception as error:
+        raise UserError(f"{folder}: transformers cannot load its tokenizer: {_reason(error)}") from None
+
+
+def _model(folder: Path) -> Any:
+    from transformers import AutoModelForMaskedLM, logging  # slow to import
+
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # the library lets any exception of its readers through
+        raise UserError(f"{folder}: transformers cannot load it as a masked language model: {_reason(error)}") from None
+    if info["missing_keys"]:
+        example = sorted(info["missing_keys"])[0]
+        raise UserError(
+            f"{folder}: has no weights for '{example}', so its answers would be random; train an MLM head first"
+        )
+    return model
+
+
+def _reason(error: Exception) -> str:
+    """Give the first line of an error, without torch's advice to unpickle whatever there is."""
+    if "weights_only" in str(error):
+        return "its weights are damaged, or hold more than tensors; fetch them again or convert them to safetensors"
+    return " ".join(next(iter(str(error).strip().splitlines()), type(error).__name__).split())[:300]

@@ -1,0 +1,53 @@
+"""The names that Hugging Face gives to our parameters."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trelm_ds.model.encoder_config import EncoderConfig
+
+_EMBEDDINGS = {
+    "word.weight": "word_embeddings.weight",
+    "position.weight": "position_embeddings.weight",
+    "token_type.weight": "token_type_embeddings.weight",
+    "norm.weight": "LayerNorm.weight",
+    "norm.bias": "LayerNorm.bias",
+}
+_LAYER = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward_norm": "output.LayerNorm",
+}
+_FEED_FORWARD = {
+    "keys": "intermediate.dense.weight",
+    "key_bias": "intermediate.dense.bias",
+    "values": "output.dense.weight",
+    "value_bias": "output.dense.bias",
+}
+_HEAD = {
+    "bert": {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"},
+    "roberta": {"dense": "lm_head.dense", "norm": "lm_head.layer_norm"},
+}
+HEAD_PREFIX = {"bert": "cls.predictions.", "roberta": "lm_head."}
+
+
+def hf_names(config: EncoderConfig) -> dict[str, str]:
+    """Map every parameter's name to its name in the Hugging Face checkpoint."""
+    base = f"{config.architecture}."
+    names = {f"encoder.embeddings.{ours}": f"{base}embeddings.{theirs}" for ours, theirs in _EMBEDDINGS.items()}
+    for i in range(config.num_hidden_layers):
+        ours_layer, theirs_layer = f"encoder.layers.{i}.", f"{base}encoder.layer.{i}."
+        for ours, theirs in _LAYER.items():
+            names |= {f"{ours_layer}{ours}.{kind}": f"{theirs_layer}{theirs}.{kind}" for kind in ("weight", "bias")}
+        names |= {f"{ours_layer}feed_forward.{ours}": theirs_layer + theirs for ours, theirs in _FEED_FORWARD.items()}
+    for ours, theirs in _HEAD[config.architecture].items():
+        names |= {f"head.{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+    return names | {"head.bias": f"{HEAD_PREFIX[config.architecture]}bias"}
+
+
+def transposed(ours: str, tensor: Tensor) -> Tensor:
+    """Turn a tensor into the other form: the feed-forward values are [F, D] here and [D, F] there."""
+    return tensor.t() if ours.endswith(".feed_forward.values") else tensor
