@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from trelm_ds.corpus import templates
 from trelm_ds.corpus.measures import grouped, measure, superscript
 from trelm_ds.corpus.wikitext import paragraphs_of
+
+TABLES = (
+    templates._SHOWN, templates._LAST, templates._SPELLED, templates._SIGNS, templates._SHIPS, templates._MADE,
+    templates._ALIASES,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -79,3 +85,15 @@ def test_numbers() -> None:
         "ⁿ⁺¹",
         "a1",
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "|", "||", "|||", "|a", "|1", "||b", "|a|b|c|d|e|f", "|1|2|3|4|5", "|a=b", "|1=", "|3=x"]
+)
+def test_no_parameters_or_too_many_are_no_crash(arguments: str) -> None:
+    names = {name for table in TABLES for name in table}
+    assert len(names) > 200
+    source = " ".join(f"{{{{{name}{arguments}}}}}" for name in sorted(names))
+    assert paragraphs_of(f"Some words before it. {source} {{{{formatnum:}}}} {{{{lc:}}}} {{{{:}}}} {{{{}}}}")
+    others = " ".join(f"{{{{{name}{arguments}}}}}" for name in ("as of", "val", "formatnum", "lang-de", "nihongo"))
+    assert paragraphs_of(f"Some words before it. {others}")

@@ -187,3 +187,24 @@ def test_every_visible_word_is_there_once_and_alone(seed: int) -> None:
     assert [target for _, target in mentions] == [title for _, title in expected]
     for (anchor, _), (shown, _) in zip(mentions, expected, strict=True):
         assert re.fullmatch("".join(visible(shown)) + "[a-z]*", "".join(re.findall(r"\w+", anchor)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_pages_keep_the_offsets_of_their_mentions(seed: int) -> None:
+    generator = Generator(seed)
+    draw = generator.draw
+    page = "\n".join(generator.paragraph().source + "\n" + generator.table() for _ in range(4))
+    debris = ["[[", "]]", "{{", "}}", "|", "{|", "|}", "<ref>", "</ref>", "<", "''", "'''", "\n", "=="]
+    debris += ["<nowiki>", "<!--", "="]
+    for _ in range(draw.choice([1, 3, 10, 40])):
+        place = draw.randrange(len(page))
+        middle = draw.choice(["", draw.choice(debris), page[place - 20 : place]])
+        page = page[:place] + middle + page[place + draw.choice([0, 1, 2, 5, 30]) :]
+    for paragraph in paragraphs_of(page, "Qbz qcz"):
+        assert paragraph.text == " ".join(paragraph.text.split())
+        before = 0
+        for start, end, title in paragraph.mentions:
+            assert before <= start < end <= len(paragraph.text)
+            assert title
+            assert paragraph.text[start:end] == paragraph.text[start:end].strip()
+            before = end

@@ -80,7 +80,7 @@ def superscript(text: str) -> str:
 
 def date(values: list[str]) -> str:
     """Spell out a year, month and day given as numbers: "4 April 2020"."""
-    year, month, day = (*values, "", "")[:3]
+    year, month, day = (*values, "", "", "")[:3]
     if month.isdecimal() and 1 <= int(month[:3]) <= len(_MONTHS):
         month = _MONTHS[int(month[:3]) - 1]
     return " ".join(part for part in (day, month, year) if part)

@@ -139,7 +139,9 @@ def _made(name: str, template: Template, text: Callable[[Wikicode], str]) -> str
     named = {str(parameter.name).strip(): text(parameter.value).strip() for parameter in template.params}
     values = [named[str(parameter.name).strip()] for parameter in _shown(template)]
     if name == "as of":
-        return named.get("alt") or f"{'as' if named.get('lc') else 'As'} of {date(values[:3])}"
+        return named.get("alt") or (
+            f"{'as' if named.get('lc') else 'As'} of {date(values[:3])}" if any(values) else None
+        )
     if not any(values):
         return None
     if name == "val":
