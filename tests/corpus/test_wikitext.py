@@ -87,6 +87,8 @@ def test_the_first_bold_words_are_the_pages_subject() -> None:
     assert links(first) == [("Ada King, Countess of Lovelace", "Ada Lovelace (writer)")]
     assert links(second) == []
     assert counts["subjects found"] == 1
+    inside = "[[Ada|x '''Ada''' King]] was in a link already, it seems."
+    assert [anchor for anchor, _ in links(paragraphs_of(inside, "Ada Lovelace", Counter())[0])] == ["x Ada King"]
     for other in ("'''[[Ada]]''' was a link already, it seems.", "'''Something''' quite different from the title."):
         assert paragraphs_of(other, "Ada Lovelace", Counter())[0].mentions == links_only(other)
 

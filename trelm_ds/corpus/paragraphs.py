@@ -167,7 +167,7 @@ class Paragraphs(Line):
     def end_bold(self, before: tuple[int, ...]) -> None:
         """End bold text; the first on a page is a mention of its subject if it shares a word with the title."""
         pieces, links, paragraphs = before
-        if not self._title or paragraphs or self.done or len(self._mentions) != links:
+        if not self._title or paragraphs or self.done or self._links or len(self._mentions) != links:
             return
         bold = "".join(self._pieces[pieces:])
         words = set(_QUALIFIER.sub("", self._title).casefold().split())
