@@ -238,7 +238,7 @@ def test_malformed_linked_lines(corpus: Path, tmp_path: Path, line: str, message
         ("Q1\tP551\tcity", "wikidata5m_all_triplet.txt:41: expected an id such as Q42, got 'city'"),
         ("Q1\tQ551\tQ2", "wikidata5m_all_triplet.txt:41: expected an id such as P42, got 'Q551'"),
         ("Q1\tP551\tQ99999999999", "wikidata5m_all_triplet.txt:41: expected an id such as Q42"),
-        ("", "wikidata5m_all_triplet.txt:41: expected head"),
+        ("\nQ1\tP551\tQ2", "wikidata5m_all_triplet.txt:41: expected head"),
     ],
 )
 def test_malformed_triples(corpus: Path, tmp_path: Path, line: str, message: str) -> None:
