@@ -81,7 +81,7 @@ class Journal(Component):
     def capture(self) -> None:
         """Have the log points on disk before the checkpoint that continues from them is; there is no file in it."""
         with contextlib.suppress(OSError):
-            fsync_folder(self._metrics.path)
+            fsync_folder(self._run / METRICS)
 
     def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""
