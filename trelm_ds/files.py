@@ -72,12 +72,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise UserError(f"{path}:{number + 1}: damaged or truncated file ({error}); fetch it again") from None
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that files created in it or renamed into it survive a power cut.
-
-    A file's content is flushed by it as well.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to disk: only then do they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -87,8 +84,8 @@ def fsync_folder(folder: Path) -> None:
 def fsync_tree(folder: Path) -> None:
     """Flush a folder and everything below it to disk, before it is renamed to where it is looked for."""
     for path in folder.rglob("*"):
-        fsync_folder(path)
-    fsync_folder(folder)
+        fsync_path(path)
+    fsync_path(folder)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -104,7 +101,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

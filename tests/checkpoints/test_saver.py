@@ -300,7 +300,7 @@ def test_log_points_are_on_disk_before_the_checkpoint_behind_them(
         assert path == run / "metrics.jsonl"
         flushed.append((len(path.read_text().splitlines()), len(committed(run))))
 
-    monkeypatch.setattr("trelm_ds.training.journal.fsync_folder", noted)
+    monkeypatch.setattr("trelm_ds.training.journal.fsync_path", noted)
     train(config(checkpoint_every=2), tiny_dataset, run, one_rank)
     assert flushed == [(2, 0), (4, 1)]
 

@@ -28,7 +28,7 @@ from trelm_ds import faults, log
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
 from trelm_ds.config import TrainerConfig
 from trelm_ds.engine import clear_padding
-from trelm_ds.files import fsync_folder, sha256_of, write_atomically
+from trelm_ds.files import fsync_path, sha256_of, write_atomically
 from trelm_ds.run_folder import MANIFEST, POINTER, checkpoints_folder, committed, named_folders, step_of
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Saver:
         faults.reach("commit-before-rename")
         # The commit itself. Without the fsync a power cut could undo the rename after `latest.json` has been written.
         partial.rename(final)
-        fsync_folder(self._folder)
+        fsync_path(self._folder)
         faults.reach("commit-before-pointer")
         # Only now may `latest.json` name it. A kill before this line costs no more than time: the next start continues
         # from the checkpoint that the pointer still names and repeats the steps since, with the same result.
@@ -253,7 +253,7 @@ class _PendingSave:
             faults.reach("save-between-files")
             for part in self._parts:
                 self._digests |= _fsync_and_hash(self.folder, part.write(self.folder))
-            fsync_folder(self.folder)  # the files' names, after their contents
+            fsync_path(self.folder)  # the files' names, after their contents
             faults.reach("save-written")
         except Exception as error:  # whatever failed, training goes on
             self._problem = _one_line(error)
@@ -340,7 +340,7 @@ def _folder_name(step: int) -> str:
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint, its manifest first: a removal killed half-way leaves nothing that looks committed."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
-    fsync_folder(checkpoint)
+    fsync_path(checkpoint)
     faults.reach("prune-mid")
     shutil.rmtree(checkpoint)
 
@@ -355,7 +355,7 @@ def _fsync_and_hash(folder: Path, files: Iterable[Path]) -> FileDigests:
         digests[str(path.relative_to(folder))] = [path.stat().st_size, sha256_of(path)]
         folders.update(parent for parent in path.parents if folder in parent.parents)
     for each in folders:
-        fsync_folder(each)
+        fsync_path(each)
     return digests
 
 

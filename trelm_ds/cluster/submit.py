@@ -36,7 +36,7 @@ from trelm_ds.cluster.snapshot import (
 )
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, lock, write_atomically
+from trelm_ds.files import fsync_path, lock, write_atomically
 from trelm_ds.redact import shown, without_password
 from trelm_ds.run_folder import CONFIG, SUBMISSIONS, tracking_uri
 
@@ -308,7 +308,7 @@ def _write_snapshot(request: Request) -> Path:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    fsync_folder(folder.parent)
+    fsync_path(folder.parent)
     return folder
 
 

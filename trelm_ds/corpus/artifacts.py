@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.files import canonical_json, fsync_folder, fsync_tree, sha256_of
+from trelm_ds.files import canonical_json, fsync_path, fsync_tree, sha256_of
 
 DONE = "done.json"
 _ROOMS = ("corpus", "knowledge", "shards")
@@ -83,7 +83,7 @@ def make(folder: Path, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             work.rename(folder)  # fails if another process was faster; its content is the same
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

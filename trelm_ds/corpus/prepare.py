@@ -13,7 +13,7 @@ from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sources import Source, find_sources
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, tokenization_hash
 from trelm_ds.errors import UserError
-from trelm_ds.files import canonical_json, fsync_folder, fsync_tree, lock, sha256_of
+from trelm_ds.files import canonical_json, fsync_path, fsync_tree, lock, sha256_of
 from trelm_ds.knowledge import Wikidata5M, find_wikidata5m
 from trelm_ds.progress import track
 from trelm_ds.shards import DROPPED, Manifest
@@ -169,6 +169,6 @@ def _make(
     if options.out.is_dir():
         options.out.rmdir()  # an empty folder
     built.rename(options.out)
-    fsync_folder(options.out.parent)
+    fsync_path(options.out.parent)
     shutil.rmtree(work, ignore_errors=True)
     return manifest

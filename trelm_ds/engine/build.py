@@ -69,6 +69,7 @@ def build_engine(
             dist_init_required=False,
         )
     except (DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError) as error:
+        # The file has passed our rules, so what is left are values that this version of DeepSpeed does not take.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{config.trainer.ds_config}: DeepSpeed refuses it: {reason}") from error
     return engine, optimizer

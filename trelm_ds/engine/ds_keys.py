@@ -10,9 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-DEVICES = ("none", "cpu")
-STAGES = (0, 1, 2, 3)
-
 
 class Rule(NamedTuple):
     """What a setting may be.
@@ -28,7 +25,7 @@ class Rule(NamedTuple):
     auto: Any = None
 
 
-def is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     """Tell whether a value is a whole number of 64 bits, which people also write as 5e8; true and false are none."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.maxsize and value % 1 == 0
@@ -44,12 +41,12 @@ _FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
 
 
 def _size(auto: int | None = None, least: int = 0) -> Rule:
-    return Rule(lambda value: is_whole(value) and value >= least, f"a whole number of at least {least}", auto)
+    return Rule(lambda value: _is_whole(value) and value >= least, f"a whole number of at least {least}", auto)
 
 
-_OFFLOAD = {"device": _one_of(*DEVICES), "pin_memory": _FLAG}
+_OFFLOAD = {"device": _one_of("none", "cpu"), "pin_memory": _FLAG}
 _ZERO: dict[str, Rule] = {
-    "stage": _one_of(*STAGES),
+    "stage": _one_of(0, 1, 2, 3),
     "allgather_partitions": _FLAG,
     # "auto" as in Hugging Face's files: what ds_configs/ has.
     "allgather_bucket_size": _size(50_000_000, least=1),

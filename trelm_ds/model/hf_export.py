@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, fsync_tree, read_json
+from trelm_ds.files import fsync_path, fsync_tree, read_json
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.hf_names import hf_names, transposed
 from trelm_ds.model.hf_weights import WEIGHTS
@@ -127,7 +127,7 @@ def _replace(temporary: Path, folder: Path) -> None:
         os.rename(folder, aside)
         os.rename(temporary, folder)
         shutil.rmtree(aside)
-    fsync_folder(folder.parent)
+    fsync_path(folder.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, lock, sha256_of, write_atomically
+from trelm_ds.files import fsync_path, lock, sha256_of, write_atomically
 from trelm_ds.progress import track
 from trelm_ds.shards.format import Block
 from trelm_ds.shards.manifest import CARD, DROPPED, LENGTHS, LENGTHS_NEXT, Manifest, ShardInfo
@@ -76,7 +76,7 @@ def _repair(folder: Path) -> tuple[list[str], list[str]]:
             path.unlink()
             if path.name not in {line.split(":")[0] for line in done}:
                 done.append(f"{path.name}: removed, not in the manifest")
-    fsync_folder(folder)
+    fsync_path(folder)
     card = folder / CARD
     if manifest.n_sequences != before and card.is_file():
         now = f"{before - manifest.n_sequences:,} sequences were dropped, {manifest.n_sequences:,} are left"
@@ -163,12 +163,12 @@ def _replace_lengths(folder: Path, manifest: Manifest, lengths: np.ndarray, done
         if manifest.files.get(LENGTHS) == about:
             done.append(f"{LENGTHS}: rewritten")
         temporary.replace(pending)
-        fsync_folder(folder)
+        fsync_path(folder)
     manifest.files[LENGTHS] = about
     manifest.write(folder)
     if pending.is_file():
         pending.replace(current)
-        fsync_folder(folder)
+        fsync_path(folder)
 
 
 def _damaged_others(folder: Path, manifest: Manifest) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, sha256_of, waiting_lock
+from trelm_ds.files import fsync_path, sha256_of, waiting_lock
 from trelm_ds.shards.manifest import MANIFEST, Manifest
 
 
@@ -125,7 +125,7 @@ class RemoteFolder:
                 temporary.unlink()
                 raise OSError(f"{self.place}/{name}: its content does not match the manifest")
             temporary.replace(path)
-            fsync_folder(path.parent)
+            fsync_path(path.parent)
         if name.endswith(".tar"):
             self._make_room(path)
         return path

@@ -10,7 +10,7 @@ from typing import Any
 from trelm_ds import log
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
-from trelm_ds.files import append_line, fsync_folder, write_atomically
+from trelm_ds.files import append_line, fsync_path, write_atomically
 from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
 from trelm_ds.stopping import describe
 from trelm_ds.tracking import MlflowRun, plot_loss, source_tags
@@ -81,7 +81,7 @@ class Journal(Component):
     def capture(self) -> None:
         """Have the log points on disk before the checkpoint that continues from them is; there is no file in it."""
         with contextlib.suppress(OSError):
-            fsync_folder(self._run / METRICS)
+            fsync_path(self._run / METRICS)
 
     def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""

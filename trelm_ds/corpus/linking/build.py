@@ -19,7 +19,7 @@ from trelm_ds.corpus.linking.dictionary import LINK_PROBABILITY, LinkDictionary,
 from trelm_ds.corpus.linking.statistics import OccurrenceCounts, Row, anchors_file, load_links, read_rows, write_rows
 from trelm_ds.corpus.linking.text import CASES, boundaries, is_phrase, phrase_of
 from trelm_ds.errors import UserError
-from trelm_ds.files import fsync_folder, write_atomically
+from trelm_ds.files import fsync_path, write_atomically
 from trelm_ds.keyed_random import keyed_permutation
 from trelm_ds.knowledge import KnowledgeGraph
 
@@ -88,7 +88,7 @@ def build_dictionary(
             raise UserError("entity linking: neither an anchor nor a name that could be a phrase")
         dictionary = _assemble(phrases, rows, partials, graph, options)
         dictionary.save(work / "dictionary")
-        fsync_folder(work / "dictionary")
+        fsync_path(work / "dictionary")
         (work / "dictionary").rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
