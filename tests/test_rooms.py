@@ -15,6 +15,7 @@ PACKAGE = REPO / "trelm_ds"
 ROOMS = (
     "commands",
     "cluster",
+    "evaluation",
     "training",
     "objectives",
     "injection",
@@ -22,7 +23,6 @@ ROOMS = (
     "checkpoints",
     "engine",
     "batches",
-    "evaluation",
     "importance",
     "routing",
     "model",

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     ROUTED_FACT = 37
     ROUTED_SEQUENCE = 38
     KEPLER_TRIPLE = 41
+    FINETUNING_ORDER = 51
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -84,9 +84,19 @@ def tracking_uri(config: Config, run: Path, environment: Mapping[str, str] = os.
     Raises:
         UserError: the path of that file cannot be part of an address.
     """
-    if given := config.tracking.uri or environment.get("MLFLOW_TRACKING_URI"):
-        return given
+    return config.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or default_store(run, "tracking.uri")
+
+
+def default_store(run: Path, setting: str) -> str:
+    """Return the address of a sqlite file beside the run folder.
+
+    Args:
+        setting: that names another address, for the message.
+
+    Raises:
+        UserError: the path of that file cannot be part of an address.
+    """
     beside = run.resolve().parent / "mlflow.db"
     if odd := next((character for character in "?#%@" if character in str(beside)), None):
-        raise UserError(f"tracking.uri: set it; the default, {beside}, has a {odd} that no address can have")
+        raise UserError(f"{setting}: set it; the default, {beside}, has a {odd} that no address can have")
     return f"sqlite:///{beside}"

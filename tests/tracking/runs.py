@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from trelm_ds.config import Config, TrackingConfig
 from trelm_ds.run_folder import SPOOL
 from trelm_ds.tracking.mlflow_run import MlflowRun
 from trelm_ds.tracking.sender import Progress
@@ -19,8 +18,8 @@ KEYS = ("loss", "lr", "system/node-0/cpu_percent")
 
 
 def tracked(run: Path, uri: str, step: int = 0, key: str = "", experiment: str = "trelm", **about: Any) -> MlflowRun:
-    config = Config(tracking=TrackingConfig(uri=uri, experiment=experiment))
-    return MlflowRun(config, run, step, about, {"from": "a test"}, key)
+    params = {"model.hidden_size": 768, "trainer.ds_config": "ds_configs/zero1.json"} | about
+    return MlflowRun(run, uri, experiment, run.name, params, {"from": "a test"}, step, key)
 
 
 def point(step: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from tests.tracking.runs import Told, check_arrived_once, point, runs_of, sent, 
 from trelm_ds.errors import UserError
 from trelm_ds.run_folder import PROGRESS, SPOOL
 from trelm_ds.tracking import sync, uploader
-from trelm_ds.tracking.mlflow_run import source_tags
+from trelm_ds.tracking.mlflow_run import MlflowRun, source_tags
 from trelm_ds.tracking.spool import Spool, read_spool
 
 
@@ -307,7 +307,7 @@ def test_nobody_sends_while_the_run_is_training(run: Path) -> None:
 def test_a_run_says_where_it_comes_from() -> None:
     import subprocess
 
-    tags = source_tags(["node-a", "node-b"])
+    tags = source_tags("pretrain", ["node-a", "node-b"])
     head = subprocess.run(
         ["git", "-C", str(Path(uploader.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
     )
@@ -316,3 +316,20 @@ def test_a_run_says_where_it_comes_from() -> None:
     else:
         assert tags["mlflow.source.git.commit"] == head.stdout.strip()
     assert (tags["system.node-0"], tags["system.node-1"]) == ("node-a", "node-b")
+
+
+def test_a_part_of_a_run_stands_below_it(tmp_path: Path) -> None:
+    """Also where it is sent first."""
+    from mlflow import MlflowClient
+
+    uri, whole, part = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+    parent = MlflowRun(whole, uri, "tasks", "whole", {}, {})
+    child = MlflowRun(part, uri, "tasks", "part", {"seed": 1}, {}, parent=parent.key)
+    child.log(1, {"f1": 0.5})
+    child.end("FINISHED")
+    parent.end("FINISHED")
+    by_name = {found.info.run_name: found for found in runs_of(uri, "tasks")}
+    assert by_name["part"].data.tags["mlflow.parentRunId"] == by_name["whole"].info.run_id
+    assert MlflowClient(uri).get_metric_history(by_name["part"].info.run_id, "f1")[0].value == 0.5

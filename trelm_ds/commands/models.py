@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from trelm_ds.commands.result_file import check_result_file
+from trelm_ds.commands.tasks import add_tasks
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
 from trelm_ds.visible import visible
@@ -24,6 +25,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     lama.add_argument("--batch-size", type=int, default=64, help="prompts per forward pass (default: %(default)s)")
     lama.set_defaults(action=_evaluate_lama)
+    add_tasks(tasks)
 
 
 def _evaluate_lama(namespace: argparse.Namespace) -> int:

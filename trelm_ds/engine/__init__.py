@@ -1,6 +1,6 @@
 """The DeepSpeed engine: its configuration, its optimizer, and how ZeRO lays parameters out over the ranks."""
 
-from trelm_ds.engine.build import build_engine
+from trelm_ds.engine.build import build_data_parallel, build_engine, parameter_groups
 from trelm_ds.engine.ds_config import resolve_ds_config
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
 from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of, word_embedding
@@ -8,9 +8,11 @@ from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_
 __all__ = [
     "SkippableAdamW",
     "base_optimizer",
+    "build_data_parallel",
     "build_engine",
     "clear_padding",
     "names_in_order",
+    "parameter_groups",
     "resolve_ds_config",
     "slots_of",
     "word_embedding",

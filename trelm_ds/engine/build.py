@@ -39,6 +39,23 @@ def parameter_groups(model: nn.Module, weight_decay: float, routed: bool) -> lis
     ]
 
 
+def build_data_parallel(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> DeepSpeedEngine:
+    """Build DeepSpeed's engine around a small model that every rank holds whole (ZeRO 0, fp32); collective.
+
+    It averages gradients over the ranks and cuts their norm to `max_grad_norm`; the schedule stays the caller's.
+    """
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,  # it only multiplies numbers that nobody reads
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": 0},
+    }
+    engine, *_ = import_deepspeed().initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return engine
+
+
 def build_engine(
     model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device
 ) -> tuple[DeepSpeedEngine, SkippableAdamW]:

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trelm_ds import log
-from trelm_ds.config import Config, flatten, public
 from trelm_ds.redact import without_password
-from trelm_ds.run_folder import tracking_uri
-from trelm_ds.tracking.sender import Sender
+from trelm_ds.tracking.sender import PARENT, Sender
 from trelm_ds.tracking.spool import SPOOL, Spool
 from trelm_ds.tracking.store import check_address
 from trelm_ds.tracking.uploader import Uploader
@@ -29,29 +27,38 @@ class MlflowRun:
     Everything logged goes into the spool in the run folder first; a thread sends it to MLflow.
 
     Args:
-        config: logged as parameters.
         run: the run folder.
-        step: optimizer steps done before this process.
-        about: further parameters, for facts that the configuration does not state.
+        address: tracking URI.
+        experiment: where the run begins.
+        name: the run's name there.
+        params: logged as parameters.
         tags: tags of the MLflow run.
+        step: steps done before this process.
         key: key of the run in MLflow according to its checkpoint; "" for a new run.
+        parent: key of the run that this one is a part of, in the same experiment; "" for none.
 
     Raises:
         UserError: the tracking address cannot work. A server that does not answer at the moment is not an error.
     """
 
     def __init__(
-        self, config: Config, run: Path, step: int, about: dict[str, Any], tags: dict[str, str], key: str = ""
+        self,
+        run: Path,
+        address: str,
+        experiment: str,
+        name: str,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        step: int = 0,
+        key: str = "",
+        parent: str = "",
     ) -> None:
         self._run, self._failed = run, False
-        address = tracking_uri(config, run)
         check_address(address)
         self._spool = Spool(run)
-        params = {name: without_password(str(value)) for name, value in (flatten(public(config)) | about).items()}
-        self._spool.begin(
-            step, config.tracking.experiment, config.tracking.run_name or run.resolve().name, params, tags, key
-        )
-        self._uploader = Uploader(Sender(run, address, config.tracking.experiment))
+        shown = {name: without_password(str(value)) for name, value in params.items()}
+        self._spool.begin(step, experiment, name, shown, tags | ({PARENT: parent} if parent else {}), key)
+        self._uploader = Uploader(Sender(run, address, experiment))
 
     @property
     def key(self) -> str:
@@ -88,9 +95,9 @@ class MlflowRun:
         self._uploader.wake()
 
 
-def source_tags(hosts: list[str]) -> dict[str, str]:
+def source_tags(command: str, hosts: list[str]) -> dict[str, str]:
     """Return MLflow's standard tags for the source of a run (program, user, git commit), and the names of the nodes."""
-    tags = {"mlflow.source.name": "trelm pretrain", "mlflow.source.type": "JOB"}
+    tags = {"mlflow.source.name": f"trelm {command}", "mlflow.source.type": "JOB"}
     with contextlib.suppress(OSError, KeyError):  # a user id without a name, as is common in containers
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git_commit():

@@ -17,6 +17,7 @@ from trelm_ds.tracking.spool import CONTINUED, SpoolEntry, read_spool
 from trelm_ds.tracking.store import open_client, reason
 
 _KEY = "trelm.run_key"
+PARENT = "trelm.parent_key"  # tag: the key of the run that this one is a part of
 _METRICS_PER_CALL = 1000  # MLflow's limit
 _FILE_ATTEMPTS = 3
 
@@ -225,9 +226,18 @@ class Sender:
 
     def _create_run(self, content: dict[str, Any]) -> Any:
         experiment_id = self._experiment(self._name(content))
-        tags = {_KEY: content["key"]} | content["tags"]
+        tags = {_KEY: content["key"]} | content["tags"] | self._parent(content)
         created = self._client.create_run(experiment_id, content["time"], tags, content["name"])
         return self._find_run(content) or created
+
+    def _parent(self, content: dict[str, Any]) -> dict[str, str]:
+        """Return MLflow's own tag for the run that this one is a part of."""
+        if PARENT not in content["tags"]:
+            return {}
+        parent = self._find_run(content | {"key": content["tags"][PARENT]})
+        if parent is None:  # this call is repeated until it is there
+            raise RuntimeError("the run that this one is a part of has not arrived yet")
+        return {"mlflow.parentRunId": parent.info.run_id}
 
     def _describe(self, run: Any, content: dict[str, Any]) -> None:
         """Give a run its parameters and tags; a parameter that it has otherwise, from a lost spool, becomes a tag."""

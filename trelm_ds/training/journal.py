@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trelm_ds import log
-from trelm_ds.config import Config, public, to_yaml
+from trelm_ds.config import Config, flatten, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, fsync_path, write_atomically
-from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
+from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics, tracking_uri
 from trelm_ds.stopping import describe
 from trelm_ds.tracking import MlflowRun, plot_loss, source_tags
 from trelm_ds.training.component import Component
@@ -68,7 +68,14 @@ class Journal(Component):
         self._metrics = MetricsFile(run, steps_done)
         if config.tracking.enabled:
             self._tracker = MlflowRun(
-                config, run, steps_done, self._parameters, source_tags(self._hosts), self._mlflow_key
+                run,
+                tracking_uri(config, run),
+                config.tracking.experiment,
+                config.tracking.run_name or run.resolve().name,
+                flatten(public(config)) | self._parameters,
+                source_tags("pretrain", self._hosts),
+                step=steps_done,
+                key=self._mlflow_key,
             )
             self._mlflow_key = self._tracker.key
             for name in (CONFIG, "ds_config.json"):

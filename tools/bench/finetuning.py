@@ -1,0 +1,190 @@
+"""Compare fine-tuning: pre-trained with random weights, and our trainer with transformers' Trainer.
+
+    python tools/bench/finetuning.py --model MODEL --work WORK [--seeds 3] [--only NAME ...]
+
+MODEL is a Hugging Face folder of a BERT. The data is ../shared/data. Ours runs through the `trelm` command, transformers'
+`BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights, hyper-parameters and
+threads. Their runs and ours take turns, seed by seed; the times are those of training and of scoring dev.
+
+It may be stopped at any time: finished runs are kept, and docs/benchmarks/finetuning.json is written after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+OUT = ROOT / "docs" / "benchmarks" / "finetuning.json"
+LR, BATCH, EPOCHS = 1e-4, 32, 3
+PLAN: dict[str, tuple[str, list[str]]] = {
+    "typing": ("typing", ["--data", str(SHARED / "entity_typing"), "--epochs", "6", "--batch-size", "16"]),
+    "relation": ("relation", ["--data", str(SHARED / "relation_extraction"), "--epochs", "3", "--batch-size", "32"]),
+}
+GLUE = ("mrpc", "cola")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=[*PLAN, *GLUE], default=[*PLAN, *GLUE])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    random = random_weights(options.model, options.work / "random")
+    for name in options.only:
+        for seeds in range(1, options.seeds + 1):  # one more at a time, so that every comparison has as many of both
+            if name in PLAN:
+                for kind, model in (("pretrained", options.model), ("random", random)):
+                    ours(name, *PLAN[name], model, options.work / f"{name}-{kind}.json", seeds)
+            else:
+                glue = ["--data", str(SHARED / "glue"), "--tasks", name, "--epochs", str(EPOCHS)]
+                glue += ["--batch-size", str(BATCH), "--early-stopping", "0"]
+                ours(name, "glue", glue, options.model, options.work / f"{name}-ours.json", seeds)
+                theirs(name, options.model, options.work, seeds)
+            write(options.work, options.model)
+
+
+def random_weights(model: Path, folder: Path) -> Path:
+    """Make a folder of the same architecture and tokenizer with fresh weights."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
+
+    if not (folder / "model.safetensors").is_file():
+        set_seed(0)
+        AutoModel.from_config(AutoConfig.from_pretrained(model)).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def ours(name: str, task: str, arguments: list[str], model: Path, out: Path, seeds: int) -> None:
+    """Fine-tune with the `trelm` command, which keeps what it has done."""
+    print(f"{name}: {model.name}, {seeds} seeds, ours", flush=True)
+    command = [sys.executable, "-m", "trelm_ds", "evaluate", task, "--model", str(model), "--out", str(out)]
+    command += ["--seeds", str(seeds), "--lr", str(LR), "--no-tracking", *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def theirs(name: str, model: Path, work: Path, seed: int) -> None:
+    """Fine-tune in a process of its own; its record is kept."""
+    record = work / f"{name}-transformers-seed{seed}.json"
+    if not record.is_file():
+        print(f"{name}: {model.name}, seed {seed}, transformers", flush=True)
+        code = f"from finetuning import trainer; trainer({name!r}, {str(model)!r}, {str(record)!r}, {seed})"
+        path = os.pathsep.join(map(str, (ROOT / "tools" / "bench", ROOT, ROOT / "kernels")))
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        )
+
+
+def trainer(name: str, model: str, record: str, seed: int) -> None:
+    """Train and score one GLUE task as transformers' own example does."""
+    from transformers import (
+        AutoTokenizer,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from trelm_ds.evaluation import read_glue
+
+    set_seed(seed)
+    task, tokenizer = read_glue(SHARED / "glue", name), AutoTokenizer.from_pretrained(model)
+
+    def encoded(examples: list[Any]) -> list[dict[str, Any]]:
+        texts = tokenizer(*map(list, zip(*(example.texts for example in examples), strict=True)))
+        labels = [task.labels.index(example.target) for example in examples]
+        return [
+            {key: values[row] for key, values in texts.items()} | {"labels": label} for row, label in enumerate(labels)
+        ]
+
+    settings = TrainingArguments(
+        output_dir=f"{record}.partial",
+        learning_rate=LR,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=64,
+        num_train_epochs=EPOCHS,
+        warmup_steps=0.06,  # a share, below 1
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        seed=seed,
+        use_cpu=True,
+        eval_strategy="epoch",  # ours scores dev after every epoch as well
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    dev = task.evaluated["dev"]
+    loop = Trainer(
+        model=BertForSequenceClassification.from_pretrained(model, num_labels=len(task.labels)),
+        args=settings,
+        train_dataset=encoded(task.train),
+        eval_dataset=encoded(dev),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    started = time.monotonic()
+    loop.train()
+    seconds = time.monotonic() - started
+    logits = loop.predict(loop.eval_dataset).predictions
+    predicted = [task.labels[index] for index in logits.argmax(-1)]
+    scores = task.score([example.target for example in dev], predicted)
+    Path(record).write_text(json.dumps({"seed": seed, "scores": scores, "seconds": seconds}) + "\n")
+
+
+def write(work: Path, model: Path) -> None:
+    """Collect what there is."""
+    read = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+    result: dict[str, Any] = {
+        "device": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, 1 thread a run, no GPU",
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy", "scikit-learn")},
+        "date": datetime.date.today().isoformat(),
+        "model": model.name,
+        "lr": LR,
+        "tasks": {},
+    }
+    for name in PLAN:
+        kinds = {kind: read[f"{name}-{kind}"] for kind in ("pretrained", "random") if f"{name}-{kind}" in read}
+        if kinds:
+            result["tasks"][name] = {
+                kind: {"options": of["options"], "scores": of["scores"], "baseline": of["baseline"][of["reported"]]}
+                for kind, of in kinds.items()
+            }
+    for name in GLUE:
+        runs = [of for stem, of in read.items() if stem.startswith(f"{name}-transformers-seed")]
+        if f"{name}-ours" in read and runs:
+            mine = read[f"{name}-ours"]["tasks"][name]
+            pairs = list(zip(mine["runs"], sorted(runs, key=lambda run: run["seed"]), strict=False))
+            metric = mine["metric"]
+            result["tasks"][name] = {
+                "metric": metric,
+                "ours": spread([run["scores"]["dev"][metric] for run, _ in pairs]),
+                "transformers": spread([run["scores"][metric] for _, run in pairs]),
+                "seconds": {"ours": [a["seconds"] for a, _ in pairs], "transformers": [b["seconds"] for _, b in pairs]},
+                "time_ours_over_transformers": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+            }
+    OUT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
+
+
+if __name__ == "__main__":
+    main()
