@@ -1,6 +1,6 @@
 """Fine-tuning for the tasks: a small trainer on packed batches, a run for every learning rate and seed."""
 
-from trelm_ds.evaluation.finetuning.evaluate import Evaluation, average, evaluate
+from trelm_ds.evaluation.finetuning.evaluation import Evaluation, average, evaluate
 from trelm_ds.evaluation.finetuning.options import FinetuneOptions
 from trelm_ds.evaluation.finetuning.report import format_result, plot_result
 from trelm_ds.evaluation.finetuning.workers import Alone, Together, Workers

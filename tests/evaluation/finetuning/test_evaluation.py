@@ -1,0 +1,177 @@
+"""An evaluation as the command makes it: alone, with ranks, killed, and in MLflow."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import run_distributed_test
+from tests.evaluation.finetuning.conftest import options, read_task
+from tests.tracking.runs import runs_of
+from trelm_ds.errors import UserError
+from trelm_ds.evaluation.finetuning.evaluation import Evaluation, average, evaluate
+from trelm_ds.evaluation.finetuning.report import format_result, plot_result
+from trelm_ds.evaluation.finetuning.trainer import EpochRecord
+from trelm_ds.evaluation.finetuning.workers import Alone, Together
+from trelm_ds.files import lock
+from trelm_ds.run_folder import LOCK
+
+HERE = Alone(torch.device("cpu"))
+
+
+def asked(tiny_tasks: Path, out: Path, *names: str, **changes: Any) -> Evaluation:
+    given = {
+        "name": names[0] if len(names) == 1 and names[0] in ("typing", "relation") else "glue",
+        "model": tiny_tasks / "bert",
+        "data": tiny_tasks,
+        "out": out,
+        "tasks": {name: partial(read_task, tiny_tasks, name) for name in names},
+        "options": {name: options() for name in names},
+        "lrs": [2e-3],
+        "seeds": [1, 2],
+        "tracks": False,
+    }
+    return Evaluation(**given | changes)  # type: ignore[arg-type]
+
+
+def test_a_result_on_disk(tiny_tasks: Path, tmp_path: Path) -> None:
+    result = evaluate(asked(tiny_tasks, tmp_path / "typing.json", "typing"), HERE)
+    assert json.loads((tmp_path / "typing.json").read_text()) == json.loads(json.dumps(result))
+    assert result["task"] == "typing"
+    assert set(result["scores"]) == {f"{a}_{b}" for a in ("micro", "macro") for b in ("precision", "recall", "f1")}
+    with gzip.open(tmp_path / result["predictions"], "rt") as stream:
+        assert len(stream.readlines()) == 96
+    shown = format_result(result)
+    assert f"{100 * result['scores']['micro_f1']['mean']:.1f} ± " in shown
+    plot_result(result, tmp_path / "typing.png")
+    assert (tmp_path / "typing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_glue_and_its_average(tiny_tasks: Path, tmp_path: Path) -> None:
+    result = evaluate(asked(tiny_tasks, tmp_path / "glue.json", "cola", "mnli"), HERE)
+    cola, mnli = (result["tasks"][name]["splits"] for name in ("cola", "mnli"))
+    numbers = [cola["dev"]["matthews"], mnli["dev"]["accuracy"], mnli["dev_mismatched"]["accuracy"]]
+    assert result["average"]["numbers"] == 3
+    assert result["average"]["mean"] == pytest.approx(sum(number["mean"] for number in numbers) / 3)
+    assert result["average"]["values"][1] == pytest.approx(sum(number["values"][1] for number in numbers) / 3)
+    shown = format_result(result)
+    assert "of 3 of the nine numbers" in shown
+    assert shown.count("dev_mismatched") == 1
+    plot_result(result, tmp_path / "glue.png")
+
+
+def test_the_papers_average_has_nine_numbers() -> None:
+    """RoBERTa's row of Table 3, 86.4 (it prints 86.4 for 86.43)."""
+    row = {"qqp": 91.9, "qnli": 92.8, "sst-2": 94.8, "cola": 63.6, "sts-b": 91.2, "mrpc": 90.2, "rte": 78.7}
+
+    def task(*values: float) -> dict[str, Any]:
+        splits = {str(number): {"m": {"values": [value]}} for number, value in enumerate(values)}
+        return {"metric": "m", "splits": splits}
+
+    of = average({"mnli": task(87.5, 87.3)} | {name: task(value) for name, value in row.items()})
+    assert of["numbers"] == 9
+    assert f"{of['mean']:.1f}" == "86.4"
+
+
+def test_what_was_done_before_a_kill_is_there(tiny_tasks: Path, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    wanted = asked(tiny_tasks, tmp_path / "glue.json", "cola", "mrpc")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trelm_ds.evaluation.finetuning.evaluation.run_task", _stopping_at("mrpc", KilledError))
+        with pytest.raises(KilledError):
+            evaluate(wanted, HERE)
+    assert list(json.loads((tmp_path / "glue.json").read_text())["tasks"]) == ["cola"]
+    assert list(evaluate(wanted, HERE)["tasks"]) == ["cola", "mrpc"]
+
+
+def _stopping_at(name: str, error: type[Exception]) -> Any:
+    from trelm_ds.evaluation.finetuning.runs import run_task
+
+    def run(task: Any, *rest: Any) -> Any:
+        if task.name == name:
+            raise error
+        return run_task(task, *rest)
+
+    return run
+
+
+def test_two_commands_with_one_result(tiny_tasks: Path, tmp_path: Path) -> None:
+    wanted = asked(tiny_tasks, tmp_path / "cola.json", "cola")
+    wanted.folder.mkdir()
+    with lock(wanted.folder / LOCK, "x"), pytest.raises(UserError, match=r"--out: .*cola.runs is in use by another"):
+        evaluate(wanted, HERE)
+
+
+def test_a_mistake_in_the_last_task_shows_before_the_first_is_trained_for(tiny_tasks: Path, tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise UserError("mrpc/dev.tsv:3: bad")
+
+    wanted = asked(tiny_tasks, tmp_path / "glue.json", "cola", "mrpc")
+    wanted.tasks["mrpc"] = broken
+    with pytest.raises(UserError, match=r"mrpc/dev.tsv:3: bad"):
+        evaluate(wanted, HERE)
+    assert not list(wanted.folder.rglob("record.json"))
+
+
+def _evaluate_on_ranks(tiny_tasks: Path, out: Path, names: tuple[str, ...], batch_size: int) -> dict[str, Any]:
+    from trelm_ds.distributed import connect, disconnect
+
+    ranks = connect()
+    try:
+        settings = {name: options(batch_size=batch_size) for name in names}
+        return evaluate(asked(tiny_tasks, out, *names, options=settings, seeds=[1]), Together(ranks))
+    finally:
+        disconnect()
+
+
+def test_ranks_share_the_work(tiny_tasks: Path, tmp_path: Path) -> None:
+    """Without dropout three ranks compute what one does; the last batch has an example for one of them only."""
+    names, batch_size = ("mnli", "sts-b"), 23  # of 24
+    alone = {name: options(batch_size=batch_size) for name in names}
+    one = evaluate(asked(tiny_tasks, tmp_path / "one.json", *names, options=alone, seeds=[1]), HERE)
+    results = run_distributed_test(_evaluate_on_ranks, 3, tiny_tasks, tmp_path / "three.json", names, batch_size)
+    assert results[0] == results[1] == results[2]
+    assert json.loads((tmp_path / "three.json").read_text()) == json.loads(json.dumps(results[0]))
+    for name in names:
+        for ours, theirs in zip(one["tasks"][name]["runs"], results[0]["tasks"][name]["runs"], strict=True):
+            for before, after in zip(ours["epochs"], theirs["epochs"], strict=True):
+                assert EpochRecord(**after).loss == pytest.approx(EpochRecord(**before).loss, rel=1e-4)
+                assert after["dev"] == pytest.approx(before["dev"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_run_for_the_command_and_one_below_it_for_each_of_its_runs(
+    tiny_tasks: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/store.db"
+    changes = {"tracks": True, "tracking_uri": uri, "experiment": "tasks"}
+    result = evaluate(asked(tiny_tasks, tmp_path / "cola.json", "cola", **changes), HERE)
+    evaluate(asked(tiny_tasks, tmp_path / "cola.json", "cola", **changes), HERE)  # nothing is doubled
+    by_name = {run.info.run_name: run for run in runs_of(uri, "tasks")}
+    assert set(by_name) == {"glue bert", "cola-lr0.002-seed1", "cola-lr0.002-seed2"}
+    parent = by_name.pop("glue bert")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["cola/matthews"] == result["tasks"]["cola"]["scores"]["matthews"]["mean"]
+    for seed, child in enumerate(by_name.values()):
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params["options.epochs"] == "2"
+        assert child.info.status == "FINISHED"
+        assert "best/dev/matthews" in child.data.metrics
+        assert seed < 2
+
+
+def test_a_store_that_cannot_be_is_one_line(tiny_tasks: Path, tmp_path: Path) -> None:
+    wanted = asked(tiny_tasks, tmp_path / "x.json", "cola", tracks=True, tracking_uri="gopher://x")
+    with pytest.raises(UserError, match=r"^--tracking-uri: cannot use gopher://x"):
+        evaluate(wanted, HERE)
+    assert os.listdir(wanted.folder) == []
