@@ -23,6 +23,7 @@ ROOMS = (
     "engine",
     "batches",
     "evaluation",
+    "relatives",
     "importance",
     "routing",
     "model",
