@@ -149,12 +149,9 @@ def test_a_checkpoint_of_another_project_is_told(claimed: str, given: str, tmp_p
         return
     MAKE[given](tmp_path / "made")
     (tmp_path / "published").mkdir()
-    # All that the claimed project would need beside the weights.
-    published.write_json(tmp_path / "published" / "config.json", published.bert_config())
-    published.bert_vocabulary(tmp_path / "published")
     (tmp_path / "made" / WEIGHTS[given]).rename(tmp_path / "published" / WEIGHTS[claimed])
     title = RELATIVES[given].title
-    refused(tmp_path, claimed, rf"; its names are {title}'s: try --from {given}$", heads=HEADS)
+    refused(tmp_path, claimed, rf"; its names are {title}'s: try --from {given}$", tokenizer=tokenizer)
 
 
 def test_a_plain_checkpoint_is_told(tmp_path: Path, tokenizer: Path) -> None:
@@ -361,7 +358,11 @@ def test_kepler_on_bert_is_refused(tmp_path: Path, tokenizer: Path) -> None:
 # --- Tokenizers ---
 def test_tokenizer_is_required(tmp_path: Path) -> None:
     published.colake(tmp_path / "published")
-    refused(tmp_path, "colake", r"--tokenizer: required, as .*published holds none; give the folder of roberta-base's")
+    refused(
+        tmp_path,
+        "colake",
+        r"--tokenizer: required, as .*published holds none; give the folder of the tokenizer: roberta-base's",
+    )
 
 
 def test_tokenizer_folder_without_one(tmp_path: Path) -> None:

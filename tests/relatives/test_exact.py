@@ -96,6 +96,15 @@ def test_kepler_without_arguments_takes_heads_from_the_user(tokenizer: Path, tmp
     assert any(line.startswith("gelu, as the checkpoint does not say it") for line in report.notes)
 
 
+def test_kepler_with_the_settings_of_later_fairseq(tokenizer: Path, tmp_path: Path) -> None:
+    tensors = published.kepler_tensors()
+    settings = {"model": published.kepler_arguments()}
+    torch.save({"model": tensors, "args": None, "cfg": settings}, tmp_path / "model.pt")
+    report = convert("kepler", tmp_path / "model.pt", tmp_path / "out", tokenizer)
+    assert f"{HEADS} heads" in report.kept
+    assert not any("does not say it" in line for line in report.notes)
+
+
 def test_half_precision_becomes_single_without_a_change(tokenizer: Path, tmp_path: Path) -> None:
     tensors = {name: tensor.half() for name, tensor in published.kepler_tensors().items()}
     published.kepler(tmp_path / "kepler", tensors, zipped=True)
@@ -243,4 +252,4 @@ def test_dkplm(base: str, outer: str, know: int | None, tmp_path: Path) -> None:
 
 
 def test_the_report_says_when_nothing_is_left() -> None:
-    assert str(Report("all", (), ("a note",))).splitlines() == ["kept: all", "left behind: nothing", "a note"]
+    assert str(Report("all", (), ("a note",))).splitlines() == ["kept: all", "left behind: nothing", "note: a note"]

@@ -38,8 +38,8 @@ class Report(NamedTuple):
     """what no file says and was taken from the project's code; where the result is exact"""
 
     def __str__(self) -> str:
-        lines = [f"kept: {self.kept}", *(f"left behind: {line}" for line in self.left or ("nothing",)), *self.notes]
-        return "\n".join(lines)
+        left = (f"left behind: {line}" for line in self.left or ("nothing",))
+        return "\n".join([f"kept: {self.kept}", *left, *(f"note: {line}" for line in self.notes)])
 
 
 def convert(name: str, source: Path, out: Path, tokenizer: Path | None = None, heads: int | None = None) -> Report:
@@ -92,24 +92,25 @@ def _weights(relative: Relative, source: Path) -> Path:
 
 def _converted(relative: Relative, checkpoint: Checkpoint, heads: int | None) -> tuple[Converted, list[str]]:
     """Convert; return the model and what is left behind. A checkpoint of another project is told by its names."""
+    whose = [found for found in RELATIVES.values() if any(found.mark.search(name) for name in checkpoint.tensors)]
+    if whose and relative not in whose:
+        raise UserError(
+            f"{checkpoint.path}: no checkpoint of {relative.title}; its names are {whose[0].title}'s: try --from "
+            f"{whose[0].name}"
+        )
     taken = Taken(checkpoint, relative.title)
     try:
         model = relative.convert(checkpoint, taken, heads)
     except LayoutError as error:
-        raise UserError(f"{error}{_hint(relative, checkpoint)}") from None
+        raise UserError(f"{error}{'' if whose else _hint(checkpoint)}") from None
     return model, _left_behind(relative, checkpoint, taken.left())
 
 
-def _hint(relative: Relative, checkpoint: Checkpoint) -> str:
-    """Say whose the names are, if they are known."""
-    for other in RELATIVES.values():
-        if other is not relative and any(other.mark.search(name) for name in checkpoint.tensors):
-            return f"; its names are {other.title}'s: try --from {other.name}"
-    if not any(relative.mark.search(name) for name in checkpoint.tensors):
-        if any(name.startswith(_PLAIN) for name in checkpoint.tensors):
-            return "; its names are those of a plain Hugging Face checkpoint, which needs no conversion"
-        return f"; its first name is '{next(iter(checkpoint.tensors))[:80]}', which no known project has"
-    return ""
+def _hint(checkpoint: Checkpoint) -> str:
+    """Say what the names are of a checkpoint that has those of no project."""
+    if any(name.startswith(_PLAIN) for name in checkpoint.tensors):
+        return "; its names are those of a plain Hugging Face checkpoint, which needs no conversion"
+    return f"; its first name is '{next(iter(checkpoint.tensors))[:80]}', which no known project has"
 
 
 # --- What became of it ---
@@ -136,7 +137,7 @@ def _left_behind(relative: Relative, checkpoint: Checkpoint, left: dict[str, Ten
         groups[label].append(tensor)
     lines = [f"{label} {_size(groups[label])}" for _, label in relative.left_behind if label in groups]
     if _OTHER in groups:
-        names = [name for name in left if not any(pattern.search(name) for pattern, _ in relative.left_behind)]
+        names = [name[:80] for name in left if not any(pattern.search(name) for pattern, _ in relative.left_behind)]
         lines.append(f"{_OTHER} {_size(groups[_OTHER])}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
     if rest := [str(name) for name in checkpoint.rest if name not in ("args", "cfg")]:
         lines.append(f"beside the tensors: {', '.join(rest)}")

@@ -58,7 +58,7 @@ def tokenizer_folder(given: Path | None, weights: Path, hint: str) -> Path:
     if any((folder / name).is_file() for name in VOCABULARIES):
         return folder
     if given is None:
-        raise UserError(f"--tokenizer: required, as {folder} holds none; give the folder of {hint}")
+        raise UserError(f"--tokenizer: required, as {folder} holds none; give the folder of the tokenizer: {hint}")
     raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
 
 

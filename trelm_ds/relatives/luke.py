@@ -38,7 +38,7 @@ class Luke(Relative):
         ("entity_vocab.tsv", "entity names"),
         ("entity_vocab.json", "entity names"),
     )
-    tokenizer_hint = "that of the RoBERTa it began from (bert_model_name)"
+    tokenizer_hint = "that of the RoBERTa which it began from (bert_model_name)"
 
     def convert(self, checkpoint: Checkpoint, taken: Taken, heads: int | None) -> Converted:
         place, content = read_beside(checkpoint, ("metadata.json", "config.json"), self.title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -103,7 +104,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path, is_zip: bool) -> Any:
     """Load tensors, plain containers and `_ALLOWED`; map a zip file into memory instead of reading it."""
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged file torch says that its pickle protocol is unusual
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
