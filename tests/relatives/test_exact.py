@@ -49,11 +49,6 @@ def assert_stored(folder: Path, tensors: Tensors, base: str, own: str, differ: s
         assert torch.equal(written[name], tensors[base + name.removeprefix(own)]), name
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.roberta_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 # --- KEPLER ---
 @pytest.mark.parametrize(
     ("fused", "side", "embedding_norm"),
@@ -131,6 +126,9 @@ def test_colake(tokenizer: Path, tmp_path: Path) -> None:
     assert_stored(tmp_path / "out", tensors, "roberta.", "roberta.")
     assert "relation embeddings 11 x 32" in report.left
     assert "entity embeddings 40 x 32 in entities.npy" in report.left
+    (tmp_path / "colake" / "entities.npy").write_bytes(b"cut")  # what is not read may be damaged
+    again = convert("colake", tmp_path / "colake", tmp_path / "again", tokenizer, heads=HEADS)
+    assert "entity embeddings in entities.npy" in again.left
     assert not any(line.startswith("other tensors") for line in report.left)
 
 

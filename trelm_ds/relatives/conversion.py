@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,11 +146,14 @@ def _left_behind(relative: Relative, checkpoint: Checkpoint, left: dict[str, Ten
 
 
 def _beside(relative: Relative, weights: Path) -> list[str]:
+    """Name the files beside the weights that were not read."""
     lines = []
     for name, what in relative.beside:
-        path = weights.parent / name
+        path, shape = weights.parent / name, ""
+        if path.suffix == ".npy" and path.is_file():
+            with contextlib.suppress(UserError):  # damaged, which matters to nobody here
+                shape = f" {_shape(load_array(path).shape)}"
         if path.is_file():
-            shape = f" {_shape(load_array(path).shape)}" if path.suffix == ".npy" else ""
             lines.append(f"{what}{shape} in {name}")
     return lines
 
@@ -160,9 +164,9 @@ def _size(tensors: list[Tensor]) -> str:
     return f"({len(tensors)} tensors, {_numbers(tensors)} numbers)"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape(shape: Sequence[int]) -> str:
     return " x ".join(f"{size:,}" for size in shape) or "1"
 
 
-def _numbers(tensors: object) -> str:
-    return f"{sum(math.prod(tensor.shape) for tensor in tensors):,}"  # type: ignore[attr-defined]
+def _numbers(tensors: Iterable[Tensor]) -> str:
+    return f"{sum(tensor.numel() for tensor in tensors):,}"

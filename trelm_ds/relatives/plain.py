@@ -47,6 +47,7 @@ def take_like_hf(taken: Taken, config: EncoderConfig, base: str, head: str, plac
     if any(name in taken for name in pooler.values()):
         names |= pooler
     taken.ignore(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
+    taken.require(names.values())  # before the shapes, which cost time where a file claims ten thousand layers
     return taken.take(names, folder_shapes(config), place)
 
 

@@ -37,7 +37,7 @@ class Taken:
 
     def size(self, name: str, axis: int) -> int:
         """Return a size of a matrix; the tensor does not count as taken."""
-        self._require([name])
+        self.require([name])
         shape = self._tensors[name].shape
         if len(shape) != 2:
             raise UserError(f"{self._path}: '{name}' has shape {list(shape)}, a matrix was expected")
@@ -56,12 +56,12 @@ class Taken:
             shapes: shape by target.
             place: what says the shapes, for messages.
         """
-        self._require(names.values())
+        self.require(names.values())
         return {target: self.one(name, shapes[target], place) for target, name in names.items()}
 
     def one(self, name: str, shape: Sequence[int], place: str) -> Tensor:
         """Take one tensor in fp32, which holds every value of fp16 and bf16."""
-        self._require([name])
+        self.require([name])
         tensor = self._tensors[name]
         if list(tensor.shape) != list(shape):
             raise UserError(
@@ -71,12 +71,16 @@ class Taken:
         if tensor.dtype not in _EXACT_IN_FP32 or tensor.is_quantized or tensor.layout != torch.strided:
             raise UserError(f"{self._path}: '{name}' is {tensor.dtype}; save it as fp32, fp16 or bf16")
         self._used.add(name)
-        return tensor.detach().to(torch.float32).contiguous()
+        single = tensor.detach().to(torch.float32).contiguous()
+        # A view of a larger storage, as flattened optimizers leave them, cannot be written beside others of the same.
+        whole = single.untyped_storage().nbytes() == single.numel() * single.element_size()
+        return single if whole else single.clone()
 
     def drop_copy(self, name: str, twin: str) -> None:
         """Leave out a second copy of a tied tensor; check that it is one."""
         if name in self._tensors and twin in self._tensors:
-            if not torch.equal(self._tensors[name], self._tensors[twin]):
+            copy, tensor = self._tensors[name], self._tensors[twin]
+            if copy.dtype != tensor.dtype or not torch.equal(copy, tensor):
                 raise UserError(
                     f"{self._path}: '{name}' differs from '{twin}'; only tied decoders have a place in a plain encoder"
                 )
@@ -109,7 +113,12 @@ class Taken:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise LayoutError(f"{self._path}: '{min(odd)[:120]}'{more} is unknown in {self._title}'s encoder")
 
-    def _require(self, names: Iterable[str]) -> None:
+    def require(self, names: Iterable[str]) -> None:
+        """Check that there are tensors of these names.
+
+        Raises:
+            LayoutError: one is missing.
+        """
         missing = [name for name in names if name not in self._tensors]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
