@@ -87,3 +87,18 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     published.ernie(tmp_path / "published")
     monkeypatch.setattr(folder, "save_file", full)
     refused(tmp_path, "ernie", r"out: cannot be written: I/O error: No space left on device")
+
+
+def test_what_another_process_has_written_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trelm_ds.relatives import folder
+
+    def appear(_: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+
+    published.ernie(tmp_path / "published")
+    monkeypatch.setattr(folder, "fsync_tree", appear)
+    with pytest.raises(UserError, match=r"out: cannot be written: .*Directory not empty"):
+        convert("ernie", tmp_path / "published", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]

@@ -100,10 +100,9 @@ def write_folder(
         save_file(model.tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         fsync_tree(temporary)
-        refuse_existing(out)
         os.rename(temporary, out)
         fsync_path(out.parent)
-    except SafetensorError as error:  # a full disk, say
+    except (OSError, SafetensorError) as error:  # a full disk; a folder that another process has put there meanwhile
         raise UserError(f"{out}: cannot be written: {' '.join(str(error).split())}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

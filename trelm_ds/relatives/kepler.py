@@ -166,8 +166,7 @@ def _encoder(taken: Taken, config: EncoderConfig, base: str) -> dict[str, Tensor
             if whole in taken:
                 rows, *rest = shapes[parts[0]]
                 pieces = taken.one(whole, [3 * rows, *rest], place).chunk(3)
-                # Copies, since safetensors writes no two views of one storage.
-                fused |= {name: piece.clone() for name, piece in zip(parts, pieces, strict=True)}
+                fused |= dict(zip(parts, pieces, strict=True))
             else:
                 names |= {name: f"{theirs}{old}.{kind}" for name, old in zip(parts, _SPLIT, strict=True)}
     return taken.take(names, shapes, place) | fused

@@ -71,10 +71,7 @@ class Taken:
         if tensor.dtype not in _EXACT_IN_FP32 or tensor.is_quantized or tensor.layout != torch.strided:
             raise UserError(f"{self._path}: '{name}' is {tensor.dtype}; save it as fp32, fp16 or bf16")
         self._used.add(name)
-        single = tensor.detach().to(torch.float32).contiguous()
-        # A view of a larger storage, as flattened optimizers leave them, cannot be written beside others of the same.
-        whole = single.untyped_storage().nbytes() == single.numel() * single.element_size()
-        return single if whole else single.clone()
+        return tensor.detach().to(torch.float32).contiguous()
 
     def drop_copy(self, name: str, twin: str) -> None:
         """Leave out a second copy of a tied tensor; check that it is one."""
