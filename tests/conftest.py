@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' ranks share two core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run on the CPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # gloo ranks on the CPU, also where there is a GPU
+
+# What `nohup` or a background job of a shell has ignored, every process of the tests would ignore as well.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

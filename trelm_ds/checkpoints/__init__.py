@@ -3,6 +3,7 @@
 from trelm_ds.checkpoints.export import export, open_model
 from trelm_ds.checkpoints.listing import list_checkpoints, prune_run, to_table
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
+from trelm_ds.checkpoints.pooler import capture_pooler, read_pooler
 from trelm_ds.checkpoints.restore import load
 from trelm_ds.checkpoints.resume import choose_checkpoint, identity
 from trelm_ds.checkpoints.saver import Captured, Saver
@@ -11,6 +12,7 @@ __all__ = [
     "Captured",
     "CheckpointInfo",
     "Saver",
+    "capture_pooler",
     "choose_checkpoint",
     "export",
     "identity",
@@ -18,6 +20,7 @@ __all__ = [
     "load",
     "open_model",
     "prune_run",
+    "read_pooler",
     "to_table",
     "versions",
 ]

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from trelm_ds.checkpoints import manifest as checkpoint
+from trelm_ds.checkpoints.pooler import read_pooler
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
@@ -46,6 +47,8 @@ def open_model(source: Path) -> OpenedModel:
 def export(source: Path, out: Path) -> Path:
     """Write a checkpoint as `config.json`, `model.safetensors` (fp32) and tokenizer files.
 
+    The pooler of the model that the run started from is part of it.
+
     Args:
         source: a checkpoint, or a run folder, which stands for its last sound checkpoint.
         out: the folder to write.
@@ -58,7 +61,7 @@ def export(source: Path, out: Path) -> Path:
     """
     folder, config, weights = _read(source)
     try:
-        save_pretrained(weights, config, out, folder / "tokenizer")
+        save_pretrained(weights, config, out, folder / "tokenizer", read_pooler(folder, config))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: cannot be written: {' '.join(str(error).split())}") from None
     return folder

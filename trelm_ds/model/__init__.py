@@ -6,12 +6,13 @@ from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTabl
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
-from trelm_ds.model.hf import load_config, load_encoder, load_pretrained
+from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import save_pretrained
 from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object, refuse_pointers
 from trelm_ds.model.injection import Injected, injected
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
+from trelm_ds.model.pooler import Pooler
 
 __all__ = [
     "EXPORTED",
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedLanguageModel",
     "ModelOutput",
     "PackedLayout",
+    "Pooler",
     "ProductDecoder",
     "StepTables",
     "Tail",
@@ -38,6 +40,7 @@ __all__ = [
     "injected",
     "load_config",
     "load_encoder",
+    "load_pooler",
     "load_pretrained",
     "map_tensors",
     "packed_layout",

@@ -40,9 +40,16 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, injected: Injected | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        injected: Injected | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
         """Embed token ids [T] at positions [T] from 0: [T, D]. What is injected replaces the word embedding only."""
-        token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
+        if token_types is None:
+            token_types = input_ids.new_zeros(1)  # every token is of type 0; the sum broadcasts
         word = self.word(input_ids)
         if injected is not None:
             plain = word.index_select(0, injected.rows)
@@ -114,6 +121,7 @@ class Encoder(nn.Module):
         max_seqlen: int,
         injected: Injected | None = None,
         tail: Tail | None = None,
+        token_types: Tensor | None = None,
     ) -> Tensor:
         """Encode B documents of together T tokens, each by itself.
 
@@ -123,6 +131,7 @@ class Encoder(nn.Module):
             max_seqlen: length of the longest document.
             injected: tokens whose word embedding is replaced (Eq. 7).
             tail: shorter documents at the end; told so, they are not padded to the longest. Changes no result.
+            token_types: [T] int64, which of two texts each token belongs to, for pairs; None: all to the first.
 
         Returns:
             [T, D] last-layer states.
@@ -136,7 +145,7 @@ class Encoder(nn.Module):
                 "positions; prepare the corpus with shorter sequences"
             )
         layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel(), tail)
-        hidden = self.embeddings(input_ids, layout.positions, injected)
+        hidden = self.embeddings(input_ids, layout.positions, injected, token_types)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(layer, hidden, layout, use_reentrant=False)

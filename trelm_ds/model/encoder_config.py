@@ -73,7 +73,7 @@ class EncoderConfig:
     max_position_embeddings: int
     """longest document in tokens (RoBERTa's config.json counts its unused first rows too: pad_token_id + 1 more)"""
     type_vocab_size: int
-    """rows of the token-type table; only type 0 is used"""
+    """rows of the token-type table; pre-training uses type 0 only"""
     hidden_act: str
     """activation of the feed-forward, and of BERT's MLM head (RoBERTa's head always has gelu)"""
     layer_norm_eps: float

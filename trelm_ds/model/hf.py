@@ -14,9 +14,10 @@ from trelm_ds.errors import UserError
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.hf_export import left_behind
-from trelm_ds.model.hf_names import HEAD_PREFIX, hf_names, transposed
+from trelm_ds.model.hf_names import HEAD_PREFIX, hf_names, pooler_names, transposed
 from trelm_ds.model.hf_weights import read_object, read_weights
 from trelm_ds.model.masked_lm import MaskedLanguageModel
+from trelm_ds.model.pooler import Pooler
 
 Report = Callable[[str], None]
 _IGNORED = re.compile(
@@ -28,7 +29,7 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
     """Build the model of a Hugging Face folder, in fp32.
 
     The weights are model.safetensors, its sharded form, or pytorch_model.bin. A checkpoint of the bare encoder gets a
-    fresh MLM head and a warning; the pooler and the next-sentence head are left out.
+    fresh MLM head and a warning; the next-sentence head is left out, the pooler is what `load_pooler` loads.
 
     Args:
         folder: holds config.json and the weights.
@@ -49,12 +50,32 @@ def load_encoder(folder: str | Path) -> Encoder:
     return _load(Path(folder), activation_checkpointing=False, report_fresh_head=log.debug).encoder
 
 
+def load_pooler(folder: str | Path) -> Pooler | None:
+    """Build the pooler of a Hugging Face folder, in fp32; None where it has none.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    tensors, names = _read(folder, config), pooler_names(config)
+    given = {ours: tensors[theirs] for ours, theirs in names.items() if theirs in tensors}
+    if not given:
+        return None
+    pooler = Pooler(config)
+    for ours, parameter in pooler.named_parameters():
+        if ours not in given or given[ours].shape != parameter.shape:
+            found = f"has shape {list(given[ours].shape)}" if ours in given else "is missing"
+            raise UserError(f"{folder}: tensor '{names[ours]}' {found}; its pooler needs {list(parameter.shape)}")
+    pooler.load_state_dict(given)
+    return pooler
+
+
 def _load(
     folder: Path, activation_checkpointing: bool, report_fresh_head: Callable[[str], None]
 ) -> MaskedLanguageModel:
     config = load_config(folder)
-    tensors = {_modern(name): tensor for name, tensor in read_weights(folder).items()}
-    tensors = _with_prefix(tensors, config)
+    tensors = _read(folder, config)
     ignored = [name for name in tensors if _IGNORED.search(name)]
     for name in ignored:
         del tensors[name]
@@ -70,6 +91,11 @@ def _load(
             if names[ours] in tensors:
                 parameter.copy_(transposed(ours, tensors[names[ours]]))
     return model
+
+
+def _read(folder: Path, config: EncoderConfig) -> dict[str, Tensor]:
+    """Read all tensors by the names that a whole model of today gives them."""
+    return _with_prefix({_modern(name): tensor for name, tensor in read_weights(folder).items()}, config)
 
 
 def load_config(folder: str | Path) -> EncoderConfig:

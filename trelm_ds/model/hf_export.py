@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_path, fsync_tree, read_json
 from trelm_ds.model.encoder_config import EncoderConfig
-from trelm_ds.model.hf_names import hf_names, transposed
+from trelm_ds.model.hf_names import hf_names, pooler_names, transposed
 from trelm_ds.model.hf_weights import WEIGHTS
+from trelm_ds.model.pooler import Pooler
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -46,7 +47,11 @@ def to_hf_state(state: Mapping[str, Tensor], config: EncoderConfig) -> Iterator[
 
 
 def save_pretrained(
-    model: nn.Module | Mapping[str, Tensor], config: EncoderConfig, folder: str | Path, tokenizer_dir: str | Path | None
+    model: nn.Module | Mapping[str, Tensor],
+    config: EncoderConfig,
+    folder: str | Path,
+    tokenizer_dir: str | Path | None,
+    pooler: Pooler | None = None,
 ) -> None:
     """Write a folder that `transformers.AutoModelForMaskedLM.from_pretrained` reads, all of it or nothing.
 
@@ -55,6 +60,7 @@ def save_pretrained(
         config: its sizes.
         folder: where to; may hold an earlier export of ours, which is replaced.
         tokenizer_dir: folder whose tokenizer files are copied, to cut text at the model's length; None writes none.
+        pooler: what classifiers read, written beside the rest for them; `AutoModel` loads it.
 
     Raises:
         UserError: `folder` holds something else, or `tokenizer_dir` holds no tokenizer.
@@ -72,7 +78,10 @@ def save_pretrained(
     try:
         content = config.to_hf() | {"exported_by": EXPORTER}
         (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        save_file(dict(to_hf_state(state, config)), temporary / WEIGHTS, metadata={"format": "pt"})
+        tensors = dict(to_hf_state(state, config))
+        if pooler is not None:
+            tensors |= {pooler_names(config)[ours]: weight.detach() for ours, weight in pooler.named_parameters()}
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / WEIGHTS).chmod((temporary / "config.json").stat().st_mode)  # safetensors keeps it from others
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), temporary, config.max_position_embeddings)

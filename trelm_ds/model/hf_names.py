@@ -48,6 +48,11 @@ def hf_names(config: EncoderConfig) -> dict[str, str]:
     return names | {"head.bias": f"{HEAD_PREFIX[config.architecture]}bias"}
 
 
+def pooler_names(config: EncoderConfig) -> dict[str, str]:
+    """Map the names of a `Pooler`'s parameters to those in the Hugging Face checkpoint."""
+    return {f"dense.{kind}": f"{config.architecture}.pooler.dense.{kind}" for kind in ("weight", "bias")}
+
+
 def transposed(ours: str, tensor: Tensor) -> Tensor:
     """Turn a tensor into the other form: the feed-forward values are [F, D] here and [D, F] there."""
     return tensor.t() if ours.endswith(".feed_forward.values") else tensor

@@ -22,6 +22,7 @@ from trelm_ds.training.guards import Guard
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
+from trelm_ds.training.pooler import kept_pooler
 from trelm_ds.training.routing import Routing
 from trelm_ds.training.trainer import Trainer, reading_position
 from trelm_ds.training.watchdog import Watchdog
@@ -54,6 +55,7 @@ def build_run(
     # Nodes may see different files, so all ranks hear of what any of them misses.
     opened = ranks.all_agree(lambda: open_dataset(config, data, ranks))
     model = ranks.all_agree(lambda: build_model(config, opened))
+    pooler = ranks.all_agree(lambda: kept_pooler(config, model.config, writes=ranks.rank == 0))
     config = with_sizes(config, model.config)
     common = identity(config, model.config, opened.steps.identity)
     with contextlib.ExitStack() as held:
@@ -62,7 +64,7 @@ def build_run(
         ranks.all_agree(lambda: restrict(model, config))
         engine, optimizer = build_engine(model, config, ds_config, ranks.device)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
-        components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks)]
+        components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks), *pooler]
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         objectives = ["mlm", *opened.objectives]
