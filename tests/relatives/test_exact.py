@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, LukeCon
 from tests.model.tiny_models import pack
 from tests.relatives import published, slow
 from tests.relatives.published import BERT, HEADS, ROBERTA, D, Tensors
-from trelm_ds.model import load_encoder, load_pretrained
+from trelm_ds.model import load_encoder, load_pooler, load_pretrained
 from trelm_ds.relatives import Report, convert
 
 LENGTH = 13
@@ -42,6 +42,9 @@ def assert_same(folder: Path, ids: Tensor, states: Tensor, scores: Tensor) -> No
 
 def assert_stored(folder: Path, tensors: Tensors, base: str, own: str, differ: str = "nothing") -> None:
     """The folder's encoder and pooler are the stored tensors to the bit, but for names that end as `differ`."""
+    pooler = load_pooler(folder)
+    assert pooler is not None
+    assert torch.equal(pooler.dense.weight, tensors[f"{base}pooler.dense.weight"])
     written = load_file(folder / "model.safetensors")
     names = [name for name in written if name.startswith(own) and not name.endswith(differ)]
     assert f"{own}pooler.dense.weight" in names
