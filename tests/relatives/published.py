@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -148,7 +149,7 @@ def kepler(folder: Path, tensors: Tensors | None = None, arguments: Any = None, 
     tensors = tensors or kepler_tensors()
     with fairseq_meters() as module:
         meter = module.AverageMeter()
-        meter.__dict__ |= {"val": 1.5, "sum": 3.0, "count": 2}
+        meter.__dict__ |= {"val": 1.5, "sum": np.float64(3.0), "count": np.int64(2)}
         saved = {
             "args": arguments or kepler_arguments(),
             "model": OrderedDict(tensors),

@@ -15,7 +15,11 @@ from torch import Tensor
 from trelm_ds.errors import UserError
 
 _INSIDE = ("model", "module")  # where fairseq and DeepSpeed keep the tensors among other things
-_METERS = ("AverageMeter", "StopwatchMeter", "TimeMeter")
+# fairseq's meters of speed and loss, and the numbers of numpy that may be in them.
+_IGNORED = (
+    *("fairseq.meters.AverageMeter", "fairseq.meters.StopwatchMeter", "fairseq.meters.TimeMeter"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
+)
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose)|but got <class '(\S+)'>")
 # What one finds in place of a file that was fetched carelessly, by its first bytes.
 _NO_WEIGHTS = (
@@ -38,7 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Ignored:
-    """Stands in for fairseq's meters of speed and loss; does nothing and keeps nothing."""
+    """Stands in for an object of `_IGNORED`; does nothing and keeps nothing."""
 
     def __new__(cls, *_: object) -> _Ignored:
         return super().__new__(cls)
@@ -47,8 +51,8 @@ class _Ignored:
         pass
 
 
-# Whatever else a pickle names is refused. Neither of these two runs anything of the file's.
-_ALLOWED: list[Any] = [argparse.Namespace, *((_Ignored, f"fairseq.meters.{name}") for name in _METERS)]
+# Whatever else a pickle names is refused. Neither of these two classes runs anything of the file's.
+_ALLOWED: list[Any] = [argparse.Namespace, *((_Ignored, name) for name in _IGNORED)]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -56,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         UserError: it is missing, damaged, something else, or holds objects of other classes than tensors,
-            `argparse.Namespace` and fairseq's meters; the class is named.
+            `argparse.Namespace`, fairseq's meters and numpy's numbers; the class is named.
     """
     start = _first_bytes(path)
     for mark, problem in _NO_WEIGHTS:
