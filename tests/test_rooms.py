@@ -23,6 +23,7 @@ ROOMS = (
     "checkpoints",
     "engine",
     "batches",
+    "relatives",
     "importance",
     "routing",
     "model",

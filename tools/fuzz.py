@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 from jsonargparse import ArgumentParser
 
 from trelm_ds.config import Config, TrainerConfig, flatten
@@ -36,6 +37,7 @@ from trelm_ds.files import load_array
 from trelm_ds.knowledge import GraphFile, read_names, read_triples
 from trelm_ds.model import load_config
 from trelm_ds.progress import track
+from trelm_ds.relatives.reading import read_checkpoint
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.shards import Block, Sequence
 
@@ -179,6 +181,18 @@ def config_json(draw: random.Random, folder: Path) -> None:
     load_config(folder)
 
 
+def checkpoint(draw: random.Random, folder: Path) -> None:
+    """Read a file of torch.save, old or new, with fairseq's arguments in it."""
+    path = folder / "model.pt"
+    tensors = {f"layer.{n}.weight": torch.ones(3, n + 1) for n in range(3)}
+    saved = {"args": argparse.Namespace(heads=2), "model": tensors} if draw.random() < 0.5 else tensors
+    torch.save(saved, path, _use_new_zipfile_serialization=draw.random() < 0.5)
+    path.write_bytes(damaged(draw, path.read_bytes()))
+    for tensor in read_checkpoint(path).tensors.values():
+        if tensor.numel() < 10_000:
+            tensor.float().sum()
+
+
 def ds_config(draw: random.Random, folder: Path) -> None:
     known = dict.fromkeys([*ds_keys.RULES, *ds_keys.INSTEAD, *ds_keys.SECTIONS, "bf16.enabled", "train_batch_size"], 1)
     text = json.dumps(odd_object(draw, known)).encode()
@@ -196,7 +210,7 @@ def settings(draw: random.Random, folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
-    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, ds_config, settings)
+    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, checkpoint, ds_config, settings)
 }
 
 
