@@ -97,10 +97,10 @@ def test_what_was_done_before_a_kill_is_there(tiny_tasks: Path, tmp_path: Path) 
 def _stopping_at(name: str, error: type[Exception]) -> Any:
     from trelm_ds.evaluation.finetuning.runs import run_task
 
-    def run(task: Any, *rest: Any) -> Any:
-        if task.name == name:
+    def run(tuning: Any, *rest: Any) -> Any:
+        if tuning.task.name == name:
             raise error
-        return run_task(task, *rest)
+        return run_task(tuning, *rest)
 
     return run
 

@@ -13,13 +13,13 @@ import torch
 from tests.evaluation.finetuning.conftest import options, read_task
 from tests.logged import warns
 from trelm_ds.errors import UserError
-from trelm_ds.evaluation.finetuning import runs
 from trelm_ds.evaluation.finetuning.folder import open_pretrained
 from trelm_ds.evaluation.finetuning.options import FinetuneOptions
-from trelm_ds.evaluation.finetuning.runs import RECORD, TaskRuns, prediction_lines, run_task
+from trelm_ds.evaluation.finetuning.runs import RECORD, TaskRuns, prediction_lines, prepare_task, run_task
 from trelm_ds.evaluation.finetuning.tracking import TaskTracking
 from trelm_ds.evaluation.finetuning.trainer import FineTuning
 from trelm_ds.evaluation.finetuning.workers import Alone
+from trelm_ds.evaluation.tasks import Task
 
 LR = 2e-3
 
@@ -32,17 +32,12 @@ def go(
     seeds: int = 2,
     given: FinetuneOptions | None = None,
     model: str = "bert",
+    task: Task | None = None,
 ) -> TaskRuns:
-    return run_task(
-        read_task(tiny_tasks, name),
-        open_pretrained(tiny_tasks / model),
-        given or options(),
-        lrs,
-        range(1, seeds + 1),
-        folder,
-        Alone(torch.device("cpu")),
-        TaskTracking(folder, None, "x", "x", {}, enabled=False),
-    )
+    opened, mine = open_pretrained(tiny_tasks / model), task or read_task(tiny_tasks, name)
+    tuning = prepare_task(mine, opened, given or options(), Alone(torch.device("cpu")))
+    silent = TaskTracking(folder, None, "x", "x", {}, enabled=False)
+    return run_task(tuning, opened.digest, lrs, range(1, seeds + 1), folder, silent)
 
 
 @pytest.fixture
@@ -94,17 +89,7 @@ def test_a_record_of_something_else_is_not_taken(
             go(tiny_tasks, tmp_path, seeds=1, model="bare")
         else:
             task = read_task(tiny_tasks, "cola")
-            changed = dataclasses.replace(task, train=task.train[::-1])
-            run_task(
-                changed,
-                open_pretrained(tiny_tasks / "bert"),
-                options(),
-                [LR],
-                [1],
-                tmp_path,
-                Alone(torch.device("cpu")),
-                TaskTracking(tmp_path, None, "x", "x", {}, enabled=False),
-            )
+            go(tiny_tasks, tmp_path, seeds=1, task=dataclasses.replace(task, train=task.train[::-1]))
     assert trained == [(LR, 1)]
     assert f"made with another {named}; this run is made again" in caplog.text
 
@@ -162,4 +147,3 @@ def test_a_run_folder_that_cannot_be_written(tiny_tasks: Path, tmp_path: Path) -
     (tmp_path / "cola-lr0.002-seed1").write_text("a file")
     with pytest.raises(UserError, match=r"cola-lr0.002-seed1/record.json: cannot be written"):
         go(tiny_tasks, tmp_path, seeds=1)
-    assert runs.RECORD == RECORD

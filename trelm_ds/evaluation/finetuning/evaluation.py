@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from trelm_ds.errors import UserError
-from trelm_ds.evaluation.finetuning.folder import open_pretrained
+from trelm_ds.evaluation.finetuning.folder import PretrainedFolder, open_pretrained
 from trelm_ds.evaluation.finetuning.options import FinetuneOptions
-from trelm_ds.evaluation.finetuning.runs import TaskRuns, prediction_lines, run_task
+from trelm_ds.evaluation.finetuning.runs import TaskRuns, prediction_lines, prepare_task, run_task
 from trelm_ds.evaluation.finetuning.tracking import TaskTracking
+from trelm_ds.evaluation.finetuning.trainer import FineTuning
 from trelm_ds.evaluation.finetuning.workers import Workers
 from trelm_ds.evaluation.results import predictions_file, spread, write_predictions, write_result
 from trelm_ds.evaluation.tasks import Task
@@ -69,18 +70,18 @@ def evaluate(asked: Evaluation, workers: Workers) -> dict[str, Any]:
     first = workers.rank == 0
     model = workers.all_agree(lambda: open_pretrained(asked.model))
     # All tasks are read before the first is trained for: a mistake in the last must not show after hours.
-    tasks = workers.all_agree(lambda: {name: read() for name, read in asked.tasks.items()})
+    tunings = workers.all_agree(lambda: _prepare(asked, model, workers))
     with _alone(asked) if first else nullcontext():
         tracking = workers.all_agree(lambda: _tracking(asked, enabled=first and asked.tracks))
         done: dict[str, TaskRuns] = {}
         try:
-            for name, task in tasks.items():
-                done[name] = run_task(
-                    task, model, asked.options[name], asked.lrs, asked.seeds, asked.folder, workers, tracking
-                )
+            for name, tuning in tunings.items():
+                done[name] = run_task(tuning, model.digest, asked.lrs, asked.seeds, asked.folder, tracking)
                 result = _result(asked, {task: runs.result for task, runs in done.items()})
                 if first:  # after each task, so that nothing is lost of those that are done
-                    lines = (line for t, runs in done.items() for line in prediction_lines(tasks[t], runs.records))
+                    lines = (
+                        line for t, runs in done.items() for line in prediction_lines(tunings[t].task, runs.records)
+                    )
                     write_predictions(lines, predictions_file(asked.out))
                     write_result(result, asked.out)
         except BaseException:
@@ -88,6 +89,11 @@ def evaluate(asked: Evaluation, workers: Workers) -> dict[str, Any]:
             raise
         tracking.finished(_summary(result))
     return result
+
+
+def _prepare(asked: Evaluation, model: PretrainedFolder, workers: Workers) -> dict[str, FineTuning]:
+    tasks = {name: read() for name, read in asked.tasks.items()}
+    return {name: prepare_task(task, model, asked.options[name], workers) for name, task in tasks.items()}
 
 
 def _alone(asked: Evaluation) -> AbstractContextManager[None]:

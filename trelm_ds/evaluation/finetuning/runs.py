@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,46 +32,49 @@ class TaskRuns(NamedTuple):
     result: dict[str, Any]
 
 
-def run_task(
-    task: Task,
-    model: PretrainedFolder,
-    options: FinetuneOptions,
-    lrs: Sequence[float],
-    seeds: Sequence[int],
-    folder: Path,
-    workers: Workers,
-    tracking: TaskTracking,
-) -> TaskRuns:
-    """Fine-tune for a task; of several learning rates the one with the best mean dev score is reported.
-
-    Every run leaves a record in a folder of its own. A record of the same data, model and settings is taken as it is,
-    so a command that was killed goes on with the run that it was at.
-
-    Args:
-        folder: where the runs' folders are.
+def prepare_task(task: Task, model: PretrainedFolder, options: FinetuneOptions, workers: Workers) -> FineTuning:
+    """Encode a task's examples for a model.
 
     Raises:
-        UserError: an example does not fit the model; no run came to an end with finite losses.
+        UserError: an example does not fit the model; names file and record.
     """
-    tuning = workers.all_agree(lambda: _prepare(task, model, options, workers))
-    identity = _identity(task, model, options, workers)
-    by_lr = {lr: [_run(tuning, lr, seed, identity, folder, tracking) for seed in seeds] for lr in lrs}
-    sound = {lr: records for lr, records in by_lr.items() if all(record.best_epoch for record in records)}
-    if not sound:
-        tried = " ".join(f"{lr:g}" for lr in lrs)
-        raise UserError(f"{task.name}: the loss was not finite with --lr {tried}; lower it")
-    means = {lr: statistics.fmean(_dev(task, record) for record in records) for lr, records in sound.items()}
-    best = max(means, key=lambda lr: (means[lr], -lr))
-    grid = [{"lr": lr, "dev": spread([_dev(task, r) for r in by_lr[lr]]) if lr in sound else None} for lr in lrs]
-    return TaskRuns(by_lr[best], _result(task, tuning, options, by_lr[best], grid))
-
-
-def _prepare(task: Task, model: PretrainedFolder, options: FinetuneOptions, workers: Workers) -> FineTuning:
     config = model.encoder.config
     longest = min(config.max_position_embeddings, options.max_length or config.max_position_embeddings)
     encoder = ExampleEncoder(model.tokenizer, longest, config.type_vocab_size, options.truncate)
     splits = {name: encoder.encode(task, examples) for name, examples in task.splits.items()}
     return FineTuning(task, splits, model.encoder, model.pooler, options, workers)
+
+
+def run_task(
+    tuning: FineTuning,
+    digest: dict[str, str],
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    folder: Path,
+    tracking: TaskTracking,
+) -> TaskRuns:
+    """Fine-tune for a task; of several learning rates the one with the best mean dev score is reported; collective.
+
+    Every run leaves a record in a folder of its own. A record of the same data, model and settings is taken as it is,
+    so a command that was killed goes on with the run that it was at.
+
+    Args:
+        digest: of the model, as `PretrainedFolder` has it.
+        folder: where the runs' folders are.
+
+    Raises:
+        UserError: no learning rate came to an end with finite losses, or a record cannot be written.
+    """
+    task, identity = tuning.task, _identity(tuning, digest)
+    by_lr = {lr: [_run(tuning, lr, seed, identity, folder, tracking) for seed in seeds] for lr in lrs}
+    sound = {lr: records for lr, records in by_lr.items() if all(record.best_epoch for record in records)}
+    if not sound:
+        tried = " ".join(f"{lr:g}" for lr in lrs)
+        raise UserError(f"{task.name}: the loss was not finite with --lr {tried}; lower it")
+    dev = {lr: spread([record.scores["dev"][task.metric] for record in records]) for lr, records in sound.items()}
+    best = max(dev, key=lambda lr: (dev[lr]["mean"], -lr))
+    grid = [{"lr": lr, "dev": dev.get(lr)} for lr in lrs]
+    return TaskRuns(by_lr[best], _result(tuning, by_lr[best], grid))
 
 
 def _run(
@@ -125,16 +127,16 @@ def _known(path: Path, identity: dict[str, Any]) -> RunRecord | None:
     return None
 
 
-def _identity(task: Task, model: PretrainedFolder, options: FinetuneOptions, workers: Workers) -> dict[str, Any]:
+def _identity(tuning: FineTuning, digest: dict[str, str]) -> dict[str, Any]:
     """Say what a run depends on, but for learning rate and seed; the paths of data and model do not matter."""
-    data = canonical_json({name: _content(split) for name, split in task.splits.items()})
+    data = canonical_json({name: _content(split) for name, split in tuning.task.splits.items()})
     return {
         "version": _VERSION,
-        "task": task.name,
+        "task": tuning.task.name,
         "data": hashlib.sha256(data.encode()).hexdigest(),
-        "model": model.digest,
-        "options": asdict(options),
-        "processes": workers.world_size,
+        "model": digest,
+        "options": asdict(tuning.options),
+        "processes": tuning.workers.world_size,
     }
 
 
@@ -142,13 +144,8 @@ def _content(examples: list[Example]) -> list[Any]:
     return [[*example.texts, plain(example.target)] for example in examples]
 
 
-def _dev(task: Task, record: RunRecord) -> float:
-    return record.scores["dev"][task.metric]
-
-
-def _result(
-    task: Task, tuning: FineTuning, options: FinetuneOptions, records: list[RunRecord], grid: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _result(tuning: FineTuning, records: list[RunRecord], grid: list[dict[str, Any]]) -> dict[str, Any]:
+    task = tuning.task
     splits = {name: spreads([record.scores[name] for record in records]) for name in task.evaluated}
     return {
         "metric": task.metric,
@@ -162,7 +159,7 @@ def _result(
         "notes": task.notes,
         "lr": records[0].lr,
         "grid": grid,
-        "options": asdict(options),
+        "options": asdict(tuning.options),
         "runs": [
             {
                 "seed": record.seed,
