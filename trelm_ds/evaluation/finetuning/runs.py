@@ -90,18 +90,13 @@ def _run(
         return known
     with tracking.child(name, mine) as child:
         record = tuning.run(lr, seed, child.epoch)
+        if workers.rank == 0:  # before MLflow is waited for
+            _write_record(path, record, mine)
         child.finished(record)
-    if workers.rank == 0:
-        write_record(path, record, mine)
     return record
 
 
-def write_record(path: Path, record: RunRecord, identity: dict[str, Any]) -> None:
-    """Write a run's record.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+def _write_record(path: Path, record: RunRecord, identity: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"identity": identity, "record": record.to_json()}) + "\n")

@@ -140,7 +140,7 @@ class FineTuning:
 
         options, total = self.options, self.options.epochs * self.steps_per_epoch
         groups = parameter_groups(model, options.weight_decay, routed=False)
-        optimizer = torch.optim.AdamW(groups, lr=record.lr)
+        optimizer = torch.optim.AdamW(groups, lr=record.lr, fused=True)
         schedule = get_linear_schedule_with_warmup(optimizer, round(options.warmup * total), total)
         step = self.workers.stepper(model, optimizer, options.max_grad_norm)
         best, best_score, since = None, -math.inf, 0
