@@ -5,7 +5,7 @@
 #   sbatch --dependency=afterok:JOB slurm/evaluate.sh    once the pre-training job JOB has finished
 #
 # Override any #SBATCH line on sbatch's command line. Arguments after the script's name go to `trelm evaluate lama`.
-# The result is RUN/lama-STEP.json and .png. See docs/slurm.md.
+# The result is RUN/lama-STEP.json, .predictions.jsonl.gz and .png. See docs/slurm.md and docs/evaluation.md.
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

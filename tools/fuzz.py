@@ -32,6 +32,7 @@ from trelm_ds.corpus.linked import parse_linked
 from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.engine import ds_keys, resolve_ds_config
 from trelm_ds.errors import UserError
+from trelm_ds.evaluation.lama.data import read_parts
 from trelm_ds.files import load_array
 from trelm_ds.knowledge import GraphFile, read_names, read_triples
 from trelm_ds.model import load_config
@@ -129,6 +130,7 @@ _LINKED = {
     "text": "Paris is in France.",
     "mentions": [{"qid": "Q90", "start": 0, "end": 5}, {"qid": "Q142", "start": 12, "end": 18}],
 }
+_FACT = {"sub_label": "Paris", "obj_label": "France", "sub_uri": "Q90", "obj_uri": "Q142", "tier": "often"}
 _HF = {
     **{"model_type": "bert", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 64, "max_position_embeddings": 64, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
@@ -195,8 +197,23 @@ def settings(draw: random.Random, folder: Path) -> None:
     parse(parser, ["--config", str(folder / "run.yaml"), *given])
 
 
+def lama(draw: random.Random, folder: Path) -> None:
+    known = _FACT | {"masked_sentences": ["Paris is in [MASK] ."], "judgments": [{"judgment": "yes"}], "pred": "IsA"}
+    template = {"relation": "P17", "template": "[X] is in [Y] .", "label": "country"}
+    names = ("TREx/P17.jsonl", "Google_RE/place_of_birth_test.jsonl", "ConceptNet/test.jsonl", "Squad/test.jsonl")
+    (folder / "relations.jsonl").write_bytes(_some_damage(draw, json.dumps(template | odd_object(draw, template))))
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(_some_damage(draw, json.dumps(known | odd_object(draw, known))))
+    read_parts(folder)
+
+
+def _some_damage(draw: random.Random, text: str) -> bytes:
+    return damaged(draw, text.encode()) if draw.random() < 0.3 else text.encode()
+
+
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
-    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, ds_config, settings)
+    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, ds_config, settings, lama)
 }
 
 

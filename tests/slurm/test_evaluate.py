@@ -55,7 +55,7 @@ def test_every_time_the_last_checkpoint(cluster: Cluster, tmp_path: Path, run: P
         assert job["JobState"] == "COMPLETED", log
         assert f"evaluate: {run / 'export'} is {run / 'checkpoints' / step}\n" in log
         result = json.loads((run / f"lama-{step}.json").read_text())
-        assert (result["n_facts"], result["model"]) == (5, str(run / "export"))
+        assert (result["parts"]["trex"]["n_facts"], result["model"]) == (5, str(run / "export"))
         assert (run / f"lama-{step}.png").is_file()
         exported[step] = load_file(run / "export" / "model.safetensors")
     before, after = exported.values()

@@ -1,6 +1,5 @@
 """Evaluation of trained models, one set of modules per task."""
 
-from trelm_ds.evaluation.lama import evaluate_lama
-from trelm_ds.evaluation.lama_report import format_table, plot, write_result
+from trelm_ds.evaluation.lama import LamaOptions, LamaResult, evaluate_lama, format_lama, plot_lama, write_lama
 
-__all__ = ["evaluate_lama", "format_table", "plot", "write_result"]
+__all__ = ["LamaOptions", "LamaResult", "evaluate_lama", "format_lama", "plot_lama", "write_lama"]
