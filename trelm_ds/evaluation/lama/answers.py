@@ -21,22 +21,6 @@ K = TypeVar("K")
 TOP = 10  # answers kept of each question
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is a GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device: '{name}' is not a torch device of this machine; give auto, cpu or cuda") from None
-    return device
-
-
 def longest_prompt(config: Any, tokenizer: Any) -> int:
     """Return how many tokens the model can read; RoBERTa's position table has pad_token_id + 1 unused rows."""
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -64,7 +48,7 @@ def fill_masks(
                 inputs, at = _pad([prompts[row] for row in batch], tokenizer.pad_token_id or 0, model)
                 with torch.no_grad():
                     scores = run(inputs, at).float().unflatten(0, (len(batch), masks))
-                if not torch.isfinite(scores).all():
+                if not scores.sum().isfinite():  # one pass; a single NaN or infinity is enough
                     raise UserError(
                         f"{model.name_or_path}: its scores are not numbers; its weights hold NaN or infinity"
                     )

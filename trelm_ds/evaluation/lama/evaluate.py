@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
+from trelm_ds.evaluation.device import find_device
 from trelm_ds.evaluation.hf_folder import load_masked_lm, load_tokenizer_of
 from trelm_ds.evaluation.lama import data, probes, uhn
-from trelm_ds.evaluation.lama.answers import answer, answer_several_tokens, choose_device, longest_prompt
+from trelm_ds.evaluation.lama.answers import answer, answer_several_tokens, longest_prompt
 from trelm_ds.evaluation.lama.candidates import Candidates, common_vocabulary
 from trelm_ds.evaluation.lama.data import Relation, read_parts
 from trelm_ds.evaluation.lama.groups import Grouping, apply, subject_frequency
@@ -96,7 +97,7 @@ def evaluate_lama(options: LamaOptions) -> LamaResult:
     """
     if options.batch_size < 1:
         raise UserError(f"--batch-size: must be at least 1, got {options.batch_size}")
-    device = choose_device(options.device)
+    device = find_device(options.device)
     parts = [_Part(name, relations) for name, relations in read_parts(options.data).items()]
     groupings = {"subject": subject_frequency(options.dataset)} if options.dataset else {}
     others = [(folder, load_tokenizer_of(folder)) for folder in options.common_with]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from trelm_ds.errors import UserError
 from trelm_ds.evaluation.lama.evaluate import LamaResult
 from trelm_ds.evaluation.lama.scoring import METRICS
-from trelm_ds.files import write_atomically
+from trelm_ds.evaluation.results import predictions_file, write_predictions, write_result
 
 _TITLES = {"trex": "T-REx", "google_re": "Google-RE", "conceptnet": "ConceptNet", "squad": "SQuAD"}
 _METRIC_TITLES = dict(zip(METRICS, ("P@1", "P@10", "MRR"), strict=True))
@@ -120,11 +118,6 @@ def _panels(summary: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, Any]
     return found
 
 
-def predictions_path(out: Path) -> Path:
-    """Name the file of predictions that lies beside a result: base.json has base.predictions.jsonl.gz."""
-    return out.with_name(f"{out.stem}.predictions.jsonl.gz")
-
-
 def write_lama(result: LamaResult, out: Path) -> None:
     """Write the figures as JSON and, before it, the predictions beside it; both atomically.
 
@@ -135,14 +128,6 @@ def write_lama(result: LamaResult, out: Path) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    predictions = predictions_path(out)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in result.predictions)
-    path = predictions
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(predictions, gzip.compress(lines.encode(), mtime=0))
-        path = out
-        summary = result.summary | {"predictions": predictions.name}
-        write_atomically(out, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); give another file") from None
+    predictions = predictions_file(out)
+    write_predictions(result.predictions, predictions)
+    write_result(result.summary | {"predictions": predictions.name}, out)
