@@ -62,6 +62,14 @@ def test_bad_models_are_named(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_head_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = bert_folder(tmp_path, ["paris"])
+    without_head(folder)
+    with pytest.raises(UserError, match=r"has no weights for 'cls.predictions"):
+        load_masked_lm(folder)
+    assert "MISSING" not in capfd.readouterr().err
+
+
 def test_models_are_loaded_in_float32(tmp_path: Path) -> None:
     folder = bert_folder(tmp_path, ["paris"])
     BertForMaskedLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)

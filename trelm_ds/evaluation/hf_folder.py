@@ -58,12 +58,16 @@ def _model(folder: Path) -> Any:
     from transformers import AutoModelForMaskedLM, logging  # slow to import
 
     logging.disable_progress_bar()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # a page on the weights that are missing; the error says it in a line
     # float32 whatever the weights are kept in: in bfloat16 many candidates have equal scores.
     options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(folder, **options)
     except Exception as error:  # the library lets any exception of its readers through
         raise UserError(f"{folder}: transformers cannot load it as a masked language model: {_reason(error)}") from None
+    finally:
+        logging.set_verbosity(told)
     if info["missing_keys"]:
         example = sorted(info["missing_keys"])[0]
         raise UserError(

@@ -41,7 +41,18 @@ def test_table(tmp_path: Path) -> None:
     assert trex.splitlines()[-1] == "facts skipped: 1 object is several tokens"
     assert squad.splitlines()[0].startswith("SQuAD")
     assert squad.splitlines()[-1] == "facts skipped: none"
-    assert last == "candidates: 27 tokens of the model vocabulary"
+    assert last == "candidates: 27 tokens of the model's vocabulary"
+
+
+def test_table_names_the_candidates(tmp_path: Path) -> None:
+    summary = sample_result(tmp_path).summary
+    for about, text in (
+        ({"path": "a/words.txt", "common_with": []}, "words.txt"),
+        ({"path": "a/words.txt", "common_with": ["b/roberta"]}, "words.txt, those shared with roberta"),
+        ({"path": None, "common_with": ["b/roberta", "b/bert"]}, "the words shared with roberta and bert"),
+    ):
+        told = format_lama(summary | {"candidates": {"n_tokens": 3, **about}}).splitlines()[-1]
+        assert told == f"candidates: 3 tokens of {text}"
 
 
 def test_files(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def _read_templates(path: Path) -> dict[str, tuple[str, str]]:
     for place, line in _json_lines(path):
         name, template = _text(line, "relation", place), _text(line, "template", place)
         if template.count(SUBJECT) != 1 or template.count(OBJECT) != 1:
-            raise UserError(f"{place}: the template must hold {SUBJECT} and {OBJECT} once each, got '{template}'")
+            raise UserError(f"{place}: the template must hold {SUBJECT} and {OBJECT} once each, got {template!r:.120}")
         label = line.get("label")
         known[name] = (label if isinstance(label, str) else name, template)
     return known

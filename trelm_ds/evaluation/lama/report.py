@@ -19,10 +19,14 @@ def format_lama(summary: dict[str, Any]) -> str:
     """Format every part in percent, the majority baseline beside each figure: relations, groups, means."""
     tables = [_format_part(name, part) for name, part in summary["parts"].items()]
     about = summary["candidates"]
-    path = about["path"]
-    source = Path(path).name if path else f"the {about['source']}"
-    shared = "".join(f", shared with {Path(folder).name}" for folder in about["common_with"])
-    return "\n\n".join([*tables, f"candidates: {about['n_tokens']} tokens of {source}{shared}"])
+    return "\n\n".join([*tables, f"candidates: {about['n_tokens']} tokens of {_source(about)}"])
+
+
+def _source(about: dict[str, Any]) -> str:
+    others = " and ".join(Path(folder).name for folder in about["common_with"])
+    if about["path"]:
+        return Path(about["path"]).name + (f", those shared with {others}" if others else "")
+    return f"the words shared with {others}" if others else "the model's vocabulary"
 
 
 def _format_part(name: str, part: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ two filters are computed here where the data holds no such files, for T-REx and 
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +104,18 @@ def group_by_name(data: Path, part: str, probes: list[Probe], names: PersonNames
         for probe in probes:
             kept = (probe.fact.subject, probe.fact.obj) in published[probe.relation.id]
             probe.groups[GROUPING] = KEPT if kept else REMOVED
-        removed = Counter(probe.groups[GROUPING] for probe in probes)[REMOVED]
-        return {"source": "files", "filters": ["published"], "removed": {"published": removed}}
+        found = {"published": [probe.groups[GROUPING] == REMOVED for probe in probes]}
+        return {"source": "files", "filters": list(found), "removed": _removed(found, probes)}
     by_string = [has_helpful_string(probe.fact.subject, probe.fact.obj) for probe in probes]
     found = {"string_match": by_string}
     if names is not None:
         found["person_name"] = names.helpful(probes)
     for row, probe in enumerate(probes):
         probe.groups[GROUPING] = REMOVED if any(helpful[row] for helpful in found.values()) else KEPT
-    return {"source": "computed", "filters": list(found), "removed": {name: sum(each) for name, each in found.items()}}
+    return {"source": "computed", "filters": list(found), "removed": _removed(found, probes)}
+
+
+def _removed(found: dict[str, list[bool]], probes: list[Probe]) -> dict[str, int]:
+    """Count what each filter removes of the facts that are scored in groups: those of one token."""
+    one = [len(probe.answer) == 1 for probe in probes]
+    return {name: sum(a and b for a, b in zip(helpful, one, strict=True)) for name, helpful in found.items()}
