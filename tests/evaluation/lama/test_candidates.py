@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import RobertaTokenizer
 
 from tests.evaluation.lama.makers import (
     BERT_VOCAB,
@@ -88,6 +89,17 @@ def test_words_of_a_file_that_all_tokenizers_know(tmp_path: Path) -> None:
     words.write_text("berlin\n")
     with pytest.raises(UserError, match=r"words.txt: none of its 1 words is one token"):
         Candidates(load_tokenizer_of(bert), words, other)
+
+
+def test_tokenizers_that_begin_every_text_with_a_space(tmp_path: Path) -> None:
+    folder = roberta_folder(tmp_path, ["ĠRome"])
+    usual, spaced = (RobertaTokenizer.from_pretrained(folder, add_prefix_space=adds) for adds in (False, True))
+    begins = Candidates(usual, None)
+    assert {ROBERTA_VOCAB[token] for token in begins.tokens(False)} >= {"Rome", "a"}
+    assert begins.askable(["Paris", "Rome"], False) == [False, True]
+    candidates = Candidates(spaced, None)
+    assert candidates.tokens(False).tolist() == candidates.tokens(True).tolist()
+    assert candidates.askable(["Paris", "Rome"], False) == [True, True]
 
 
 def test_real_tokenizers_ask_the_same_facts(shared_data: Path, tmp_path: Path) -> None:

@@ -207,7 +207,9 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         evaluated(model, data, batch_size=0)
     with pytest.raises(UserError, match="--device: 'abacus' is no device of torch"):
         evaluated(model, data, device="abacus")
-    with pytest.raises(UserError, match=r"nowhere: is not a folder; give a Hugging Face folder with a tokenizer"):
+    with pytest.raises(
+        UserError, match=r"--common-with: .*nowhere: is not a folder; give a Hugging Face folder with a tokenizer"
+    ):
         evaluated(model, data, common_with=(tmp_path / "nowhere",))
-    with pytest.raises(UserError, match=r"nowhere: holds no config.json"):
+    with pytest.raises(UserError, match=r"--uhn-model: .*nowhere: holds no config.json"):
         evaluated(model, data, uhn_model=tmp_path / "nowhere")

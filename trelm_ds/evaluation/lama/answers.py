@@ -131,6 +131,13 @@ def answer_several_tokens(model: Any, tokenizer: Any, probes: list[Probe], batch
     """
     keys = [(id(probe.relation), probe.space) for probe in probes]
     choices = _choices(tokenizer, probes)
+
+    @functools.cache
+    def fitting(key: tuple[int, bool], masks: int) -> tuple[Tensor, Tensor]:
+        """Candidates of that many tokens: their columns int64 [M], their tokens int64 [masks, M]."""
+        columns = [column for column, one in enumerate(choices[key]) if len(one) == masks]
+        return torch.tensor(columns), torch.tensor([choices[key][column] for column in columns]).T
+
     asked = [(row, masks) for row, key in enumerate(keys) for masks in sorted({len(one) for one in choices[key]})]
     prompts = [probes[row].prompts[masks] for row, masks in asked]
     scores = [torch.full((len(choices[key]),), -torch.inf) for key in keys]  # of each probe, [M]
@@ -138,15 +145,15 @@ def answer_several_tokens(model: Any, tokenizer: Any, probes: list[Probe], batch
         log_probs, masks = given.log_softmax(-1), given.shape[1]  # [n, masks, V]
         rows = [asked[one][0] for one in batch]
         for key, places in _places([keys[row] for row in rows]).items():
-            columns = [column for column, one in enumerate(choices[key]) if len(one) == masks]
-            tokens = torch.tensor([choices[key][column] for column in columns], device=given.device)  # [fitting, masks]
-            each = [log_probs[places, at].index_select(1, tokens[:, at]) for at in range(masks)]  # [places, fitting]
+            columns, tokens = fitting(key, masks)
+            each = [log_probs[places, at].index_select(1, one) for at, one in enumerate(tokens.to(given.device))]
             for place, values in zip(places, torch.stack(each).mean(0).cpu(), strict=True):
                 scores[rows[place]][columns] = values
     spell = _speller(tokenizer)
     for key, rows in _places(keys).items():
         among = torch.stack([scores[row] for row in rows])
-        answers = torch.tensor([choices[key].index(probes[row].answer) for row in rows])
+        column = {tokens: at for at, tokens in reversed(list(enumerate(choices[key])))}
+        answers = torch.tensor([column[probes[row].answer] for row in rows])
         _record([probes[row] for row in rows], among, ranks_of(among, answers), answers, choices[key], spell)
 
 

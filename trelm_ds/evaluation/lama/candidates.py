@@ -128,8 +128,9 @@ def _whole_words(tokenizer: Any, space: bool) -> Tensor:
     """List the tokens, int64 [C], that are neither special nor the continuation of a word."""
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     continuation = getattr(model, "continuing_subword_prefix", None) if type(model).__name__ == "WordPiece" else None
-    first = (tokenizer.tokenize(" a") or [""])[0][:1]
-    marker = first if first in ("Ġ", "▁") else ""  # a leading space in byte-level BPE and SentencePiece
+    inside, outside = ((tokenizer.tokenize(text) or [""])[0][:1] for text in (" a", "a"))
+    marker = inside if inside in ("Ġ", "▁") else ""  # a leading space in byte-level BPE and SentencePiece
+    space = space or outside == marker  # some put a space in front of every text
 
     def whole(token: str) -> bool:
         if continuation:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
@@ -18,6 +19,8 @@ from trelm_ds.evaluation.lama.data import Relation, read_parts
 from trelm_ds.evaluation.lama.groups import Grouping, apply, subject_frequency
 from trelm_ds.evaluation.lama.probes import MultiToken, Probe, make_probes
 from trelm_ds.evaluation.lama.scoring import macro_average, micro_average, score_facts
+
+T = TypeVar("T")
 
 SKIP_REASONS = (
     "duplicate",
@@ -100,7 +103,7 @@ def evaluate_lama(options: LamaOptions) -> LamaResult:
     device = find_device(options.device)
     parts = [_Part(name, relations) for name, relations in read_parts(options.data).items()]
     groupings = {"subject": subject_frequency(options.dataset)} if options.dataset else {}
-    others = [(folder, load_tokenizer_of(folder)) for folder in options.common_with]
+    others = [(folder, _of_option("--common-with", load_tokenizer_of, folder)) for folder in options.common_with]
     model, tokenizer = load_masked_lm(options.model)
     vocabulary = options.vocabulary or (None if others else common_vocabulary(options.data, tokenizer))
     candidates = Candidates(tokenizer, vocabulary, others)
@@ -123,6 +126,14 @@ def evaluate_lama(options: LamaOptions) -> LamaResult:
         },
         [_prediction(probe) for part in parts for probe in part.asked],
     )
+
+
+def _of_option(option: str, load: Callable[[Path], T], folder: Path) -> T:
+    """Load a folder; name the option in what is wrong with it."""
+    try:
+        return load(folder)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 def _ask_what_can_be(
@@ -152,7 +163,7 @@ def _group(parts: list[_Part], groupings: dict[str, Grouping], options: LamaOpti
     named = [part for part in parts if part.name in uhn.PARTS]
     names = None
     if options.uhn_model is not None:
-        model, tokenizer = load_masked_lm(options.uhn_model)
+        model, tokenizer = _of_option("--uhn-model", load_masked_lm, options.uhn_model)
         names = uhn.PersonNames(model.to(device).eval(), tokenizer, options.batch_size)
         if all(uhn.is_published(options.data, part.name) for part in named):
             log.warning("--uhn-model: not used; LAMA-UHN's files are there, or no part that it filters")
