@@ -33,6 +33,8 @@ from trelm_ds.corpus.linked import parse_linked
 from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.engine import ds_keys, resolve_ds_config
 from trelm_ds.errors import UserError
+from trelm_ds.evaluation import glue_tasks, read_glue, read_relation, read_typing
+from trelm_ds.evaluation.lama.data import read_parts
 from trelm_ds.files import load_array
 from trelm_ds.knowledge import GraphFile, read_names, read_triples
 from trelm_ds.model import load_config
@@ -131,6 +133,7 @@ _LINKED = {
     "text": "Paris is in France.",
     "mentions": [{"qid": "Q90", "start": 0, "end": 5}, {"qid": "Q142", "start": 12, "end": 18}],
 }
+_FACT = {"sub_label": "Paris", "obj_label": "France", "sub_uri": "Q90", "obj_uri": "Q142", "tier": "often"}
 _HF = {
     **{"model_type": "bert", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 64, "max_position_embeddings": 64, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
@@ -209,9 +212,56 @@ def settings(draw: random.Random, folder: Path) -> None:
     parse(parser, ["--config", str(folder / "run.yaml"), *given])
 
 
-KINDS: dict[str, Callable[[random.Random, Path], None]] = {
-    one.__name__: one for one in (dump, jsonl, triples, names, npy, tar, config_json, checkpoint, ds_config, settings)
+def lama(draw: random.Random, folder: Path) -> None:
+    known = _FACT | {"masked_sentences": ["Paris is in [MASK] ."], "judgments": [{"judgment": "yes"}], "pred": "IsA"}
+    template = {"relation": "P17", "template": "[X] is in [Y] .", "label": "country"}
+    names = ("TREx/P17.jsonl", "Google_RE/place_of_birth_test.jsonl", "ConceptNet/test.jsonl", "Squad/test.jsonl")
+    (folder / "relations.jsonl").write_bytes(_some_damage(draw, json.dumps(template | odd_object(draw, template))))
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(_some_damage(draw, json.dumps(known | odd_object(draw, known))))
+    read_parts(folder)
+
+
+_RECORDS: dict[str, dict[str, Any]] = {
+    "typing": {"sent": "Paris is big.", "start": 0, "end": 5, "labels": ["city"]},
+    "tacred": {"token": ["a", "b"], "subj_start": 0, "subj_end": 0, "obj_start": 1, "obj_end": 1, "relation": "x"},
+    "fewrel": {"tokens": ["a", "b"], "h": ["a", "Q1", [[0]]], "t": ["b", "Q2", [[1]]]},
+    "ernie": {"text": "a b", "label": "x", "ents": [["Q1", 0, 1, 1.0], ["Q2", 2, 3, 1.0]]},
 }
+
+
+def tasks(draw: random.Random, folder: Path) -> None:
+    kind = draw.choice([*_RECORDS])
+    for split in ("train", "dev", "test"):
+        records: Any = [_RECORDS[kind] | (odd_object(draw, _RECORDS[kind]) if draw.random() < 0.3 else {})]
+        text = json.dumps({"P1": records} if kind == "fewrel" else records)
+        (folder / f"{split}.json").write_bytes(_some_damage(draw, text))
+    (read_typing if kind == "typing" else read_relation)(folder)
+
+
+def glue(draw: random.Random, folder: Path) -> None:
+    name = draw.choice(["CoLA", "MRPC", "STS-B"])
+    lines = {"CoLA": "gj04\t1\t\tGood.\n", "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\ta\tb\n"}
+    lines["STS-B"] = "sentence1\tsentence2\tscore\na\tb\t1.5\n"
+    (folder / name).mkdir(exist_ok=True)
+    for split in ("train", "dev"):
+        text = (
+            lines[name].replace("1.5", str(draw.choice(_ODD)).replace("\ud800", ""))
+            if draw.random() < 0.3
+            else lines[name]
+        )
+        (folder / name / f"{split}.tsv").write_bytes(_some_damage(draw, text))
+    for task in glue_tasks(folder):
+        read_glue(folder, task)
+
+
+def _some_damage(draw: random.Random, text: str) -> bytes:
+    return damaged(draw, text.encode()) if draw.random() < 0.3 else text.encode()
+
+
+_READERS = (dump, jsonl, triples, names, npy, tar, config_json, checkpoint, ds_config, settings, lama, tasks, glue)
+KINDS: dict[str, Callable[[random.Random, Path], None]] = {reader.__name__: reader for reader in _READERS}
 
 
 # --- The run ---

@@ -26,14 +26,13 @@ def report(folder: Path) -> dict[str, Any]:
     """Collect results, training figures and the machine."""
     recipes = {}
     for name in RECIPES:
-        lama = json.loads((folder / f"{name}-lama.json").read_text())
+        lama = json.loads((folder / f"{name}-lama.json").read_text())["parts"]["trex"]
         points = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         recipes[name] = {
             "steps": points[-1]["step"],
             "mlm_loss": points[-1]["mlm_loss"],
             "sequences_per_s": sorted(point["sequences_per_s"] for point in points)[len(points) // 2],
-            "tiers": lama["tiers"]
-            | {"all": {name: lama[name] for name in ("p_at_1", "majority_baseline")} | {"n_facts": _facts(lama)}},
+            "tiers": {tier: _figures(score) for tier, score in (lama["groups"]["tier"] | {"all": lama}).items()},
         }
     return {
         "device": f"{os.cpu_count()} cores, {_cpu()}, no GPU",
@@ -51,8 +50,9 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _facts(lama: dict[str, Any]) -> int:
-    return sum(tier["n_facts"] for tier in lama["tiers"].values())
+def _figures(score: dict[str, Any]) -> dict[str, Any]:
+    majority = score["majority_baseline"]["p_at_1"]
+    return {"p_at_1": score["p_at_1"], "majority_baseline": majority, "n_facts": score["n_facts"]}
 
 
 def table(result: dict[str, Any]) -> str:

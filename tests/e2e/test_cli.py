@@ -101,10 +101,11 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     (probes / "TREx" / "P551.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     probed = real_trelm("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json")
     assert probed.returncode == 0, probed.stderr
-    result = json.loads((tmp_path / "lama.json").read_text())
+    result = json.loads((tmp_path / "lama.json").read_text())["parts"]["trex"]
     assert result["n_facts"] == 5
-    assert result["majority_baseline"] == 1.0
+    assert result["majority_baseline"]["p_at_1"] == 1.0
     assert set(result["relations"]) == {"P551"}
+    assert (tmp_path / "lama.predictions.jsonl.gz").is_file()
     assert "P551" in probed.stdout
     assert (tmp_path / "lama.png").is_file()
 

@@ -2,9 +2,9 @@
 
     python tools/bench/finetuning.py --model MODEL --work WORK [--seeds 3] [--only NAME ...]
 
-MODEL is a Hugging Face folder of a BERT. The data is ../shared/data. Ours runs through the `trelm` command, transformers'
-`BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights, settings and
-threads. Their runs and ours take turns, seed by seed; the times are those of training and of scoring dev.
+MODEL is a Hugging Face folder of a BERT; the data is ../shared/data. Ours runs through the `trelm` command, and
+transformers' `BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights,
+settings and threads. Their runs and ours take turns, seed by seed; the times are those of training and scoring dev.
 
 It may be stopped at any time: finished runs are kept, and docs/benchmarks/finetuning.json is written after each.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gzip
 import json
 import os
 import platform
@@ -22,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +73,7 @@ class World:
     lama: Path
     plan: dict[str, tuple[str, list[str]]]
     overrides: list[str] = field(default_factory=list)
+    probing: list[str] = field(default_factory=list)  # further arguments of `trelm evaluate lama`
 
 
 def run(log: Path, *command: str) -> None:
@@ -111,26 +110,8 @@ def trex(work: Path, start_steps: int) -> World:
         mlm = ["--config", str(RECIPES / "mlm.yaml"), "--data", str(dataset), "--out", str(start / "run")]
         trelm(log, "pretrain", *sizes, *mlm, *steps)
         trelm(log, "export", str(start / "run"), str(start / "model"))
-    lama = work / "lama"
-    if not lama.is_dir():
-        _with_tiers(SHARED / "lama", lama, dataset)
-    return World(dataset, lama, TREX_PLAN, ["--model.init_from", str(start / "model"), "--optimizer.lr", "1e-3"])
-
-
-def _with_tiers(source: Path, target: Path, dataset: Path) -> None:
-    """Copy LAMA's probes with a tier added: whether the corpus mentions the subject less often than the mean entity."""
-    qids, counts = (np.load(dataset / "entities" / f"{name}.npy") for name in ("qids", "counts"))
-    times = dict(zip(qids.tolist(), counts.tolist(), strict=True))
-    staging = target.with_name(".lama.partial")
-    (staging / "TREx").mkdir(parents=True, exist_ok=True)
-    (staging / "relations.jsonl").write_bytes((source / "relations.jsonl").read_bytes())
-    for path in sorted((source / "TREx").glob("P*.jsonl.gz")):
-        with gzip.open(path, "rt") as lines, (staging / "TREx" / path.name.removesuffix(".gz")).open("w") as out:
-            for line in lines:
-                fact = json.loads(line)
-                rare = times.get(int(fact["sub_uri"][1:]), 0) < counts.mean()
-                out.write(json.dumps(fact | {"tier": "long_tail" if rare else "frequent"}) + "\n")
-    staging.rename(target)
+    settings = ["--model.init_from", str(start / "model"), "--optimizer.lr", "1e-3"]
+    return World(dataset, SHARED / "lama", TREX_PLAN, settings, ["--dataset", str(dataset)])
 
 
 def check_settings(run_folder: Path, settings: list[str]) -> None:
@@ -165,15 +146,19 @@ def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
     trelm(log, "pretrain", *settings)
     trelm(log, "export", str(folder / "run"), str(folder / "model"))
     where = ["--model", str(folder / "model"), "--data", str(world.lama), "--out", str(result)]
-    trelm(log, "evaluate", "lama", *where)
+    trelm(log, "evaluate", "lama", *where, *world.probing)
     print(f"{name}, seed {seed}: done", flush=True)
     return folder
 
 
 def percents(folder: Path, key: str) -> dict[str, float]:
-    """Read `p_at_1` or `majority_baseline` of a run's probes in percent, by tier and over all."""
-    result = json.loads((folder / "lama.json").read_text())
-    return {tier: 100 * score[key] for tier, score in (result["tiers"] | {"all": result}).items()}
+    """Read P@1, or that of the "majority_baseline", of a run's probes in percent: by tier and over all.
+
+    The tiers are the probes' own, or the long tail and the frequent subjects.
+    """
+    part = json.loads((folder / "lama.json").read_text())["parts"]["trex"]
+    tiers = {**part["groups"].get("tier", part["groups"].get("subject", {})), "all": part}
+    return {tier: 100 * (score[key] if key == "p_at_1" else score[key]["p_at_1"]) for tier, score in tiers.items()}
 
 
 def log_points(folder: Path) -> list[dict[str, float]]:

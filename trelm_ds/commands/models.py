@@ -1,4 +1,4 @@
-"""`trelm evaluate` and `trelm neurons`."""
+"""`trelm neurons`."""
 
 from __future__ import annotations
 
@@ -7,41 +7,9 @@ import json
 from pathlib import Path
 
 from trelm_ds.commands.result_file import check_result_file
-from trelm_ds.commands.tasks import add_tasks
 from trelm_ds.errors import UserError
 from trelm_ds.files import write_atomically
 from trelm_ds.visible import visible
-
-
-def add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("evaluate", help="score a model")
-    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    lama = tasks.add_parser("lama", help="LAMA cloze probes: P@1 per relation and macro, with the majority baseline")
-    lama.add_argument("--model", type=Path, required=True, help="Hugging Face folder of a masked language model")
-    lama.add_argument("--data", type=Path, required=True, help="folder with relations.jsonl and TREx/P*.jsonl[.gz]")
-    lama.add_argument("--out", type=Path, help="JSON file for the result; a bar chart is saved next to it")
-    lama.add_argument(
-        "--vocab", type=Path, help="candidate words, one per line (default: DATA/common_vocab*.txt, else all)"
-    )
-    lama.add_argument("--batch-size", type=int, default=64, help="prompts per forward pass (default: %(default)s)")
-    lama.set_defaults(action=_evaluate_lama)
-    add_tasks(tasks)
-
-
-def _evaluate_lama(namespace: argparse.Namespace) -> int:
-    from trelm_ds.evaluation import evaluate_lama, format_table, plot, write_result
-
-    if namespace.batch_size < 1:
-        raise UserError(f"--batch-size: must be at least 1, got {namespace.batch_size}")
-    check_result_file(namespace.out, "lama.json")
-    result = evaluate_lama(namespace.model, namespace.data, batch_size=namespace.batch_size, vocabulary=namespace.vocab)
-    print(visible(format_table(result)))
-    if namespace.out:
-        write_result(result, namespace.out)
-        picture = namespace.out.with_suffix(".png")
-        plot(result, picture)
-        print(f"{namespace.out} and {picture} written")
-    return 0
 
 
 def add_neurons(commands: argparse._SubParsersAction) -> None:

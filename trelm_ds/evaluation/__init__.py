@@ -11,27 +11,28 @@ from trelm_ds.evaluation.finetuning import (
     format_result,
     plot_result,
 )
-from trelm_ds.evaluation.lama import evaluate_lama
-from trelm_ds.evaluation.lama_report import format_table, plot, write_result
+from trelm_ds.evaluation.lama import LamaOptions, LamaResult, evaluate_lama, format_lama, plot_lama, write_lama
 from trelm_ds.evaluation.tasks import Task, glue_tasks, read_glue, read_relation, read_typing
 
 __all__ = [
     "Alone",
     "Evaluation",
     "FinetuneOptions",
+    "LamaOptions",
+    "LamaResult",
     "Task",
     "Together",
     "Workers",
     "evaluate",
     "evaluate_lama",
     "find_device",
+    "format_lama",
     "format_result",
-    "format_table",
     "glue_tasks",
-    "plot",
+    "plot_lama",
     "plot_result",
     "read_glue",
     "read_relation",
     "read_typing",
-    "write_result",
+    "write_lama",
 ]

@@ -24,7 +24,7 @@ def load_masked_lm(folder: Path) -> tuple[Any, Any]:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     refuse_pointers(folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer_of(folder)
     model = _model(folder)
     if tokenizer.mask_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no mask token; give a masked language model")
@@ -33,9 +33,16 @@ def load_masked_lm(folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer_of(folder: Path) -> Any:
+    """Load a folder's tokenizer, the library's; there may be no model in it.
+
+    Raises:
+        UserError: the folder holds none that the library can load.
+    """
     from transformers import AutoTokenizer
 
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; give a Hugging Face folder with a tokenizer")
     try:
         if any((folder / name).is_file() for name in VOCABULARIES):
             return read_tokenizer(folder)
@@ -47,13 +54,20 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _model(folder: Path) -> Any:
+    import torch
     from transformers import AutoModelForMaskedLM, logging  # slow to import
 
     logging.disable_progress_bar()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # a page on the weights that are missing; the error says it in a line
+    # float32 whatever the weights are kept in: in bfloat16 many candidates have equal scores.
+    options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, info = AutoModelForMaskedLM.from_pretrained(folder, **options)
     except Exception as error:  # the library lets any exception of its readers through
         raise UserError(f"{folder}: transformers cannot load it as a masked language model: {_reason(error)}") from None
+    finally:
+        logging.set_verbosity(told)
     if info["missing_keys"]:
         example = sorted(info["missing_keys"])[0]
         raise UserError(

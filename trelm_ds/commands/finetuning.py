@@ -33,7 +33,7 @@ _LARGE_GLUE = Defaults(epochs=3, batch_size=32)  # the four with more than 60,00
 _LARGE = ("mnli", "qqp", "qnli", "sst-2")
 
 
-def add_tasks(tasks: argparse._SubParsersAction) -> None:
+def add_finetuning(tasks: argparse._SubParsersAction) -> None:
     """Add the sub-commands to those of `trelm evaluate`."""
     typing = tasks.add_parser(
         "typing", help="entity typing (Open Entity in ERNIE's JSON format): loose micro and macro F1"
