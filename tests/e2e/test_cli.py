@@ -97,15 +97,20 @@ def test_the_main_job(tiny_corpus: Path, settings: Path, tmp_path: Path) -> None
     probes = tmp_path / "lama"
     (probes / "TREx").mkdir(parents=True)
     (probes / "relations.jsonl").write_text('{"relation": "P551", "template": "[X] lives in [Y] .", "label": "home"}\n')
-    facts = [{"sub_label": name, "obj_label": "river", "tier": "often"} for name in PEOPLE[:5]]
+    people = [{"sub_label": name, "sub_uri": f"Q{number}"} for number, name in enumerate(PEOPLE[:5], 1)]
+    facts = [{**person, "obj_label": "river", "tier": "often"} for person in people]
     (probes / "TREx" / "P551.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    probed = real_trelm("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json")
+    options = ("--common-with", model, "--multi-token", "mean-log-prob", "--uhn-model", model, "--dataset", data)
+    probing = ("evaluate", "lama", "--model", model, "--data", probes, "--out", tmp_path / "lama.json", *options)
+    probed = real_trelm(*probing, "--batch-size", "3", "--device", "cpu")
     assert probed.returncode == 0, probed.stderr
     result = json.loads((tmp_path / "lama.json").read_text())["parts"]["trex"]
     assert result["n_facts"] == 5
     assert result["majority_baseline"]["p_at_1"] == 1.0
     assert set(result["relations"]) == {"P551"}
     assert (tmp_path / "lama.predictions.jsonl.gz").is_file()
+    assert sum(score["n_facts"] for score in result["groups"]["subject"].values()) == 5
+    assert result["uhn"]["filters"] == ["string_match", "person_name"]
     assert "P551" in probed.stdout
     assert (tmp_path / "lama.png").is_file()
 

@@ -70,7 +70,7 @@ def add_lama(tasks: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="prepared dataset: subjects that it mentions less often than the mean entity are the long tail",
     )
-    lama.add_argument("--batch-size", type=int, default=64, help="prompts per forward pass (default: %(default)s)")
+    lama.add_argument("--batch-size", type=int, default=64, help="masks per forward pass (default: %(default)s)")
     lama.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda (default: %(default)s)")
     lama.set_defaults(action=_evaluate_lama)
 

@@ -34,7 +34,8 @@ def fill_masks(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield (rows of `prompts`, scores of the vocabulary at their masks, float32 [n, masks, V]) for every batch.
 
-    Batches hold prompts of one number of masks and of similar length, which need little padding.
+    Batches hold prompts of one number of masks and of similar length, which need little padding; `batch_size` masks at
+    most, because scores of the whole vocabulary take more memory than the encoder.
 
     Raises:
         UserError: the model's scores are not finite.
@@ -43,8 +44,9 @@ def fill_masks(
     with _masks_only(model) as run, ProgressBar(description, len(prompts)) as bar:
         for masks in sorted(by_masks):
             rows = sorted(by_masks[masks], key=lambda row: len(prompts[row].input_ids))
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
+            step = max(1, batch_size // masks)
+            for start in range(0, len(rows), step):
+                batch = rows[start : start + step]
                 inputs, at = _pad([prompts[row] for row in batch], tokenizer.pad_token_id or 0, model)
                 with torch.no_grad():
                     scores = run(inputs, at).float().unflatten(0, (len(batch), masks))
@@ -138,7 +140,8 @@ def answer_several_tokens(model: Any, tokenizer: Any, probes: list[Probe], batch
         columns = [column for column, one in enumerate(choices[key]) if len(one) == masks]
         return torch.tensor(columns), torch.tensor([choices[key][column] for column in columns]).T
 
-    asked = [(row, masks) for row, key in enumerate(keys) for masks in sorted({len(one) for one in choices[key]})]
+    lengths = {key: sorted({len(one) for one in found}) for key, found in choices.items()}
+    asked = [(row, masks) for row, key in enumerate(keys) for masks in lengths[key]]
     prompts = [probes[row].prompts[masks] for row, masks in asked]
     scores = [torch.full((len(choices[key]),), -torch.inf) for key in keys]  # of each probe, [M]
     for batch, given in fill_masks(model, tokenizer, prompts, batch_size, "LAMA, several tokens"):

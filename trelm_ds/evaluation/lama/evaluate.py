@@ -47,7 +47,7 @@ class LamaOptions:
         uhn_model: folder of the masked language model that says what names are common where; None: LAMA-UHN is
             computed by string match alone, unless its files are there.
         dataset: prepared dataset whose entity frequencies say which subjects are in the long tail.
-        batch_size: prompts per forward pass.
+        batch_size: masks per forward pass: prompts, except for objects of several tokens.
         device: "auto" (a GPU if there is one), or a torch device.
     """
 
