@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import CamembertForMaskedLM, PreTrainedModel, XLMRobertaForMaskedLM
 
 from tests.model.tiny_models import make_documents, make_hf, pack, pack_batch
 from trelm_ds.model import MaskedLanguageModel, hf_names, load_pretrained
@@ -37,6 +37,17 @@ def test_logits(pair: Pair, lengths: list[int]) -> None:
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_activations(architecture: str, hidden_act: str, tmp_path: Path) -> None:
     hf = make_hf(architecture, hidden_act=hidden_act)
+    hf.save_pretrained(tmp_path)
+    ours = load_pretrained(tmp_path).eval()
+    document = make_documents([10])
+    with torch.no_grad():
+        actual = ours.logits(ours.encoder(*pack(document)))
+        torch.testing.assert_close(actual, hf(input_ids=document[0][None]).logits[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [XLMRobertaForMaskedLM, CamembertForMaskedLM])
+def test_models_that_are_roberta_by_another_name(kind: type[PreTrainedModel], tmp_path: Path) -> None:
+    hf = kind(kind.config_class(**make_hf("roberta").config.to_dict())).eval()
     hf.save_pretrained(tmp_path)
     ours = load_pretrained(tmp_path).eval()
     document = make_documents([10])

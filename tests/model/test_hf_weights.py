@@ -71,7 +71,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "dropout nan": (lambda f: edit(f, hidden_dropout_prob=float("nan")), "hidden_dropout_prob: must be at least 0"),
     "eps": (lambda f: edit(f, layer_norm_eps=0.0), "layer_norm_eps: must be greater than 0"),
-    "kind": (lambda f: edit(f, model_type=["bert"]), "model_type: must be one of bert, roberta, got"),
+    "kind": (
+        lambda f: edit(f, model_type=["bert"]),
+        "model_type: must be one of bert, roberta, xlm-roberta, camembert, got",
+    ),
     "digits": (
         lambda f: (f / "config.json").write_text('{"hidden_size": ' + "9" * 5000 + "}"),
         "cannot be read as JSON",

@@ -127,7 +127,7 @@ def test_config_survives_hugging_face(architecture: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type: must be one of bert, roberta, got 'gpt2'"),
+        ({"model_type": "gpt2"}, "model_type: must be one of bert, roberta, xlm-roberta, camembert, got 'gpt2'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: only 'absolute' is supported"),
         ({"hidden_act": "mish"}, "hidden_act: must be one of gelu"),
         ({"num_attention_heads": 5}, "num_attention_heads: must divide hidden_size 32, got 5"),

@@ -10,6 +10,8 @@ from trelm_ds.config import ModelConfig
 from trelm_ds.errors import UserError
 
 ARCHITECTURES = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}
+# Models of other names that compute what RoBERTa computes, with the same names of weights.
+_SAME_AS = {"xlm-roberta": "roberta", "camembert": "roberta"}
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 # What Hugging Face assumes where config.json is silent; RoBERTa differs from BERT only in these two.
@@ -118,9 +120,10 @@ class EncoderConfig:
         Raises:
             UserError: for another kind of model than BERT or RoBERTa, or a variant this encoder does not compute.
         """
-        kind = hf.get("model_type")
+        given = hf.get("model_type")
+        kind = _SAME_AS.get(given, given) if isinstance(given, str) else given
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise UserError(f"model_type: must be one of {', '.join(ARCHITECTURES)}, got {_short(kind)}")
+            raise UserError(f"model_type: must be one of {', '.join((*ARCHITECTURES, *_SAME_AS))}, got {_short(given)}")
         for name, value in _FIXED:
             if hf.get(name, value) != value:
                 raise UserError(f"{name}: only {value!r} is supported, got {_short(hf[name])}")
