@@ -1,5 +1,6 @@
 """Evaluation of trained models, one set of modules per task."""
 
+from trelm_ds.evaluation.comparison import compare_models, find_models, to_html, to_markdown
 from trelm_ds.evaluation.device import find_device
 from trelm_ds.evaluation.finetuning import (
     Alone,
@@ -22,9 +23,11 @@ __all__ = [
     "Task",
     "Together",
     "Workers",
+    "compare_models",
     "evaluate",
     "evaluate_lama",
     "find_device",
+    "find_models",
     "format_result",
     "format_table",
     "glue_tasks",
@@ -33,5 +36,7 @@ __all__ = [
     "read_glue",
     "read_relation",
     "read_typing",
+    "to_html",
+    "to_markdown",
     "write_result",
 ]
