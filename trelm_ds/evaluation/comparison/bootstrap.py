@@ -18,7 +18,7 @@ import numpy as np
 
 from trelm_ds.evaluation.comparison.metrics import Metrics
 
-_CHUNK = 1 << 22  # counts held at a time
+_CHUNK = 1 << 19  # counts at a time, which a cache holds
 _DRAWS_PER_CATEGORY = 8  # a multinomial category costs about as much as the draws of so many examples
 
 

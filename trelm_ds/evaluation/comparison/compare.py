@@ -197,7 +197,12 @@ def _reproduces(of: EvaluatedSet, answers: Answers, metrics: tuple[Metrics, ...]
         for kind in metrics:
             try:
                 scores = kind.scores(once, kind.signature(answers.gold, predicted))
-            except (TypeError, ValueError, AttributeError):  # labels where numbers should be, and the like
+            except (
+                TypeError,
+                ValueError,
+                AttributeError,
+                OverflowError,
+            ):  # labels where numbers should be, and the like
                 return False
             for name, value in scores.items():
                 if name not in of.figures or len(of.figures[name].values) != len(answers.predicted):

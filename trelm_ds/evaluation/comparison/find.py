@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trelm_ds.errors import UserError
-from trelm_ds.evaluation.comparison.sets import EvaluatedSet, Result, SetKey, read_result
+from trelm_ds.evaluation.comparison.sets import EvaluatedSet, Result, SetKey, one_line, read_result
 
 _DEPTH = 6  # folders below the one that is given
 _START = 1024  # bytes of a result in which its task stands, being its first key
@@ -144,7 +144,7 @@ def _model(name: str, results: list[Result]) -> Model:
         for of in result.sets:
             if before := model.sets.get(of.key):
                 raise UserError(
-                    f"{name}: {before.result} and {result.path} both have results of {of.key.task}; "
+                    f"{one_line(name)}: {before.result} and {result.path} both have {one_line(of.key.task)} results; "
                     "give one of the two files, or each a name (NAME=PATH) to compare them"
                 )
             model.sets[of.key] = of

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Scores = dict[str, np.ndarray]
+_ROUNDING = 1e-12
 
 
 class Metrics(Protocol):
@@ -99,7 +100,9 @@ class Pearson:
 
     def scores(self, counts: np.ndarray, signature: np.ndarray) -> Scores:
         x, y = signature.T - signature.T.mean(1, keepdims=True)  # small numbers, whose squares lose nothing
-        return {"pearson": _correlation(counts, x[None], y[None])}
+        means = counts @ np.column_stack([x, y, x * x, y * y, x * y]) / counts.sum(1, keepdims=True)
+        of_x, of_y, of_xx, of_yy, of_xy = means.T
+        return {"pearson": _correlation(of_xy - of_x * of_y, of_xx - of_x**2, of_yy - of_y**2)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,12 @@ class Spearman:
 
     def scores(self, counts: np.ndarray, signature: np.ndarray) -> Scores:
         x, y = (_mean_ranks(counts, values) for values in signature.T)
-        return {"spearman": _correlation(counts, x, y)}
+        n = counts.sum(1)
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            return np.einsum("bg,bg->b", counts, values) / n
+
+        return {"spearman": _correlation(mean(x * y), mean(x * x), mean(y * y))}
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,7 @@ def _sums_by_label(counts: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray,
 
 
 def _mean_ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank values [g] within every resample, equal ones by their mean rank: float64 [b, g], small around 0."""
+    """Rank values [g] within every resample, equal ones by their mean rank; minus the mean rank, float64 [b, g]."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=np.nan))
     equal = np.add.reduceat(counts[:, order], starts, axis=1)  # [b, distinct values]
@@ -236,18 +244,10 @@ def _mean_ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return ranks[:, group]
 
 
-def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlate x and y, each [b or 1, g], of every resample; 0 where either is constant."""
-    n = counts.sum(1)
-
-    def centred(values: np.ndarray) -> np.ndarray:
-        return values - ((counts * values).sum(1) / n)[:, None]
-
-    x, y = centred(x), centred(y)
-    of_x, of_y = (counts * x * x).sum(1), (counts * y * y).sum(1)
-    # What is left of a constant by rounding is no spread.
-    constant = (of_x <= 1e-20 * n) | (of_y <= 1e-20 * n)
-    return np.where(constant, 0.0, _ratio((counts * x * y).sum(1), np.sqrt(of_x * of_y)))
+def _correlation(covariance: np.ndarray, of_x: np.ndarray, of_y: np.ndarray) -> np.ndarray:
+    """Divide covariances by the variances' geometric mean; 0 where either is that of a constant, but for rounding."""
+    constant = np.minimum(of_x, of_y) <= _ROUNDING
+    return np.where(constant, 0.0, _ratio(covariance, np.sqrt(np.maximum(of_x, 0) * np.maximum(of_y, 0))))
 
 
 def _prf(precision: np.ndarray, recall: np.ndarray) -> list[np.ndarray]:

@@ -42,24 +42,27 @@ def _shown(words: str) -> str:
 # --- Scores ---
 def _scores(table: Table) -> Iterator[str]:
     names = "".join(
-        f'<th scope="col">{_swatch(table, n)}{_shown(name)}</th>' for n, (name, _) in enumerate(table.models)
+        f'<th scope="col" class="model">{_swatch(table, number)}{_shown(name)}</th>'
+        for number, (name, _) in enumerate(table.models)
     )
-    header = (
-        '<th scope="col">task</th><th scope="col">metric</th><th scope="col">examples</th><th scope="col">seeds</th>'
-    )
-    yield f'<div class="wide"><table>\n<thead><tr>{header}<th scope="col">most frequent</th>{names}</tr></thead>'
+    about = "".join(f'<th scope="col">{name}</th>' for name in ("most frequent", "seeds", "examples"))
+    header = f'<th scope="col">task</th><th scope="col" class="text">metric</th>{names}{about}'
+    yield f'<div class="wide"><table>\n<thead><tr>{header}</tr></thead>'
     for section, lines in groupby(table.lines, key=lambda line: line.section):
         columns = 5 + len(table.models)
         yield f'<tbody><tr><th class="section" colspan="{columns}" scope="rowgroup">{escape(section)}</th></tr>'
         for line in lines:
-            about = f'<th scope="row">{_shown(line.task)}</th><td class="text">{_shown(line.measure)}</td>'
-            about += (
-                f"<td>{escape(line.examples)}</td><td>{escape(line.seeds)}</td><td>{text.percent(line.baseline)}</td>"
-            )
+            what = f'<th scope="row">{_task(line)}</th><td class="text">{_shown(line.measure)}</td>'
             cells = "".join(_cell(table, line, number, cell) for number, cell in enumerate(line.cells))
-            yield f"<tr>{about}{cells}</tr>"
+            numbers = (text.percent(line.baseline), line.seeds, line.examples)
+            yield f"<tr>{what}{cells}" + "".join(f'<td class="about">{number}</td>' for number in numbers) + "</tr>"
         yield "</tbody>"
     yield "</table></div>"
+
+
+def _task(line: Line) -> str:
+    """Name a task below the heading of its section."""
+    return _shown(line.task.removeprefix(line.section).removeprefix(", ") or "test")
 
 
 def _cell(table: Table, line: Line, number: int, cell: Cell) -> str:
@@ -107,10 +110,10 @@ class _Scale:
 
     @property
     def ticks(self) -> list[float]:
-        """Round numbers, some four of them."""
-        rough = (self._high - self._low) / 4
-        unit = 10 ** math.floor(math.log10(rough))
-        step = next(unit * of for of in (1, 2, 5, 10) if unit * of >= rough)
+        """Round numbers, three to eight of them."""
+        most = (self._high - self._low) / 3
+        unit = 10 ** math.floor(math.log10(most))
+        step = max(unit * of for of in (1, 2, 5) if unit * of <= most)
         return [number * step for number in range(math.ceil(self._low / step), math.floor(self._high / step) + 1)]
 
 
@@ -125,15 +128,16 @@ def _forest(table: Table) -> Iterator[str]:
         scale = _Scale(lines)
         yield f'<section class="forest"><h3>{escape(section)}</h3>'
         for line in lines:
+            what = f"{_task(line)} <small>{_shown(line.measure)}</small>"
             for number, cell in enumerate(line.cells):
                 if cell.comparison:
-                    yield _difference(table, line, number, cell.comparison, scale)
+                    yield _difference(table, number, cell.comparison, what, scale)
+                    what = ""  # once for all models
         yield f'<div class="row axis"><span></span><span></span>{_axis(scale)}<span></span></div></section>'
 
 
-def _difference(table: Table, line: Line, number: int, of: Comparison, scale: _Scale) -> str:
-    name, task, measure = _shown(table.models[number][0]), _shown(line.task), _shown(line.measure)
-    said = f"{name}, {task}, {measure}: {escape(_against(table, of))}"
+def _difference(table: Table, number: int, of: Comparison, what: str, scale: _Scale) -> str:
+    name = _shown(table.models[number][0])
     low, middle, high = (scale.at(value) for value in (of.interval.low, of.interval.difference, of.interval.high))
     zero = scale.at(0)
     drawn = (
@@ -142,9 +146,9 @@ def _difference(table: Table, line: Line, number: int, of: Comparison, scale: _S
         f'<circle class="{"significant" if of.significant else "open"}" cx="{middle}" cy="50%" r="4.5"/>'
     )
     return (
-        f'<div class="row c{number % _COLORS}"><span class="what">{task} <small>{measure}</small></span>'
+        f'<div class="row c{number % _COLORS}"><span class="what">{what}</span>'
         f'<span class="who">{_swatch(table, number)}{name}</span>'
-        f'<svg class="track" role="img"><title>{said}</title>{drawn}</svg>'
+        f'<svg class="track" role="img"><title>{name} {escape(_against(table, of))}</title>{drawn}</svg>'
         f'<span class="number">{text.points(of.interval.difference)} <small>{text.interval(of)}</small></span></div>'
     )
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trelm_ds.errors import UserError
-from trelm_ds.evaluation.comparison.sets import LAMA, SetKey
+from trelm_ds.evaluation.comparison.sets import LAMA, SetKey, one_line
 from trelm_ds.files import read_lines
 
 
@@ -66,12 +66,12 @@ def _facts(path: Path) -> dict[SetKey, Answers]:
     found: dict[SetKey, list[tuple[tuple[str, ...], str, int]]] = {}
 
     def add(record: dict[str, Any]) -> None:
-        rank, relation = record["rank"], str(record["relation"])
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank {str(rank)[:20]}")
+        rank, tokens, relation = record["rank"], record["tokens"], str(record["relation"])
+        if not all(isinstance(number, int) and number > 0 for number in (rank, tokens)):
+            raise ValueError(f"rank {str(rank)[:20]} of an object of {str(tokens)[:20]} tokens")
         fact = tuple(map(str, (relation, record["subject"], record["object"], *record["texts"])))
         one_token = [(), *record["groups"].items()]  # the others are a group of their own, and in no other
-        for group in one_token if record["tokens"] == 1 else [("object", "multi_token")]:
+        for group in one_token if tokens == 1 else [("object", "multi_token")]:
             key = SetKey(LAMA, "/".join((str(record["part"]), *map(str, group))))
             found.setdefault(key, []).append((fact, relation, rank))
 
@@ -91,7 +91,7 @@ def _each(path: Path, add: Callable[[dict[str, Any]], None]) -> None:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not valid JSON: {error.msg}; evaluate again") from None
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)[:100]
+            reason = f"lacks {error}" if isinstance(error, KeyError) else one_line(str(error))[:100]
             raise UserError(
                 f"{path}:{number}: is no prediction of `trelm evaluate` ({reason}); evaluate again"
             ) from None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from trelm_ds.errors import UserError
 from trelm_ds.evaluation.results import predictions_file
 from trelm_ds.files import read_json
+from trelm_ds.visible import visible
 
 FINETUNED = ("typing", "relation", "glue")
 LAMA = "lama"
@@ -93,7 +94,7 @@ def read_result(path: Path) -> Result:
         sets = list(_lama(content, path) if content["task"] == LAMA else _finetuned(content, path))
         return Result(path, _text(content["model"]), sets)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).split("\n")[0][:100]
+        reason = f"lacks {error}" if isinstance(error, KeyError) else one_line(str(error))[:100]
         raise UserError(
             f"{path}: is no whole result of this version's `trelm evaluate` ({reason}); make it again"
         ) from None
@@ -145,6 +146,11 @@ def _predictions(content: dict[str, Any], path: Path) -> Path | None:
     given = content.get("predictions")
     names = ([Path(_text(given)).name] if given else []) + [predictions_file(path).name]
     return next((path.with_name(name) for name in names if name and path.with_name(name).is_file()), None)
+
+
+def one_line(text: str) -> str:
+    """Return a text of files as one line that no terminal obeys."""
+    return visible(" ".join(text.split()))
 
 
 def _words(name: str) -> str:

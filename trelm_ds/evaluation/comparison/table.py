@@ -181,7 +181,7 @@ class _Builder:
             return self._bootstrap.differences(other, mine, common)
         except NotCompared as reason:
             task = Row(key, "").task
-            self._note(f"not compared with {reference.name}: {reason}", f"{model.name}, {task}")
+            self._note(f"not compared with {reference.name}: {reason}", f"{model.name} on {task}")
             return reason
 
     def _note(self, text: str, about: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from trelm_ds.evaluation.comparison.sets import one_line
 from trelm_ds.evaluation.comparison.table import SIGNIFICANT, Cell, Comparison, Line, Table
-from trelm_ds.visible import visible
 
 MARKS = {"better": "▲", "worse": "▼", "": ""}
 OTHER_DATA = "≠"
@@ -11,7 +11,7 @@ OTHER_DATA = "≠"
 
 def plain(text: str) -> str:
     """Return a text of files as one line that no terminal obeys."""
-    return visible(" ".join(text.split())) or "(no name)"
+    return one_line(text) or "(no name)"
 
 
 def score(cell: Cell) -> str:
