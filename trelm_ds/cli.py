@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from trelm_ds import __version__, log
-from trelm_ds.commands import convert, datasets, evaluate, jobs, mentions, models, runs
+from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs
 from trelm_ds.errors import RankError, UserError
 from trelm_ds.launched import is_launched
 
@@ -86,6 +86,7 @@ def _run(arguments: list[str]) -> int:
     runs.add_export(commands)
     convert.add_convert(commands)
     evaluate.add_evaluate(commands)
+    compare.add_compare(commands)
     mentions.add_importance(commands)
     mentions.add_strategies(commands)
     models.add_neurons(commands)

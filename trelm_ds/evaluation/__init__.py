@@ -1,5 +1,6 @@
 """Evaluation of trained models, one set of modules per task."""
 
+from trelm_ds.evaluation.comparison import compare_models, find_models, to_html, to_markdown
 from trelm_ds.evaluation.device import find_device
 from trelm_ds.evaluation.finetuning import (
     Alone,
@@ -23,9 +24,11 @@ __all__ = [
     "Task",
     "Together",
     "Workers",
+    "compare_models",
     "evaluate",
     "evaluate_lama",
     "find_device",
+    "find_models",
     "format_lama",
     "format_result",
     "glue_tasks",
@@ -34,5 +37,7 @@ __all__ = [
     "read_glue",
     "read_relation",
     "read_typing",
+    "to_html",
+    "to_markdown",
     "write_lama",
 ]
