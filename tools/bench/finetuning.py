@@ -6,7 +6,8 @@ MODEL is a Hugging Face folder of a BERT; the data is ../shared/data. Ours runs 
 transformers' `BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights,
 settings and threads. Their runs and ours take turns, seed by seed; the times are those of training and scoring dev.
 
-It may be stopped at any time: finished runs are kept, and docs/benchmarks/finetuning.json is written after each.
+It may be stopped at any time: finished runs are kept, and docs/benchmarks/finetuning.json and docs/results.md are
+written after each.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 OUT = ROOT / "docs" / "benchmarks" / "finetuning.json"
+PAGE, MARK = ROOT / "docs" / "results.md", "<!-- finetuning {} -->"
 LR, BATCH, EPOCHS = 1e-4, 32, 3
 PLAN: dict[str, tuple[str, list[str]]] = {
     "typing": ("typing", ["--data", str(SHARED / "entity_typing"), "--epochs", "6", "--batch-size", "16"]),
@@ -179,6 +181,33 @@ def write(work: Path, model: Path) -> None:
                 "time_ours_over_transformers": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
             }
     OUT.write_text(json.dumps(result, indent=2) + "\n")
+    page = PAGE.read_text()
+    before, rest = page.split(MARK.format("begin"))
+    after = rest.split(MARK.format("end"))[1]
+    PAGE.write_text(f"{before}{MARK.format('begin')}\n{tables(result)}\n{MARK.format('end')}{after}")
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Format the result for the page: fine-tuning with and without pre-trained weights, ours beside transformers'."""
+    lines = ["| test, percent | pre-trained | random weights | most frequent | seeds |", "|---|---|---|---|---|"]
+    for name, metrics in {"typing": ("micro_f1", "macro_f1"), "relation": ("micro_f1", "macro_f1")}.items():
+        kinds = result["tasks"].get(name, {})
+        for metric in metrics if "random" in kinds else ():
+            pretrained, random = (kinds[kind]["scores"][metric] for kind in ("pretrained", "random"))
+            cells = [percent(pretrained), percent(random), f"{100 * kinds['random']['baseline'][metric]:.1f}"]
+            lines.append(f"| {name}, {metric.replace('_', ' ')} | {' | '.join(cells)} | {len(random['values'])} |")
+    lines += ["", "| dev, percent | `trelm evaluate` | transformers' Trainer | time, ours / theirs | seeds |"]
+    lines.append("|---|---|---|---|---|")
+    for name in GLUE:
+        if of := result["tasks"].get(name):
+            cells = [percent(of["ours"]), percent(of["transformers"]), f"{of['time_ours_over_transformers']:.2f}"]
+            lines.append(f"| {name}, {of['metric']} | {' | '.join(cells)} | {len(of['ours']['values'])} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return "\n".join([*lines, "", f"{result['device']}; {versions}; {result['date']}."])
+
+
+def percent(of: dict[str, Any]) -> str:
+    return f"{100 * of['mean']:.1f}" + ("" if of["std"] is None else f" ± {100 * of['std']:.1f}")
 
 
 def spread(values: list[float]) -> dict[str, Any]:
