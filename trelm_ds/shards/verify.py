@@ -20,7 +20,7 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
         the manifest, and one line for each problem, naming the file; none for an intact dataset.
 
     Raises:
-        UserError: `folder` is not a dataset, or its manifest is damaged.
+        UserError: `folder` is not a dataset, its manifest is damaged, or a file may not be read.
     """
     manifest = Manifest.load(folder)
     found: list[str] = []
@@ -45,9 +45,15 @@ def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...]) -> Non
 
 
 def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
-    """Return what `check` finds, or that the file cannot be read."""
+    """Return what `check` finds, or that the disk cannot read the file.
+
+    Raises:
+        UserError: it may not be read, which says nothing about its content.
+    """
     try:
         return check(path)
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
         return [f"{path}: cannot be read: {error.strerror}"]
 
