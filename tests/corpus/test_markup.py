@@ -88,3 +88,9 @@ def test_ordinary_pages_are_not_tangled() -> None:
     assert not too_tangled(prose * 5000)
     assert not too_tangled("a < b and c > d, [1] {{ " * 100)
     assert not too_tangled('<ref name="a<b">x</ref> and so on for a while. ' * 300)
+
+
+def test_code_inside_a_sentence_is_shown() -> None:
+    text = 'Call <syntaxhighlight lang="c" inline>a[[0]]</syntaxhighlight> or <source inline lang=c>b</source> here.'
+    assert prose_source(text) == "Call <nowiki>a[[0]]</nowiki> or <nowiki>b</nowiki> here."
+    assert prose_source('A <syntaxhighlight lang="inline">x</syntaxhighlight> b.') == "A  b."

@@ -49,7 +49,15 @@ def without_comments(wikitext: str) -> str:
 def prose_source(wikitext: str) -> str:
     """Remove comments, references, data and wiki tables."""
     wikitext = _REFERENCES.sub(_gap, without_comments(wikitext))
-    return without_tables(_DATA.sub(_gap, wikitext))
+    return without_tables(_DATA.sub(_data, wikitext))
+
+
+def _data(match: re.Match[str]) -> str:
+    """Return what stands for data: code inside a sentence is a part of it, as <code> is."""
+    opening, _, rest = match.group().partition(">")
+    if "inline" in opening.split() and match["name"].lower() in ("syntaxhighlight", "source"):
+        return f"<nowiki>{rest[: rest.rindex('<')]}</nowiki>"
+    return _gap(match)
 
 
 def _gap(match: re.Match[str]) -> str:

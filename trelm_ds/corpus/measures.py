@@ -87,8 +87,14 @@ def date(values: list[str]) -> str:
 
 
 def value_of(values: list[str], exponent: str, unit: str) -> str:
-    """Spell out a measured value with its uncertainty: "1.2±0.3 × 10⁶ kg"."""
-    said = "±".join(values[:2])
+    """Spell out a measured value with its uncertainty: "1.2±0.3 × 10⁶ kg", "1.2+0.4−0.3", "1.2(3)"; or a range."""
+    first, second, third = (*values, "", "")[:3]
+    if second in _BETWEEN:
+        said = first + _BETWEEN[second] + third
+    elif third:
+        said = f"{first}+{second.lstrip('+')}−{third.lstrip('-−')}"
+    else:
+        said = f"{first}±{second}" if second and not second.startswith("(") else first + second
     if exponent:
         said += f" × 10{superscript(exponent)}"
     return f"{said} {unit}" if unit else said

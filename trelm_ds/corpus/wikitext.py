@@ -133,7 +133,8 @@ class _Converter:
         if isinstance(part, Wikicode):
             self.collect(part, out)
         elif part is not None:
-            out.add(part)
+            mixed = part[:1].isdecimal() and "/" in part and out.ends_with_digit  # 5{{frac|1|2}} is no 51/2
+            out.add(f" {part}" if mixed else part)
         else:
             self.left_out[name_of(template)] += 1
             out.separate()
