@@ -24,6 +24,7 @@ from trelm_ds.errors import UserError
 
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_S = 0.05
+_POINTER = b"version https://git-lfs"
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
 
 
@@ -155,6 +156,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"'{key}' stands twice in one object")
         found[key] = value
     return found
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder with the small texts that git checks out in place of large files where git-lfs is missing.
+
+    Raises:
+        UserError: a file is such a text.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            with path.open("rb") as stream:
+                start = stream.read(len(_POINTER))
+        except OSError:
+            continue  # the reader of that file says so
+        if start == _POINTER:
+            raise UserError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in that repository")
 
 
 def load_array(path: Path) -> np.ndarray:

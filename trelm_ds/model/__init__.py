@@ -9,7 +9,7 @@ from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import save_pretrained
 from trelm_ds.model.hf_names import hf_names
-from trelm_ds.model.hf_weights import read_object, refuse_pointers
+from trelm_ds.model.hf_weights import read_object
 from trelm_ds.model.injection import Injected, injected
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 from trelm_ds.model.pooler import Pooler

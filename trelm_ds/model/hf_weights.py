@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trelm_ds.errors import UserError
+from trelm_ds.files import refuse_pointers
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
-_POINTER = b"version https://git-lfs"
 
 
 def read_object(path: Path, hint: str) -> dict[str, Any]:
@@ -93,19 +93,3 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # not all of its errors are SafetensorError
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read ({reason}); fetch it again") from None
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Refuse a folder with the small texts that git checks out in place of large files where git-lfs is missing.
-
-    Raises:
-        UserError: a file is such a text.
-    """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        try:
-            with path.open("rb") as stream:
-                start = stream.read(len(_POINTER))
-        except OSError:
-            continue  # the reader of that file says so
-        if start == _POINTER:
-            raise UserError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in that repository")
