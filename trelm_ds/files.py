@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_S = 0.05
@@ -43,7 +43,7 @@ def open_binary(path: Path) -> IO[bytes]:
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(path, error) from None
     start = raw.read(3)
     raw.seek(0)
     kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
@@ -140,7 +140,7 @@ def read_json(path: Path, unique_keys: bool = False) -> Any:
         with open(path, encoding="utf-8-sig") as stream:
             return json.load(stream, object_pairs_hook=_unique if unique_keys else None)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(path, error) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -185,7 +185,7 @@ def load_array(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; run `trelm prepare` again") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UnreadableError(path, error) from None
     except Exception as error:  # numpy lets any exception of its header's parser through
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no array, or a damaged one ({reason}); run `trelm prepare` again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ from tests.logged import warns
 from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
+from trelm_ds.checkpoints import manifest as manifests
 from trelm_ds.checkpoints import saver as saving
 from trelm_ds.checkpoints.listing import _describe, list_checkpoints, prune_run, to_table
-from trelm_ds.checkpoints.manifest import read_verified
+from trelm_ds.checkpoints.manifest import last_good, read_verified
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
@@ -331,3 +333,45 @@ def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dat
             trainer.saver.settle()
         trainer.reader.loader.close()
     assert not committed(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EACCES, False), (errno.ESTALE, True), (errno.EIO, None)])
+def test_what_cannot_be_read_now_is_not_passed_over(
+    run: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool | None
+) -> None:
+    """Going on from an older checkpoint would remove the newest; only a disk that fails has damaged it."""
+    newest, older = committed(run)[:2]
+    read = manifests.sha256_of
+
+    def fail(path: Path) -> str:
+        if newest in path.parents:
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(manifests, "sha256_of", fail)
+    if passes is None:
+        with warns("checkpoint passed over: .*Input/output error"):
+            found = last_good(run)
+        assert found is not None
+        assert found[0] == older
+        return
+    for call in (lambda: last_good(run), lambda: prune_run(run, 2)):
+        with pytest.raises(UserError, match=rf"cannot be read: {os.strerror(number)}") as error:
+            call()
+        assert error.value.passes is passes
+    assert committed(run)[:2] == [newest, older]
+
+
+def test_without_a_look_at_its_checkpoints_no_run_begins_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Path.iterdir
+
+    def fail(path: Path) -> Iterator[Path]:
+        if path.name == "checkpoints":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(PermissionError):
+        last_good(run)
+    with pytest.raises(PermissionError):
+        list_checkpoints(run, verify=False)

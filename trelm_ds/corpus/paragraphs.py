@@ -17,6 +17,7 @@ _LEFTOVERS = re.compile(
 )
 _QUALIFIER = re.compile(r" \([^()]*\)$")
 _SPACES = re.compile(r"\s+")
+_UNSEEN = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")  # where a word may be broken, or may not
 MINIMUM_WORDS = 4
 
 
@@ -43,6 +44,8 @@ class Line:
         Returns:
             the number of spaces at its start.
         """
+        if not text.isascii():
+            text = text.translate(_UNSEEN)
         if not text:
             return 0
         text = _SPACES.sub(" ", text)

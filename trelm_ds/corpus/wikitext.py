@@ -105,6 +105,8 @@ class _Converter:
                 self._tag(node, out)
             elif isinstance(node, nodes.ExternalLink) and node.title:
                 self.collect(node.title, out)
+            elif isinstance(node, nodes.Argument) and node.default is not None:  # what a page itself shows of it
+                self.collect(node.default, out)
             else:
                 out.separate()
 

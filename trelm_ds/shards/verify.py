@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 from trelm_ds.files import sha256_of
 from trelm_ds.progress import track
 from trelm_ds.shards.format import Block
@@ -48,14 +48,15 @@ def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
     """Return what `check` finds, or that the disk cannot read the file.
 
     Raises:
-        UserError: it may not be read, which says nothing about its content.
+        UserError: it cannot be read now, which says nothing about its content.
     """
     try:
         return check(path)
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
-        return [f"{path}: cannot be read: {error.strerror}"]
+        problem = UnreadableError(path, error)
+        if not problem.lost:
+            raise problem from None
+        return [str(problem)]
 
 
 def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:
