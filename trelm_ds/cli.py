@@ -30,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the `trelm` command and exit.
 
-    Exit codes: 0 done, 1 a check failed or a file server is away, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
+    Exit codes: 0 done, 1 a check failed or a file server is away, 2 user error, 75 out of time (`trainer.max_minutes`),
+    128 + n by signal n.
     """
     _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -71,6 +71,14 @@ TABLES = (
         ("Foo ({{lang-fr|Bar}}; {{x}}; {{lang-de|Baz}}, {{x}}) was here.", "Foo (Bar; Baz) was here."),
         ("Foo ({{x}}; {{x}}, {{x}}) and Bar (born {{x}} ) was here.", "Foo and Bar (born) was here."),
         ("Call <code>printf()</code>, for (;;), or (1,) in this.", "Call printf(), for (;;), or (1,) in this."),
+        (
+            "So {{citation needed span|these words}}, {{CN span|text=those}} and {{H:title|tip|x}}.",
+            "So these words, those and x.",
+        ),
+        (
+            "It is {{convert|10|m3/s|cuft/s}} or {{convert|30|lb/in2|kPa}} at {{gaps|1|234}}.",
+            "It is 10 m³/s or 30 lb/in² at 1234.",
+        ),
         ("With an en dash{{snd}}so {{nbsp}}it goes{{'}}s.", "With an en dash – so it goes's."),
     ],
 )

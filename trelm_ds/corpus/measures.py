@@ -22,6 +22,7 @@ _UNITS = {
     "cuin": "cu in", "usgal": "US gal", "USgal": "US gal", "impgal": "imp gal", "m/s2": "m/s²", "/km2": "/km²",
     "/sqmi": "/sq mi", "PD/km2": "/km²", "PD/sqmi": "/sq mi",
 }  # fmt: skip
+_POWER_OF = re.compile(r"(?<=[A-Za-z])[23](?![0-9A-Za-z])")  # m3/s, lb/in2
 _POWERS = {"e3": "thousand ", "e6": "million ", "e9": "billion "}
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _RAISABLE = re.compile(r"[-−+0-9n]{1,12}$")
@@ -57,7 +58,7 @@ def _at(values: list[str], place: int) -> str:
 def _unit(code: str) -> str:
     power = _POWERS.get(code[:2], "")
     code = code[2:] if power else code
-    return power + _UNITS.get(code, code)
+    return power + (_UNITS.get(code) or _POWER_OF.sub(lambda match: superscript(match.group()), code))
 
 
 def fraction(values: list[str]) -> str:

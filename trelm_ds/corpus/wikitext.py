@@ -20,13 +20,14 @@ from trelm_ds.corpus.templates import name_of, visible_part
 
 # Tags whose content is not prose.
 _SKIPPED_TAGS = {"ref", "references", "table", *DATA_TAGS}
+_ABOVE = {"rt", "rp"}  # the reading of <ruby>, which stands above the line
 _LINE_TAGS = {
     "br", "li", "dd", "dt", "p", "div", "hr", "tr", "td", "th", "blockquote", "center", "ul", "ol", "dl", "poem",
     "caption", "h1", "h2", "h3", "h4", "h5", "h6",
 }  # fmt: skip
 _INLINE_TAGS = {
     "b", "i", "u", "s", "em", "strong", "small", "big", "sub", "sup", "span", "font", "code", "tt", "kbd", "samp",
-    "var", "abbr", "cite", "q", "del", "ins", "strike", "nowiki", "bdi", "bdo", "ruby", "rb", "rt", "rp", "wbr", "dfn",
+    "var", "abbr", "cite", "q", "del", "ins", "strike", "nowiki", "bdi", "bdo", "ruby", "rb", "wbr", "dfn",
     "mark", "data", "time", "noinclude", "onlyinclude", "section", "translate",
 }  # fmt: skip
 _SKIPPED_SECTIONS = {
@@ -148,7 +149,7 @@ class _Converter:
             return
         if name in _LINE_TAGS:
             out.cut()
-        if tag.contents is None:
+        if tag.contents is None or name in _ABOVE:
             return
         if name == "nowiki":
             out.add(html.unescape(str(tag.contents)))
