@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -153,6 +155,23 @@ def test_training_goes_on_after_a_failed_save(
         train(config(), tiny_dataset, tmp_path / "run", one_rank)
     assert losses(tmp_path / "run") == undisturbed
     assert [path.name for path in committed(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_limit_on_the_size_of_files_is_named(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, undisturbed: list[float]
+) -> None:
+    """As `ulimit -f` sets it; torch's writer says only that a position is not the one it expects."""
+    place, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the tokenizer is smaller, the weights are not
+    try:
+        with warns("step 2 not committed: .*File too large.*training goes on"), contextlib.suppress(UserError):
+            train(config(), tiny_dataset, place, one_rank)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert committed(place) == []
+    train(config(), tiny_dataset, place, one_rank)
+    assert losses(place) == undisturbed
+    assert [path.name for path in committed(place)] == ["step-00000004", "step-00000002"]
 
 
 def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path, small_disk: Path) -> None:
