@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from tests.e2e.launch import environment
 from trelm_ds.distributed import Ranks
+from trelm_ds.errors import CommonError
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is built where there are GPUs")
@@ -26,3 +29,13 @@ def test_a_start_that_was_killed_does_not_hold_up_the_next(one_rank: Ranks) -> N
     done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("met\n"), done.stderr
     assert not left.exists()
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EACCES, False), (errno.ESTALE, True)])
+def test_a_file_that_one_rank_cannot_read_ends_all(one_rank: Ranks, number: int, passes: bool) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "/data/lengths.npy")
+
+    with pytest.raises(CommonError, match=f"/data/lengths.npy: {os.strerror(number)}") as error:
+        one_rank.all_agree(fail)
+    assert error.value.passes is passes

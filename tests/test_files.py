@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trelm_ds.errors import UserError
-from trelm_ds.files import lock, read_json, waiting_lock, write_atomically
+from trelm_ds.files import load_array, lock, open_binary, read_json, waiting_lock, write_atomically
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -57,3 +58,18 @@ def test_a_lock_is_waited_for_as_long_as_one_likes(tmp_path: Path) -> None:
         pass
     with waiting_lock(tmp_path / "lock", 0.1), waiting_lock(tmp_path / "nowhere" / "lock", 0.1):
         pass
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EACCES, False), (errno.ESTALE, True), (errno.EIO, True)])
+@pytest.mark.parametrize("read", [read_json, load_array, open_binary])
+def test_a_file_that_cannot_be_read_may_be_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], number: int, passes: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "x"))
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UserError, match=f"x: cannot be read: {os.strerror(number)}") as error:
+        read(tmp_path / "x")
+    assert error.value.passes is passes

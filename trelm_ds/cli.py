@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +11,9 @@ from typing import Any, NoReturn
 
 from trelm_ds import __version__, log
 from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs
-from trelm_ds.errors import RankError, UserError
+from trelm_ds.errors import MAY_PASS, RankError, UserError
 from trelm_ds.launched import is_launched
 
-_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 
 
@@ -32,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the `trelm` command and exit.
 
-    Exit codes: 0 done, 1 a check failed, 2 user error, 75 out of time (`trainer.max_minutes`), 128 + n by signal n.
+    Exit codes: 0 done, 1 a check failed or a file server is away, 2 user error, 75 out of time (`trainer.max_minutes`),
+    128 + n by signal n.
     """
     _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -43,17 +42,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         # All ranks of a launcher raise the same error; report it once.
         if log.rank() == 0 or isinstance(error, RankError):
             log.error(str(error))
-        code = 2
+        code = 1 if error.passes else 2
     except BrokenPipeError:  # `trelm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in MAY_PASS:
             raise
         # A file cannot be read or written: no bug. What may pass, such as a file server that restarts, must not end
         # with the code of a mistake, after which no job is started again.
-        log.error(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        code = 1 if error.errno in _MAY_PASS else 2
+        log.error(f"{os.fsdecode(error.filename or 'a file')}: {error.strerror}")
+        code = 1 if error.errno in MAY_PASS else 2
     except KeyboardInterrupt:
         code = 130
     with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from trelm_ds import log
-from trelm_ds.errors import CommonError, RankError, UserError
+from trelm_ds.errors import MAY_PASS, CommonError, RankError, UserError
 from trelm_ds.files import waiting_lock
 from trelm_ds.launched import complete_environment
 
@@ -69,15 +69,24 @@ class Ranks:
         Without this, a rank that raises alone would leave the others waiting in their next collective.
 
         Raises:
-            CommonError: some rank's `call` raised a `UserError`; the first such rank's message, on every rank.
+            CommonError: some rank's `call` raised a `UserError`, or an `OSError` that names a file; the first such
+                rank's message, on every rank.
         """
         value, problem = None, None
         try:
             value = call()
         except UserError as error:
-            problem = str(error) if self.rank == 0 else f"rank {self.rank} on {socket.gethostname()}: {error}"
+            problem = str(error), error.passes
+        except OSError as error:
+            if error.filename is None:
+                raise
+            problem = f"{os.fsdecode(error.filename)}: {error.strerror}", error.errno in MAY_PASS
+        if problem and self.rank:
+            problem = f"rank {self.rank} on {socket.gethostname()}: {problem[0]}", problem[1]
         if first := next(filter(None, self.gather(problem)), None):
-            raise CommonError(first)
+            common = CommonError(first[0])
+            common.passes = first[1]
+            raise common
         return cast(T, value)
 
     def from_first(self, value: Any) -> Any:

@@ -20,10 +20,11 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_S = 0.05
+_POINTER = b"version https://git-lfs"
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
 
 
@@ -42,7 +43,7 @@ def open_binary(path: Path) -> IO[bytes]:
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(path, error) from None
     start = raw.read(3)
     raw.seek(0)
     kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
@@ -139,7 +140,7 @@ def read_json(path: Path, unique_keys: bool = False) -> Any:
         with open(path, encoding="utf-8-sig") as stream:
             return json.load(stream, object_pairs_hook=_unique if unique_keys else None)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(path, error) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -157,6 +158,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder with the small texts that git checks out in place of large files where git-lfs is missing.
+
+    Raises:
+        UserError: a file is such a text.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            with path.open("rb") as stream:
+                start = stream.read(len(_POINTER))
+        except OSError:
+            continue  # the reader of that file says so
+        if start == _POINTER:
+            raise UserError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in that repository")
+
+
 def load_array(path: Path) -> np.ndarray:
     """Memory-map a .npy file of numbers.
 
@@ -168,7 +185,7 @@ def load_array(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; run `trelm prepare` again") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UnreadableError(path, error) from None
     except Exception as error:  # numpy lets any exception of its header's parser through
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no array, or a damaged one ({reason}); run `trelm prepare` again") from None

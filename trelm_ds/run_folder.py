@@ -29,8 +29,15 @@ def checkpoints_folder(run: Path) -> Path:
 
 
 def named_folders(run: Path) -> list[Path]:
-    """List the folders with a checkpoint's name, committed or not, newest first; anything else there is not ours."""
-    found = checkpoints_folder(run).glob("step-*")
+    """List the folders with a checkpoint's name, committed or not, newest first; anything else there is not ours.
+
+    Raises:
+        OSError: the folder may not be read: without its checkpoints a run would begin anew.
+    """
+    try:
+        found = list(checkpoints_folder(run).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of, reverse=True)
 
 

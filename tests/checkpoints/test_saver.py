@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,9 +21,10 @@ from tests.logged import warns
 from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import config as knowledge_config
 from tests.training.test_pretrain import config, fails, losses, train
+from trelm_ds.checkpoints import manifest as manifests
 from trelm_ds.checkpoints import saver as saving
 from trelm_ds.checkpoints.listing import _describe, list_checkpoints, prune_run, to_table
-from trelm_ds.checkpoints.manifest import read_verified
+from trelm_ds.checkpoints.manifest import last_good, read_verified
 from trelm_ds.config import Config, RoutingConfig
 from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
@@ -151,6 +155,23 @@ def test_training_goes_on_after_a_failed_save(
         train(config(), tiny_dataset, tmp_path / "run", one_rank)
     assert losses(tmp_path / "run") == undisturbed
     assert [path.name for path in committed(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_limit_on_the_size_of_files_is_named(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, undisturbed: list[float]
+) -> None:
+    """As `ulimit -f` sets it; torch's writer says only that a position is not the one it expects."""
+    place, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the tokenizer is smaller, the weights are not
+    try:
+        with warns("step 2 not committed: .*File too large.*training goes on"), contextlib.suppress(UserError):
+            train(config(), tiny_dataset, place, one_rank)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert committed(place) == []
+    train(config(), tiny_dataset, place, one_rank)
+    assert losses(place) == undisturbed
+    assert [path.name for path in committed(place)] == ["step-00000004", "step-00000002"]
 
 
 def test_a_read_only_folder_costs_a_warning(one_rank: Ranks, tiny_dataset: Path, small_disk: Path) -> None:
@@ -331,3 +352,45 @@ def test_weights_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dat
             trainer.saver.settle()
         trainer.reader.loader.close()
     assert not committed(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EACCES, False), (errno.ESTALE, True), (errno.EIO, None)])
+def test_what_cannot_be_read_now_is_not_passed_over(
+    run: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool | None
+) -> None:
+    """Going on from an older checkpoint would remove the newest; only a disk that fails has damaged it."""
+    newest, older = committed(run)[:2]
+    read = manifests.sha256_of
+
+    def fail(path: Path) -> str:
+        if newest in path.parents:
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(manifests, "sha256_of", fail)
+    if passes is None:
+        with warns("checkpoint passed over: .*Input/output error"):
+            found = last_good(run)
+        assert found is not None
+        assert found[0] == older
+        return
+    for call in (lambda: last_good(run), lambda: prune_run(run, 2)):
+        with pytest.raises(UserError, match=rf"cannot be read: {os.strerror(number)}") as error:
+            call()
+        assert error.value.passes is passes
+    assert committed(run)[:2] == [newest, older]
+
+
+def test_without_a_look_at_its_checkpoints_no_run_begins_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Path.iterdir
+
+    def fail(path: Path) -> Iterator[Path]:
+        if path.name == "checkpoints":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(PermissionError):
+        last_good(run)
+    with pytest.raises(PermissionError):
+        list_checkpoints(run, verify=False)

@@ -88,3 +88,16 @@ def test_ordinary_pages_are_not_tangled() -> None:
     assert not too_tangled(prose * 5000)
     assert not too_tangled("a < b and c > d, [1] {{ " * 100)
     assert not too_tangled('<ref name="a<b">x</ref> and so on for a while. ' * 300)
+
+
+def test_formulas_of_molecules_are_words() -> None:
+    assert prose_source("Of <chem>H2O</chem>, <ce>[Fe(CN)6]</ce> here.") == (
+        "Of <nowiki>H2O</nowiki>, <nowiki>[Fe(CN)6]</nowiki> here."
+    )
+    assert prose_source("Of <chem>2 H2 + O2 -> 2 H2O</chem>here.") == "Of here."
+
+
+def test_code_inside_a_sentence_is_shown() -> None:
+    text = 'Call <syntaxhighlight lang="c" inline>a[[0]]</syntaxhighlight> or <source inline lang=c>b</source> here.'
+    assert prose_source(text) == "Call <nowiki>a[[0]]</nowiki> or <nowiki>b</nowiki> here."
+    assert prose_source('A <syntaxhighlight lang="inline">x</syntaxhighlight> b.') == "A  b."

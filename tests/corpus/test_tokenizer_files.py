@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from trelm_ds.corpus import load_tokenizer
 from trelm_ds.errors import UserError
@@ -46,6 +47,12 @@ def backend(vocabulary: list[str], lowercase: bool) -> Tokenizer:
         (CASED, {"do_lower_case": False}, ["Berlin", "is", "café"], ""),
         (CASED, {"do_lower_case": True}, ["berlin", "is", "cafe"], "warning: --tokenizer: "),
         ([*UNCASED, "café"], {}, ["berlin", "is", "café"], "has no capitals"),
+        (
+            [*UNCASED, "NUM", *(f"berlin{number}" for number in range(100))],
+            {},
+            ["berlin", "is", "cafe"],
+            "has no capitals but in 1 tokens, such as 'NUM': text is lower-cased",
+        ),
         ([*UNCASED, "café"], {"strip_accents": True}, ["berlin", "is", "cafe"], "has no capitals"),
     ],
 )
@@ -127,7 +134,16 @@ def test_a_vocabulary_that_is_wrong_is_refused_by_line(tmp_path: Path, vocabular
     ("files", "message"),
     [
         ({"tokenizer.json": "{"}, "tokenizer.json cannot be read: "),
-        ({"tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}, "tokenizer.json cannot be"),
+        ({"tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}, "is a git-lfs pointer"),
+        ({"vocab.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}, "vocab.txt: is a git-lfs"),
+        ({"vocab.txt": "", "tokenizer_config.json": '{"do_lower_case": "false"}'}, "'do_lower_case' must be true or"),
+        (
+            {"vocab.txt": "", "tokenizer_config.json": '{"strip_accents": "no"}'},
+            "'strip_accents' must be true or false",
+        ),
+        ({"vocab.txt": "", "tokenizer_config.json": '{"tokenizer_class": ["x"]}'}, "'tokenizer_class' must be a name"),
+        ({"vocab.json": "[1]", "merges.txt": ""}, "vocab.json cannot be read: expected an object"),
+        ({"vocab.json": '{"a": 0, "a": 1}', "merges.txt": ""}, "'a' stands twice"),
         ({"vocab.txt": "", "tokenizer_config.json": "[1]"}, "tokenizer_config.json:1: expected an object"),
         ({"vocab.txt": "", "tokenizer_config.json": "{"}, "tokenizer_config.json:1: not valid JSON"),
         ({"vocab.txt": ""}, r"vocab.txt lacks \[PAD\]"),
@@ -141,6 +157,74 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, files: dict[str, str], messa
     with pytest.raises(UserError, match=message) as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_that_does_not_read_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    """The library would go on with the five special tokens alone."""
+    folder = write(tmp_path / "t", CASED, tokenizer_class="RobertaTokenizer")
+    with pytest.raises(UserError, match=r"vocab.txt is not what a RobertaTokenizer reads; correct tokenizer_class"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_added_to_a_vocabulary_are_tokens(tmp_path: Path, name: str) -> None:
+    folder, new = write(tmp_path / "t", CASED), len(CASED)
+    content = {"[NEW]": new} if name.startswith("added") else {"added_tokens_decoder": {new: {"content": "[NEW]"}}}
+    (folder / name).write_text(json.dumps(content))
+    loaded = load_tokenizer(folder)
+    assert loaded.tokenize("Berlin [NEW] café") == ["Berlin", "[NEW]", "café"]
+    assert len(loaded) == new + 1
+
+
+def byte_pairs(folder: Path, **changed: Any) -> Path:
+    """A byte-level vocabulary of the single bytes and "is"."""
+    letters = sorted(bytes_to_unicode().values())
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "is", *(f"a{letter}" for letter in letters)]
+    content = {
+        "vocab.json": json.dumps({token: number for number, token in enumerate(tokens)}),
+        "merges.txt": "#version: 0.2\ni s\n" + "".join(f"a {letter}\n" for letter in letters),
+    } | {name.replace("_", "."): text for name, text in changed.items()}
+    for name, text in content.items():
+        (folder / name).write_bytes(text.encode())
+    return folder
+
+
+@pytest.mark.parametrize("model", [False, True])
+@pytest.mark.parametrize("untidy", ["", "\ufeff", "\n\n"])
+def test_byte_pairs_of_any_editor(tmp_path: Path, untidy: str, model: bool) -> None:
+    byte_pairs(tmp_path)
+    if model:
+        (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    for name in ("vocab.json", "merges.txt"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(untidy + text if untidy == "\ufeff" else text + untidy)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.tokenize("is it") == ["is", "Ġ", "i", "t"]
+    assert (len(loaded), loaded.mask_token_id) == (5 + 256 + 1 + 256, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"merges_txt": ""}, "merges.txt is cut off: nothing makes 262 tokens"),
+        ({"config_json": '{"model_type": "bert"}'}, "vocab.json is not what a BertTokenizer reads"),
+    ],
+)
+def test_byte_pairs_that_would_train_something_else(tmp_path: Path, changed: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(byte_pairs(tmp_path, **changed))
+
+
+def test_two_tokens_with_one_number(tmp_path: Path) -> None:
+    vocabulary = json.loads((byte_pairs(tmp_path) / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary | {"is": 0}))
+    with pytest.raises(UserError, match="'<s>' and 'is' have the same number 0"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokenizer_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(backend(CASED, lowercase=False).to_str(), encoding="utf-8-sig")
+    assert load_tokenizer(tmp_path).tokenize(TEXT) == ["Berlin", "is", "café"]
 
 
 def test_a_vocabulary_without_its_unknown_token(tmp_path: Path) -> None:

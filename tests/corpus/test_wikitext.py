@@ -205,3 +205,10 @@ def test_templates_that_are_left_out_are_counted_by_name() -> None:
     text = "A {{citation needed|date=x}} {{Citation_needed}} {{nowrap|word {{who}} of}} [[Link|{{flagicon}} it]]."
     paragraphs_of(text, left_out=left_out)
     assert left_out == {"citation needed": 2, "who": 1, "flagicon": 1}
+
+
+def test_readings_above_the_line_and_what_cannot_be_seen_stay_out_of_words() -> None:
+    (paragraph,) = paragraphs_of(
+        "The <ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字</ruby> of soft&shy;ware, zero&#8203;width, {{{x|a default}}}."
+    )
+    assert paragraph.text == "The 漢字 of software, zerowidth, a default."

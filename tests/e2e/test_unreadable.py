@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.launch import trelm
 from trelm_ds import cli
+from trelm_ds.errors import UnreadableError
 
 READS = {  # command -> the parts of a dataset that it reads
     "verify": ("manifest.json", "lengths.npy", "graph/entities.npy", "shard-000000.tar"),
@@ -62,6 +63,20 @@ def test_a_file_that_fails_is_one_line(
         cli.main(["verify", "x"])
     assert ended.value.code == code
     assert capsys.readouterr().err == f"trelm: error: /data/wiki/graph/entities.npy: {os.strerror(number)}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.ESTALE, 1)])
+def test_a_reader_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    def fail(_: object) -> int:
+        raise UnreadableError(Path("/data/manifest.json"), OSError(number, os.strerror(number)))
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", "x"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"trelm: error: /data/manifest.json: cannot be read: {os.strerror(number)}\n"
 
 
 def test_another_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import os
 import random
@@ -121,3 +124,22 @@ def test_half_precision_is_read(tmp_path: Path) -> None:
     state = load_file(tmp_path / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in state.items()}, tmp_path / "model.safetensors")
     assert load_pretrained(tmp_path).head.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_what_may_not_be_read_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make_hf("bert").save_pretrained(tmp_path)
+    if name == "pytorch_model.bin":
+        pickled(tmp_path)
+
+    look = builtins.open
+
+    def fail(path: Any, *more: Any, **named: Any) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, *more, **named)
+
+    monkeypatch.setattr(builtins, "open", fail)
+    monkeypatch.setattr(io, "open", fail)
+    with pytest.raises(UserError, match=f"{name}: cannot be read: Permission denied$"):
+        load_pretrained(tmp_path)

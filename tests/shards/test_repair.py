@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.batches.numbered_dataset import FIRST, write_numbered
 from trelm_ds.errors import UserError
-from trelm_ds.shards import Manifest, ShardReader, repair, verify
+from trelm_ds.shards import Block, Manifest, ShardReader, repair, verify
 
 N = 203
 
@@ -145,3 +146,30 @@ def _lengths(folder: Path) -> np.ndarray:
     write_numbered(twin, N)
     assert Manifest.load(twin).fingerprint == Manifest.load(folder).fingerprint
     return np.load(twin / "lengths.npy")
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.EIO, 7), (errno.ESTALE, None), (errno.EACCES, None)])
+def test_only_a_failing_disk_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, lost: int | None
+) -> None:
+    """What may pass, or another user may do, must not cost sound sequences."""
+    folder = tmp_path / "ds"
+    write_numbered(folder, N)
+    read, failed = Block.from_tar, list[int]()
+
+    def fail(data: bytes, where: str, vocab_size: int) -> Block:
+        if not failed:
+            failed.append(number)
+            raise OSError(number, os.strerror(number))
+        return read(data, where, vocab_size)
+
+    before = Manifest.load(folder).fingerprint
+    monkeypatch.setattr(Block, "from_tar", staticmethod(fail))
+    if lost is not None:
+        assert repair(folder)[1] == []
+        assert Manifest.load(folder).n_sequences == N - lost
+        return
+    with pytest.raises(UserError, match="cannot be repaired"):
+        repair(folder)
+    assert Manifest.load(folder).fingerprint == before
+    assert verify(folder)[1] == []

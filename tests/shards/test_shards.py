@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -158,6 +161,25 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"lengths.npy: missing or damaged; run `trelm verify --repair"):
         ShardReader(tmp_path / "ds")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_what_may_not_be_read_is_a_mistake_and_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write(tmp_path / "ds", random_sequences(20, 1000), 1000)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: fail())
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    if number == errno.EACCES:
+        with pytest.raises(UserError, match=r"shard-000000.tar: cannot be read: Permission denied"):
+            verify(tmp_path / "ds")
+    else:
+        found = verify(tmp_path / "ds")[1]
+        assert found
+        assert all("cannot be read: Input/output error" in line for line in found)
 
 
 def test_a_damaged_block_is_never_trained_on(tmp_path: Path) -> None:

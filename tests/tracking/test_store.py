@@ -142,3 +142,10 @@ def test_a_store_whose_maker_was_killed_is_made_by_the_next(tmp_path: Path, run:
     tracker.log(1, point(1))
     tracker.end("FINISHED")
     check_arrived_once(address, run, [1])
+
+
+def test_the_reason_is_the_line_that_says_something() -> None:
+    how = "(raised as a result of Query-invoked autoflush; consider using ...)"
+    lines = f"{how}\n(sqlite3.OperationalError) attempt to write a readonly database\n[SQL: UPDATE x]"
+    assert store_module.reason(RuntimeError(lines), "sqlite:////a/b.db") == "attempt to write a readonly database"
+    assert store_module.reason(RuntimeError(""), "sqlite:////a/b.db") == "RuntimeError"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.checkpoints.saver import prune
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, MANIFEST, checkpoints_folder, committed, latest_checkpoint, step_of
 
@@ -56,17 +56,19 @@ def _describe(path: Path, verify: bool) -> ListedCheckpoint | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         ranks, stage = int(manifest["world_size"]), int(manifest["zero_stage"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         problem = f"{path / MANIFEST}: damaged"
     if verify:
         try:
             read_verified(path)
         except UserError as error:
+            if isinstance(error, UnreadableError) and not error.lost:
+                raise  # no damage, for which `--prune` would remove it
             problem = str(error)
     try:
         committed_at = (path / MANIFEST).stat().st_mtime
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    except OSError:
+    except FileNotFoundError:
         return None
     return ListedCheckpoint(path, step_of(path), size, committed_at, ranks, stage, problem)
 

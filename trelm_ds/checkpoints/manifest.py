@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trelm_ds import __version__, log
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 from trelm_ds.files import canonical_json, read_json, sha256_of
 from trelm_ds.run_folder import MANIFEST, checkpoints_folder, committed
 
@@ -66,7 +66,7 @@ def read_verified(checkpoint: Path) -> CheckpointInfo:
     """Read a checkpoint's manifest and check the size and hash of every file against it.
 
     Raises:
-        UserError: not a checkpoint, or a file is missing, changed or not listed; names the file.
+        UserError: not a checkpoint, or a file is missing, changed, not listed or unreadable; names the file.
     """
     path = checkpoint / MANIFEST
     if not path.is_file():
@@ -100,7 +100,10 @@ def _problem(file: Path, size: int, digest: str) -> str | None:
         if file.stat().st_size != size or sha256_of(file) != digest:
             return f"{file}: its content does not match the checkpoint's manifest"
     except OSError as error:
-        return f"{file}: cannot be read: {error.strerror}"
+        problem = UnreadableError(file, error)
+        if not problem.lost:
+            raise problem from None
+        return str(problem)
     return None
 
 
@@ -108,13 +111,16 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
     """Find the newest sound checkpoint of a run, warning of each damaged one passed over; None where there are none.
 
     Raises:
-        UserError: there are checkpoints, but none is sound.
+        UserError: there are checkpoints, but none is sound; or the newest cannot be read now.
     """
     candidates = committed(run)
     for checkpoint in candidates:
         try:
             return checkpoint, read_verified(checkpoint)
         except UserError as error:
+            # What cannot be read now may be sound, and the run would remove it once it has gone on from an older one.
+            if isinstance(error, UnreadableError) and not error.lost:
+                raise
             log.warning(f"checkpoint passed over: {error}")
     if candidates:
         raise UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")

@@ -246,7 +246,10 @@ class _PendingSave:
                     )
                 with path.open("wb") as stream:
                     hashing = _HashingStream(stream)
-                    torch.save(state, hashing)  # type: ignore[arg-type]  # it calls write and flush only
+                    try:
+                        torch.save(state, hashing)  # type: ignore[arg-type]  # it calls write and flush only
+                    except RuntimeError as error:
+                        raise hashing.failed or error from None
                     stream.flush()
                     os.fsync(stream.fileno())
                 self._digests[path.name] = [hashing.size, hashing.hexdigest()]
@@ -270,12 +273,17 @@ class _HashingStream:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._hash, self.size = stream, hashlib.sha256(), 0
+        self.failed: OSError | None = None  # the writer's own error says nothing of a full disk or a file too large
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
         self.size += len(data)
         faults.reach("save-mid-file")
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
     def flush(self) -> None:
         self._stream.flush()
@@ -375,4 +383,6 @@ def _tensor_bytes(state: Any) -> int:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list) and error.args[0]:
+        error = OSError(error.args[0][0][-1])  # of (from, to, reason) for each file
     return " ".join(str(error).split())[:200] or type(error).__name__

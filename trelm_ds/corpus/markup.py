@@ -16,6 +16,7 @@ DATA_TAGS = (
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _REFERENCES = re.compile(r"(?:<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*+>)+", re.DOTALL | re.IGNORECASE)
 _DATA = re.compile(rf"<(?P<name>{'|'.join(DATA_TAGS)})\b[^<>]*(?:/>|>.*?</(?P=name)\s*+>)", re.DOTALL | re.IGNORECASE)
+_FORMULA = re.compile(r"\s*[A-Za-z0-9()\[\]]{1,40}\s*$")  # of a molecule, not of a reaction
 
 # At each opener without a closer the parser reads to the end and backtracks, which takes quadratic time.
 _PAIRS = (
@@ -49,7 +50,17 @@ def without_comments(wikitext: str) -> str:
 def prose_source(wikitext: str) -> str:
     """Remove comments, references, data and wiki tables."""
     wikitext = _REFERENCES.sub(_gap, without_comments(wikitext))
-    return without_tables(_DATA.sub(_gap, wikitext))
+    return without_tables(_DATA.sub(_data, wikitext))
+
+
+def _data(match: re.Match[str]) -> str:
+    """Return what stands for data: code inside a sentence is a part of it, as <code> is; so is H2O, as {{chem}} is."""
+    opening, _, rest = match.group().partition(">")
+    name, content = match["name"].lower(), rest.rpartition("<")[0]
+    inline = name in ("syntaxhighlight", "source") and "inline" in opening.split()
+    if inline or (name in ("chem", "ce") and _FORMULA.match(content)):
+        return f"<nowiki>{content.strip()}</nowiki>"
+    return _gap(match)
 
 
 def _gap(match: re.Match[str]) -> str:

@@ -22,6 +22,7 @@ _UNITS = {
     "cuin": "cu in", "usgal": "US gal", "USgal": "US gal", "impgal": "imp gal", "m/s2": "m/s²", "/km2": "/km²",
     "/sqmi": "/sq mi", "PD/km2": "/km²", "PD/sqmi": "/sq mi",
 }  # fmt: skip
+_POWER_OF = re.compile(r"(?<=[A-Za-z])[23](?![0-9A-Za-z])")  # m3/s, lb/in2
 _POWERS = {"e3": "thousand ", "e6": "million ", "e9": "billion "}
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _RAISABLE = re.compile(r"[-−+0-9n]{1,12}$")
@@ -57,7 +58,7 @@ def _at(values: list[str], place: int) -> str:
 def _unit(code: str) -> str:
     power = _POWERS.get(code[:2], "")
     code = code[2:] if power else code
-    return power + _UNITS.get(code, code)
+    return power + (_UNITS.get(code) or _POWER_OF.sub(lambda match: superscript(match.group()), code))
 
 
 def fraction(values: list[str]) -> str:
@@ -87,8 +88,14 @@ def date(values: list[str]) -> str:
 
 
 def value_of(values: list[str], exponent: str, unit: str) -> str:
-    """Spell out a measured value with its uncertainty: "1.2±0.3 × 10⁶ kg"."""
-    said = "±".join(values[:2])
+    """Spell out a measured value with its uncertainty: "1.2±0.3 × 10⁶ kg", "1.2+0.4−0.3", "1.2(3)"; or a range."""
+    first, second, third = (*values, "", "")[:3]
+    if second in _BETWEEN:
+        said = first + _BETWEEN[second] + third
+    elif third:
+        said = f"{first}+{second.lstrip('+')}−{third.lstrip('-−')}"
+    else:
+        said = f"{first}±{second}" if second and not second.startswith("(") else first + second
     if exponent:
         said += f" × 10{superscript(exponent)}"
     return f"{said} {unit}" if unit else said

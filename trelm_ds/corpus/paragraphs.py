@@ -9,10 +9,15 @@ from collections import Counter
 
 from trelm_ds.corpus.documents import Document, Mention
 
-# Debris of dropped templates and references: "()", "(; born", "word ,".
-_LEFTOVERS = re.compile(r" ?\(\s*[;,:]*\s*\)|(?<=\()[\s;,]+| (?=[,.;:](?:\s|$))")
+# Debris of dropped templates and references: "()", "(, )", "(; born", "born; )", "a; ; b", "word ,". What has no space
+# in it is not theirs: "printf()", "for (;;)", "(1,)".
+_LEFTOVERS = re.compile(
+    r" \(\)|(?<!\w)\(\)| ?\([;,:]*\s[\s;,:]*\)|(?<=\()[\s;,]++(?!\))|(?<![\s;,])[\s;,]*+(?<=\s)(?=\))"
+    r"|[;,] (?=[;,])| (?=[,.;:](?:\s|$))"
+)
 _QUALIFIER = re.compile(r" \([^()]*\)$")
 _SPACES = re.compile(r"\s+")
+_UNSEEN = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")  # where a word may be broken, or may not
 MINIMUM_WORDS = 4
 
 
@@ -39,6 +44,8 @@ class Line:
         Returns:
             the number of spaces at its start.
         """
+        if not text.isascii():
+            text = text.translate(_UNSEEN)
         if not text:
             return 0
         text = _SPACES.sub(" ", text)
@@ -51,6 +58,11 @@ class Line:
             self._pieces.append(text)
             self._length, self._last = self._length + len(text), text[-1]
         return int(text.startswith(" "))
+
+    @property
+    def ends_with_digit(self) -> bool:
+        """Whether a digit is the last character so far."""
+        return self._last.isdecimal()
 
     @property
     def _end(self) -> int:

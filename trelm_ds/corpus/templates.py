@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from mwparserfromhell.nodes import Template
@@ -15,17 +16,21 @@ _SHOWN = {
     "larger": 1, "em": 1, "strong": 1, "smallcaps": 1, "sc": 1, "mono": 1, "code": 1, "samp": 1, "kbd": 1, "char": 1,
     "abbr": 1, "abbrlink": 1, "tooltip": 1, "ill": 1, "illm": 1, "interlanguage link": 1,
     "interlanguage link multi": 1, "nihongo2": 1, "nihongo3": 1, "nihongo foot": 1, "quote": 1,
-    "blockquote": 1, "bquote": 1, "bq": 1, "cquote": 1, "quotation": 1, "poemquote": 1, "poem quote": 1, "flag": 1,
-    "flagu": 1, "flagcountry": 1, "visible anchor": 1, "vanchor": 1, "not a typo": 1, "proper name": 1, "sic": 1,
-    "linktext": 1, "angbr": 1, "angle bracket": 1, "var": 1, "mvar": 1, "math": 1, "unicode": 1, "nobold": 1,
+    "blockquote": 1, "bquote": 1, "bq": 1, "cquote": 1, "quotation": 1, "poemquote": 1, "poem quote": 1, "poem": 1,
+    "flag": 1, "flagu": 1, "flagcountry": 1, "visible anchor": 1, "vanchor": 1, "not a typo": 1, "proper name": 1,
+    "sic": 1, "linktext": 1, "angbr": 1, "angle bracket": 1, "var": 1, "mvar": 1, "math": 1, "unicode": 1, "nobold": 1,
     "noitalic": 1, "noitalics": 1, "italic": 1, "bold": 1, "underline": 1, "strikethrough": 1, "overline": 1,
-    "text": 1, "xt": 1, "mxt": 1, "!xt": 1,
+    "text": 1, "xt": 1, "mxt": 1, "!xt": 1, "large": 1, "midsize": 1, "huge": 1, "nq": 1, "sc2": 1, "smallcaps2": 1,
+    "font": 1, "bdi": 1,
     "hebrew": 1, "polytonic": 1, "nts": 1, "center": 1, "allcaps": 1, "crossreference": 1, "crossref": 1, "sub": 1,
     "lang": 2, "langx": 2, "script": 2, "rtl-lang": 2, "rtl lang": 2, "color": 2, "colour": 2, "align": 2,
+    "background color": 2, "bg": 2, "sort": 2, "hover title": 2, "h:title": 2, "as written": 1, "tt": 1, "varserif": 1,
+    "cns": 1, "reference necessary": 1,
 }  # fmt: skip
 # The last one, behind a language and, if given, a scheme (DIN, Hepburn); behind colours or a size.
 _LAST = {"transliteration", "transl", "translit", "wikt-lang", "wiktlang", "font color", "fontcolor", "resize"}
 _NAMED = ("text", "quote", "content")  # other names of the parameter
+_LINKED = {"ill", "illm", "interlanguage link", "interlanguage link multi"}  # their parameter lt is what is shown
 _SPELLED = {
     "'": "'", "`": "`", "'s": "'s", "s'": "s'", "' \"": "' \"", "\" '": "\" '", "\"'": "\"'", "'\"": "'\"",
     "prime": "′", "ndash": "–", "–": "–", "endash": "–", "en dash": "–", "nsndash": "–", "nsnd": "–",
@@ -40,6 +45,8 @@ _SPELLED = {
     "times": "×", "plusminus": "±", "±": "±", "+-": "±", "pm": "±", "degree": "°", "deg": "°", "sup2": "²",
     "sup3": "³", "pi": "π", "mu": "μ", "phi": "φ", "infin": "∞", "co2": "CO2", "h2o": "H2O", "flat": "♭",
     "sharp": "♯", "natural": "♮", "number sign": "#", "hash": "#", "half": "½",
+    "okina": "ʻ", "ʻokina": "ʻ", "hamza": "ʾ", "ayin": "ʿ", "lt": "<", "gt": ">", "ampersand": "&",
+    "wj": "",
 }  # fmt: skip
 _SIGNS = {
     "us$": "US$", "usd": "US$", "a$": "A$", "aud": "A$", "c$": "C$", "cad": "C$", "nz$": "NZ$", "nzd": "NZ$",
@@ -49,7 +56,14 @@ _SIGNS = {
 _SHIPS = {
     "hms", "uss", "hmas", "hmcs", "hmnzs", "rms", "ss", "ms", "mv", "usns", "uscgc", "usat", "ins", "sms", "orp",
     "hnlms", "hnoms", "hdms", "hswms", "csss", "rfa", "rv", "hmt", "hmhs", "lé",
+    "gts", "hmis", "hmsas", "hmvs", "usav", "usrc",
 }  # fmt: skip
+_MUSIC = {
+    "flat": "♭", "b": "♭", "♭": "♭", "sharp": "♯", "#": "♯", "♯": "♯", "natural": "♮", "n": "♮", "♮": "♮",
+    "doubleflat": "𝄫", "bb": "𝄫", "doublesharp": "𝄪", "##": "𝄪", "x": "𝄪",
+}  # fmt: skip
+_FRACTION = re.compile(r"[0-9]{1,2}/[0-9]{1,2}$")  # {{1/2}}
+_CHARGE = re.compile(r"\(([0-9]*[-+−])\)")  # of an ion
 _CASES: dict[str, Callable[[str], str]] = {
     "lc": str.lower,
     "uc": str.upper,
@@ -70,8 +84,8 @@ _MADE: dict[str, Callable[[list[str]], str]] = {
     "e": lambda values: f" × 10{superscript(values[0])}",
     "10^": lambda values: f"10{superscript(values[0])}",
     "chem": lambda values: "".join(superscript(value) if value[-1:] in "+-−" else value for value in values),
-    "music": lambda values: {"flat": "♭", "sharp": "♯", "natural": "♮"}.get(values[0], ""),
-    "chem2": lambda values: values[0],
+    "music": lambda values: _MUSIC.get(values[0].lower(), ""),
+    "chem2": lambda values: _CHARGE.sub(lambda match: superscript(match.group(1)), values[0]),
     "ship": lambda values: _joined(values[:2]),
     "sclass": lambda values: f"{values[0]}-class {_joined(values[1:2])}".rstrip(),
     "sortname": lambda values: _joined(values[:2]),
@@ -84,14 +98,19 @@ _MADE: dict[str, Callable[[list[str]], str]] = {
     "section link": lambda values: " § ".join(values).strip(),
     "oldstyledate": lambda values: f"{_joined(values[:2])} [O.S. {_joined(values[2:3])}]",
     "ordinal": lambda values: _ordinal(values[0]),
+    "no.": lambda values: f"No. {values[0]}",
+    "gaps": "".join,
 }
+# What is left of a template without parameters, as in "{{circa}} 1500".
+_BARE = {"circa": "c.", "fl.": "fl.", "reign": "r.", "née": "née", "lit": "lit.", "no.": "No."}
 _ALIASES = {
     "c.": "circa", "ca": "circa", "ca.": "circa", "circ": "circa", "floruit": "fl.", "fl": "fl.", "r.": "reign",
     "superscript": "sup", "subscript": "sub", "chem 2": "chem2", "sclass2": "sclass", "sclass-": "sclass",
     "literal translation": "lit", "literally": "lit", "gl": "gloss", "nee": "née", "sqrt": "radic",
     "interp": "bracket", "slink": "section link", "keypress": "key press", "ship class": "sclass",
     "old style date": "oldstyledate", "lang-x": "langx", "formatnumber": "formatnum", "asof": "as of",
-    "sqbrackets": "bracket", "convertabbrev": "convert", "nbr": "nowrap", "hyphen-minus": "hyphen",
+    "sqbrackets": "bracket", "convertabbrev": "convert", "nbr": "nowrap", "hyphen-minus": "hyphen", "numero": "no.",
+    "key": "key press",
 }  # fmt: skip
 _LONGEST = 2000  # characters; a template with longer parameters does not stand for a few words
 
@@ -119,12 +138,16 @@ def visible_part(template: Template, text: Callable[[Wikicode], str]) -> Wikicod
         return _CASES[function](text(template.name).partition(":")[2].strip())
     if name in _SPELLED:
         return _SPELLED[name]
+    if _FRACTION.match(name):
+        return name
     if name in _LAST:
         return _positional(template, min(3, max(2, len(_shown(template)))))
     if name == "nihongo":  # English, Japanese, transcription
         return next((part for number in (1, 3, 2) if str(part := _positional(template, number)).strip()), "")
-    if name in _SHOWN:
-        return _positional(template, _SHOWN[name])
+    if name in _LINKED and template.has("lt", ignore_empty=True):
+        return template.get("lt").value
+    if name in _SHOWN or name.endswith((" span", "-span")):  # {{citation needed span|the words}}
+        return _positional(template, _SHOWN.get(name, 1))
     if name.startswith("lang-") or name.startswith("script/"):
         return _positional(template, 1)
     if name not in _MADE and name not in _SIGNS and name not in _SHIPS and name not in ("as of", "val", "formatnum"):
@@ -143,7 +166,9 @@ def _made(name: str, template: Template, text: Callable[[Wikicode], str]) -> str
             f"{'as' if named.get('lc') else 'As'} of {date(values[:3])}" if any(values) else None
         )
     if not any(values):
-        return None
+        return _BARE.get(name) or _SIGNS.get(name)
+    if name in ("convert", "cvt") and named.get("adj") == "mid":  # the last one stands behind the unit: -tall, wide
+        return measure(values[:-1]) + (values[-1] if values[-1].startswith("-") else f" {values[-1]}")
     if name == "val":
         unit = named.get("u") or named.get("ul") or named.get("up") or named.get("upl") or ""
         return value_of(values, named.get("e", ""), unit)

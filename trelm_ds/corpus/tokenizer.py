@@ -81,7 +81,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if missing or not tokenizer.is_fast:
         problem = f"has no {missing[0]} token" if missing else "is not a fast tokenizer (character offsets are needed)"
         raise UserError(f"--tokenizer: {folder} {problem}")
-    if max(tokenizer.get_vocab().values()) >= len(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    tokens = {number: token for token, number in vocabulary.items()}
+    if twice := next((token for token, number in vocabulary.items() if tokens[number] != token), None):
+        also = tokens[vocabulary[twice]]
+        raise UserError(f"--tokenizer: {folder}: '{twice}' and '{also}' have the same number {vocabulary[twice]}")
+    if max(tokens) >= len(tokenizer):
         raise UserError(f"--tokenizer: {folder}: its ids have gaps; number the tokens from 0 on without blank lines")
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     unknown = model.get("unk_token")

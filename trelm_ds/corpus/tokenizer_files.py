@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
-from trelm_ds.files import read_json, read_lines
+from trelm_ds.files import read_json, read_lines, refuse_pointers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,6 +27,12 @@ _USUAL = {  # names of special tokens, BERT's before RoBERTa's
     "mask": ("[MASK]", "<mask>"),
 }
 _BERT = (None, "BertTokenizer", "BertTokenizerFast")
+_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json", "config.json")
+_SPECIAL = 10  # tokens that no merge makes: the special ones
+_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+_FEW = (
+    0.01  # share of the tokens; a cased vocabulary has a third of them with capitals, an added "NUM" makes none cased
+)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -34,13 +41,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or a file of it cannot be read.
     """
+    refuse_pointers(folder)
     settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():
         return _from_backend(folder, settings)
     if (folder / "vocab.txt").is_file():
         return _from_wordpieces(folder, settings)
     if (folder / "vocab.json").is_file():
-        return _from_library("AutoTokenizer" if _class_is_known(folder, settings) else "RobertaTokenizer", folder)
+        return _from_byte_pairs(folder, settings)
     raise UserError(f"--tokenizer: {folder} holds no vocab.txt, no vocab.json with merges.txt, no tokenizer.json")
 
 
@@ -52,8 +60,18 @@ def _settings(folder: Path) -> dict[str, Any]:
             content = read_json(path)
             if not isinstance(content, dict):
                 raise UserError(f"{path}:1: expected an object of the tokenizer's settings")
+            _check_types(path, content)
             settings |= content
     return settings
+
+
+def _check_types(path: Path, content: dict[str, Any]) -> None:
+    """Refuse settings of another type, such as "false" with quotes, which is true to the library."""
+    for name in _FLAGS:
+        if not isinstance(content.get(name), bool | None):
+            raise UserError(f"{path}: '{name}' must be true or false, got {json.dumps(content[name])[:60]}")
+    if not isinstance(content.get("tokenizer_class"), str | None):
+        raise UserError(f"{path}: 'tokenizer_class' must be a name, got {json.dumps(content['tokenizer_class'])[:60]}")
 
 
 def _class_is_known(folder: Path, settings: dict[str, Any]) -> bool:
@@ -64,14 +82,15 @@ def _class_is_known(folder: Path, settings: dict[str, Any]) -> bool:
     return isinstance(config, dict) and isinstance(config.get("model_type"), str)
 
 
-def _from_library(name: str, folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+def _from_library(name: str, folder: Path, shown: Path | None = None, **options: Any) -> PreTrainedTokenizerBase:
+    """Load what the library makes of a folder; `shown` is the folder to name in messages."""
     import transformers
 
     try:
         return getattr(transformers, name).from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # the library lets any exception of its file readers through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"--tokenizer: {folder} cannot be read: {reason}") from None
+        raise UserError(f"--tokenizer: {shown or folder} cannot be read: {reason}") from None
 
 
 # --- tokenizer.json ---
@@ -86,7 +105,7 @@ def _from_backend(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizer
 
     path = folder / "tokenizer.json"
     try:
-        core = Tokenizer.from_file(str(path))
+        core = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except Exception as error:
         raise UserError(f"--tokenizer: {path} cannot be read: {next(iter(str(error).splitlines()), '')}") from None
     if _class_is_known(folder, settings):
@@ -129,6 +148,45 @@ def _special_tokens(settings: dict[str, Any], vocabulary: dict[str, int]) -> dic
     return found
 
 
+def _with_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, path: Path, vocabulary: dict[str, int]
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer if it has the vocabulary of the file; a class that reads another file has its own."""
+    known = tokenizer.get_vocab()
+    if any(known.get(token) != number for token, number in vocabulary.items()):
+        raise UserError(
+            f"--tokenizer: {path} is not what a {type(tokenizer).__name__} reads; correct tokenizer_class in "
+            "tokenizer_config.json (or model_type in config.json), or remove that file"
+        )
+    return tokenizer
+
+
+# --- vocab.json and merges.txt ---
+def _from_byte_pairs(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load a byte-pair vocabulary; the library takes neither byte-order marks nor empty lines at the end."""
+    path, pairs = folder / "vocab.json", folder / "merges.txt"
+    vocabulary = read_json(path, unique_keys=True)
+    if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+        raise UserError(f"--tokenizer: {path} cannot be read: expected an object of tokens and their numbers")
+    merges = [line for _, line in read_lines(pairs)]
+    while merges and not merges[-1]:
+        merges.pop()
+    made = {line.replace(" ", "", 1) for line in merges}
+    lost = [token for token in vocabulary if len(token) > 1 and token not in made]
+    if len(lost) > _SPECIAL + _FEW * len(vocabulary):
+        raise UserError(f"--tokenizer: {pairs} is cut off: nothing makes {len(lost)} tokens of {path}; fetch it again")
+    name = "AutoTokenizer" if _class_is_known(folder, settings) else "RobertaTokenizer"
+    with tempfile.TemporaryDirectory() as tidy:
+        for other in _SETTINGS:
+            if (folder / other).is_file():
+                (Path(tidy) / other).write_text(json.dumps(read_json(folder / other)))
+        (Path(tidy) / path.name).write_text(json.dumps(vocabulary))
+        (Path(tidy) / pairs.name).write_text("".join(f"{line}\n" for line in merges), encoding="utf-8")
+        tokenizer = _from_library(name, Path(tidy), shown=folder)
+    tokenizer.name_or_path = str(folder)
+    return _with_vocabulary(tokenizer, path, vocabulary)
+
+
 # --- vocab.txt ---
 def _from_wordpieces(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Load a WordPiece vocabulary, whose file says neither whether it is cased nor whether it keeps accents."""
@@ -141,13 +199,29 @@ def _from_wordpieces(folder: Path, settings: dict[str, Any]) -> PreTrainedTokeni
         name = specials.setdefault(f"{special}_token", _USUAL[special][0])
         if name not in vocabulary:
             raise UserError(f"--tokenizer: {path} lacks {name}")
-    options = {"do_lower_case": _lowers(path, vocabulary, settings), "strip_accents": settings.get("strip_accents")}
-    if not {"do_lower_case", "strip_accents"} & settings.keys() and _has(vocabulary, _is_accented):
+    options: dict[str, Any] = {"do_lower_case": _lowers(path, vocabulary, settings)}
+    options["strip_accents"] = settings.get("strip_accents")
+    if not {"do_lower_case", "strip_accents"} & settings.keys() and any(map(_is_accented, _words(vocabulary))):
         options["strip_accents"] = False  # or such tokens could never be
-    if settings.get("tokenizer_class") not in _BERT:
-        return _from_library("AutoTokenizer", folder, **options)
-    chinese = settings.get("tokenize_chinese_chars", True)
+    other = settings.get("tokenizer_class") not in _BERT
+    if other or _has_added_tokens(folder, settings, vocabulary):
+        tokenizer = _from_library("AutoTokenizer" if other else "BertTokenizer", folder, **options)
+        return _with_vocabulary(tokenizer, path, vocabulary)
+    chinese = settings.get("tokenize_chinese_chars") is not False
     return BertTokenizer(vocab=vocabulary, tokenize_chinese_chars=chinese, **options, **specials)
+
+
+def _has_added_tokens(folder: Path, settings: dict[str, Any], vocabulary: dict[str, int]) -> bool:
+    """Tell whether tokens stand beside the vocabulary, as those that were added before a model was trained further."""
+    path = folder / "added_tokens.json"
+    added = read_json(path) if path.is_file() else {}
+    decoder = settings.get("added_tokens_decoder")
+    entries = decoder.values() if isinstance(decoder, dict) else ()
+    names = [*(added if isinstance(added, dict) else ())]
+    names += [
+        entry["content"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("content"), str)
+    ]
+    return any(name not in vocabulary for name in names)
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
@@ -173,10 +247,14 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 def _lowers(path: Path, vocabulary: dict[str, int], settings: dict[str, Any]) -> bool:
     """Decide whether text is lower-cased: as tokenizer_config.json says, else unless the vocabulary has capitals."""
-    cased = _has(vocabulary, lambda token: token != token.lower())
+    capitals = [token for token in _words(vocabulary) if token != token.lower()]
+    cased = len(capitals) > _FEW * len(vocabulary)
     given = settings.get("do_lower_case")
     if given is None:
-        taken = "has capitals: taken as cased" if cased else "has no capitals: text is lower-cased"
+        few = (
+            f"has no capitals but in {len(capitals)} tokens, such as '{capitals[0]}'" if capitals else "has no capitals"
+        )
+        taken = "has capitals: taken as cased" if cased else f"{few}: text is lower-cased"
         log.info_once(f"--tokenizer: {path} {taken} (tokenizer_config.json may say otherwise by do_lower_case)")
         return not cased
     if given and cased:
@@ -184,8 +262,9 @@ def _lowers(path: Path, vocabulary: dict[str, int], settings: dict[str, Any]) ->
     return bool(given)
 
 
-def _has(vocabulary: dict[str, int], test: Any) -> bool:
-    return any(test(token) for token in vocabulary if not token.startswith(("[", "<")))
+def _words(vocabulary: dict[str, int]) -> list[str]:
+    """Return the tokens that are no special ones."""
+    return [token for token in vocabulary if not token.startswith(("[", "<"))]
 
 
 def _is_accented(token: str) -> bool:

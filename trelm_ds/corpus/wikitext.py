@@ -20,13 +20,14 @@ from trelm_ds.corpus.templates import name_of, visible_part
 
 # Tags whose content is not prose.
 _SKIPPED_TAGS = {"ref", "references", "table", *DATA_TAGS}
+_ABOVE = {"rt", "rp"}  # the reading of <ruby>, which stands above the line
 _LINE_TAGS = {
     "br", "li", "dd", "dt", "p", "div", "hr", "tr", "td", "th", "blockquote", "center", "ul", "ol", "dl", "poem",
     "caption", "h1", "h2", "h3", "h4", "h5", "h6",
 }  # fmt: skip
 _INLINE_TAGS = {
     "b", "i", "u", "s", "em", "strong", "small", "big", "sub", "sup", "span", "font", "code", "tt", "kbd", "samp",
-    "var", "abbr", "cite", "q", "del", "ins", "strike", "nowiki", "bdi", "bdo", "ruby", "rb", "rt", "rp", "wbr", "dfn",
+    "var", "abbr", "cite", "q", "del", "ins", "strike", "nowiki", "bdi", "bdo", "ruby", "rb", "wbr", "dfn",
     "mark", "data", "time", "noinclude", "onlyinclude", "section", "translate",
 }  # fmt: skip
 _SKIPPED_SECTIONS = {
@@ -105,6 +106,8 @@ class _Converter:
                 self._tag(node, out)
             elif isinstance(node, nodes.ExternalLink) and node.title:
                 self.collect(node.title, out)
+            elif isinstance(node, nodes.Argument) and node.default is not None:  # what a page itself shows of it
+                self.collect(node.default, out)
             else:
                 out.separate()
 
@@ -133,7 +136,8 @@ class _Converter:
         if isinstance(part, Wikicode):
             self.collect(part, out)
         elif part is not None:
-            out.add(part)
+            mixed = part[:1].isdecimal() and "/" in part and out.ends_with_digit  # 5{{frac|1|2}} is no 51/2
+            out.add(f" {part}" if mixed else part)
         else:
             self.left_out[name_of(template)] += 1
             out.separate()
@@ -145,7 +149,7 @@ class _Converter:
             return
         if name in _LINE_TAGS:
             out.cut()
-        if tag.contents is None:
+        if tag.contents is None or name in _ABOVE:
             return
         if name == "nowiki":
             out.add(html.unescape(str(tag.contents)))

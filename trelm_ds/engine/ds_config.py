@@ -71,7 +71,9 @@ def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: d
     for key, value in given.items():
         name = f"{prefix}{key}"
         rule = RULES.get(name)
-        if name in SECTIONS and value is not None:
+        if "." in key:  # else "zero_optimization.stage" would pass for the stage, and DeepSpeed not read it
+            problems[name] = f"is not a name; write it as a section: {_nested(key)}"
+        elif name in SECTIONS and value is not None:
             if isinstance(value, dict):
                 checked[key] = _checked(value, f"{name}.", required, problems)
             else:
@@ -81,7 +83,8 @@ def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: d
         elif name in required:
             checked[key] = value
         elif rule is None:
-            if not _asks_for_nothing(value):
+            # What switches something off may be meant for another program, but not where it is a misspelt name of ours.
+            if not _asks_for_nothing(value) or (name not in INSTEAD and _similar(name, required)):
                 problems[name] = _advice(name, required)
         elif value == "auto" and rule.auto is None:
             problems[name] = 'is "auto", but nothing in the run\'s configuration decides it; give a value'
@@ -105,13 +108,24 @@ def _asks_for_nothing(value: Any) -> bool:
 def _advice(name: str, required: set[str]) -> str:
     if name in INSTEAD:
         return f"is not read from here; {INSTEAD[name]}"
-    section, key = name.rpartition(".")[::2]
-    places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *required)]
-    if near := difflib.get_close_matches(
-        key, [last for before, _, last in places if before == section], n=1, cutoff=0.8
-    ):
-        return f"is unknown; did you mean '{name.removesuffix(key)}{near[0]}'?"
+    if near := _similar(name, required):
+        return f"is unknown; did you mean '{near}'?"
     return "is not among the settings that are known to work here, see docs/deepspeed.md; leave it out"
+
+
+def _similar(name: str, required: set[str]) -> str:
+    """Return the known setting of the same section whose name is most similar; "" if none is."""
+    section, dot, key = name.rpartition(".")
+    places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *required)]
+    names = [last for before, _, last in places if before == section]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+    return f"{section}{dot}{near[0]}" if near else ""
+
+
+def _nested(key: str) -> str:
+    """Write a dotted key as the objects that it stands for."""
+    section, _, last = key.partition(".")
+    return f'"{section}": {{"{last}": ...}}'
 
 
 def _fill(content: dict[str, Any], name: str, value: Any, source: str, problems: dict[str, str]) -> None:

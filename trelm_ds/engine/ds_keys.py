@@ -106,6 +106,7 @@ INSTEAD = {
     "gradient_predivide_factor": "losses are means over the global batch already",
     "zero_optimization.elastic_checkpoint": "what it saves cannot be resumed; trelm's own checkpoints fit any ranks",
     "zero_optimization.cpu_offload": "write offload_optimizer: {device: cpu}",
+    "zero_optimization.cpu_offload_params": "write offload_param: {device: cpu}",
     "zero_optimization.cpu_offload_param": "write offload_param: {device: cpu}",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "`trelm export` writes the model",
 }

@@ -72,7 +72,7 @@ def find_wikidata5m(folder: Path) -> Wikidata5M:
     if not folder.is_dir():
         raise UserError(f"--wikidata5m: {folder} is not a folder")
     found: dict[str, GraphFile] = {}
-    for path in sorted(folder.glob("wikidata5m_*")):
+    for path in sorted(path for path in folder.iterdir() if path.name.startswith("wikidata5m_")):
         if path.name.endswith((".tar.gz", ".tgz", ".tar", ".tar.bz2")):
             with _archive(path) as archive:
                 for member in archive:

@@ -1,5 +1,6 @@
 """The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
 
+from trelm_ds.files import refuse_pointers
 from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
@@ -9,7 +10,7 @@ from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import save_pretrained
 from trelm_ds.model.hf_names import hf_names
-from trelm_ds.model.hf_weights import read_object, refuse_pointers
+from trelm_ds.model.hf_weights import read_object
 from trelm_ds.model.injection import Injected, injected
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 from trelm_ds.model.pooler import Pooler

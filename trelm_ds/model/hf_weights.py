@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
+from trelm_ds.files import refuse_pointers
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
-_POINTER = b"version https://git-lfs"
 
 
 def read_object(path: Path, hint: str) -> dict[str, Any]:
@@ -28,7 +28,9 @@ def read_object(path: Path, hint: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UnreadableError(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); fetch the folder again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object; fetch the folder again")
@@ -72,7 +74,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UnreadableError(path, error) from None
     except Exception:  # of its readers; their advice, to unpickle whatever there is, must not reach anyone
         raise UserError(
             f"{path}: cannot be read as weights: damaged, or holds more than tensors; fetch it again or convert it to "
@@ -87,25 +89,12 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with path.open("rb"):  # because the library says of a file that may not be read that there is none
+            return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; fetch the folder again") from None
+    except OSError as error:
+        raise UnreadableError(path, error) from None
     except Exception as error:  # not all of its errors are SafetensorError
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read ({reason}); fetch it again") from None
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Refuse a folder with the small texts that git checks out in place of large files where git-lfs is missing.
-
-    Raises:
-        UserError: a file is such a text.
-    """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        try:
-            with path.open("rb") as stream:
-                start = stream.read(len(_POINTER))
-        except OSError:
-            continue  # the reader of that file says so
-        if start == _POINTER:
-            raise UserError(f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` in that repository")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zlib
@@ -109,7 +110,10 @@ def _repair_shard(path: Path, shard: ShardInfo, new_name: str, vocab_size: int, 
                 if len(block.lengths) != sequences:
                     raise UserError(f"{len(block.lengths)} sequences, the manifest says {sequences}")
                 intact.append((block, data, crc))
-            except (UserError, OSError) as error:  # a failing disk is damage too
+            except (UserError, OSError) as error:
+                # A failing disk (EIO) is damage too; a file server that restarts, or a missing right, passes.
+                if isinstance(error, OSError) and error.errno != errno.EIO:
+                    raise
                 problems.append(f"{shard.name}: block at byte {offset} dropped, {sequences} sequences ({error})")
     done += problems
     lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(block.lengths for block, _, _ in intact)])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 from trelm_ds.files import sha256_of
 from trelm_ds.progress import track
 from trelm_ds.shards.format import Block
@@ -20,7 +20,7 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
         the manifest, and one line for each problem, naming the file; none for an intact dataset.
 
     Raises:
-        UserError: `folder` is not a dataset, or its manifest is damaged.
+        UserError: `folder` is not a dataset, its manifest is damaged, or a file may not be read.
     """
     manifest = Manifest.load(folder)
     found: list[str] = []
@@ -45,11 +45,18 @@ def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...]) -> Non
 
 
 def _readable(path: Path, check: Callable[[Path], list[str]]) -> list[str]:
-    """Return what `check` finds, or that the file cannot be read."""
+    """Return what `check` finds, or that the disk cannot read the file.
+
+    Raises:
+        UserError: it cannot be read now, which says nothing about its content.
+    """
     try:
         return check(path)
     except OSError as error:
-        return [f"{path}: cannot be read: {error.strerror}"]
+        problem = UnreadableError(path, error)
+        if not problem.lost:
+            raise problem from None
+        return [str(problem)]
 
 
 def _other_content(path: Path, bytes: int, sha256: str) -> list[str]:

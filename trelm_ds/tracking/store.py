@@ -22,6 +22,7 @@ from trelm_ds.redact import scrub, shown
 _LOCK_WAIT_S = 20.0  # runs that start together wait for one of them to make the tables, which takes it ten seconds
 _BUSY_S = 5.0
 _MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENFILE, errno.EMFILE)
+_HOW = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy puts it before the line with the reason
 _SQLITE = b"SQLite format 3\0"  # what a database begins with; an empty file is an empty database
 
 
@@ -154,8 +155,9 @@ def _sqlite_file(address: str) -> Path | None:
 
 
 def reason(error: Exception, address: str) -> str:
-    """Return an exception's first line, without passwords."""
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    """Return the first line of an exception that says something, without passwords."""
+    lines = (line for line in str(error).splitlines() if not line.startswith(_HOW))
+    line = next(lines, "") or type(error).__name__
     if "Max retries exceeded" in line:  # requests: no connection, or no answer
         line = f"{address} does not answer"
     line = re.sub(r"^\(\w+\.\w+\) ", "", line)  # SQLAlchemy: (sqlite3.OperationalError) ...
