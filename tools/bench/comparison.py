@@ -102,8 +102,9 @@ def write_docs(report: dict[str, Any], path: Path) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     seconds = ", ".join(f"{NAMES[one['metrics']]} {one['seconds']} s" for one in report["seconds"])
     about = [
-        f"{report['times']} simulated comparisons each, {report['resamples']} resamples. Time of one comparison of 10,000",
-        f"examples, 5 seeds a model, 5000 resamples: {seconds}.",
+        f"{report['times']} simulated comparisons each, {report['resamples']} resamples.",
+        "",
+        f"Time of one comparison of 10,000 examples, 5 seeds a model, 5000 resamples: {seconds}.",
         f"{report['device']} (shared with other work), one thread; {versions}; {report['date']}.",
     ]
     head, _, rest = path.read_text().partition(START)
