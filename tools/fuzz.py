@@ -10,6 +10,7 @@ file written outside the working folder. Exit code 1 if there is one.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import random
@@ -33,7 +34,16 @@ from trelm_ds.corpus.linked import parse_linked
 from trelm_ds.corpus.wikipedia import article_of, parse_page
 from trelm_ds.engine import ds_keys, resolve_ds_config
 from trelm_ds.errors import UserError
-from trelm_ds.evaluation import glue_tasks, read_glue, read_relation, read_typing
+from trelm_ds.evaluation import (
+    compare_models,
+    find_models,
+    glue_tasks,
+    read_glue,
+    read_relation,
+    read_typing,
+    to_html,
+    to_markdown,
+)
 from trelm_ds.evaluation.lama.data import read_parts
 from trelm_ds.files import load_array
 from trelm_ds.knowledge import GraphFile, read_names, read_triples
@@ -101,7 +111,7 @@ def odd_object(draw: random.Random, known: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(draw.randint(0, 6)):
         name = draw.choice([*known, "unknown", "", "stage", "__class__"])
-        value = draw.choice([*_ODD, known.get(name)])
+        value = copy.deepcopy(draw.choice([*_ODD, known.get(name)]))  # what is put into it must not stay for others
         *sections, key = name.split(".")
         place = found
         for section in sections:
@@ -138,6 +148,24 @@ _HF = {
     **{"model_type": "bert", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 64, "max_position_embeddings": 64, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
     **{"hidden_dropout_prob": 0.1, "pad_token_id": 0, "type_vocab_size": 2, "initializer_range": 0.02},
+}
+
+_RESULT = {
+    **{"task": "typing", "model": "m", "predictions": "r.predictions.jsonl.gz", "labels": ["a", "b"], "tasks": None},
+    "examples": {"train": 9, "test": 2},
+    "splits": {"test": {"micro_f1": {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5]}}},
+    "baseline": {"test": {"micro_f1": 0.5}},
+}
+_LAMA_FIGURES: dict[str, Any] = {"p_at_1": 0.5, "p_at_10": 0.5, "mrr": 0.5, "n_facts": 2, "n_relations": 1}
+_LAMA_FIGURES["majority_baseline"] = dict(_LAMA_FIGURES)
+_LAMA_RESULT = {
+    **{"task": "lama", "model": "m", "candidates": {"common_with": [], "n_tokens": 3}},
+    "parts": {"trex": {**_LAMA_FIGURES, "micro": _LAMA_FIGURES, "uhn": None, "groups": {"tier": {"a": _LAMA_FIGURES}}}},
+}
+_PREDICTION = {"task": "typing", "split": "test", "index": 0, "gold": ["a"], "predicted": [["a"], []]}
+_FACT = {
+    **{"part": "trex", "relation": "P1", "subject": "s", "object": "o", "texts": ["t"], "tokens": 1, "rank": 1},
+    "groups": {"tier": "a"},
 }
 
 
@@ -256,11 +284,43 @@ def glue(draw: random.Random, folder: Path) -> None:
         read_glue(folder, task)
 
 
+def results(draw: random.Random, folder: Path) -> None:
+    """Compare a result with itself, of fine-tuning or LAMA, with two predictions beside it."""
+    result, record = draw.choice([(_RESULT, _PREDICTION), (_LAMA_RESULT, _FACT)])
+    changed = result | odd_object(
+        draw, dict.fromkeys([*result, *(f"{key}.{draw.choice([*record])}" for key in result)])
+    )
+    lines = [record | (odd_object(draw, record) if draw.random() < 0.3 else {}) | {"index": at} for at in range(2)]
+    for name, content in (
+        ("r.json", json.dumps(changed if draw.random() < 0.7 else result)),
+        ("r.predictions.jsonl.gz", "".join(json.dumps(line) + "\n" for line in lines)),
+    ):
+        data = content.encode()
+        (folder / name).write_bytes(damaged(draw, data) if draw.random() < 0.3 else data)
+    table = compare_models(find_models([f"a={folder / 'r.json'}", f"b={folder / 'r.json'}"]), None, 100, 1, True)
+    (to_html(table) + to_markdown(table)).encode()
+
+
 def _some_damage(draw: random.Random, text: str) -> bytes:
     return damaged(draw, text.encode()) if draw.random() < 0.3 else text.encode()
 
 
-_READERS = (dump, jsonl, triples, names, npy, tar, config_json, checkpoint, ds_config, settings, lama, tasks, glue)
+_READERS = (
+    dump,
+    jsonl,
+    triples,
+    names,
+    npy,
+    tar,
+    config_json,
+    checkpoint,
+    ds_config,
+    settings,
+    lama,
+    tasks,
+    glue,
+    results,
+)
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {reader.__name__: reader for reader in _READERS}
 
 

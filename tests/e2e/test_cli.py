@@ -210,7 +210,9 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-SUB_COMMANDS = "prepare verify pretrain submit status checkpoints sync export evaluate importance strategies neurons"
+SUB_COMMANDS = (
+    "prepare verify pretrain submit status checkpoints sync export evaluate compare importance strategies neurons"
+)
 
 
 @pytest.mark.parametrize("command", SUB_COMMANDS.split())

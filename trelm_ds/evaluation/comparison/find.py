@@ -111,12 +111,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _identity(model: str) -> str:
+    """Return what is equal for a folder by any of its paths."""
     return os.path.realpath(model) if os.path.exists(model) else os.path.normpath(model)
 
 
 def _means(model: str, folder: Path) -> bool:
     """Whether a result's model is this folder; a relative path may have been given elsewhere, above the folder."""
-    if os.path.realpath(model) == os.path.realpath(folder):
+    if _identity(model) == os.path.realpath(folder):
         return True
     parts = Path(os.path.normpath(model)).parts
     return not Path(model).is_absolute() and ".." not in parts and folder.resolve().parts[-len(parts) :] == parts

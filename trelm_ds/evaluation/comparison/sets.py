@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,8 @@ def _predictions(content: dict[str, Any], path: Path) -> Path | None:
     """Find the predictions beside the result, under the name that it gives or that of a result that was renamed."""
     given = content.get("predictions")
     names = ([Path(_text(given)).name] if given else []) + [predictions_file(path).name]
-    return next((path.with_name(name) for name in names if name and path.with_name(name).is_file()), None)
+    found = (path.with_name(name) for name in names if name)
+    return next((file for file in found if os.path.isfile(file)), None)  # Path's own raises for odd names
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -104,13 +103,6 @@ class Table:
     resamples: int
     seed: int
     notes: list[str] = field(default_factory=list)
-
-
-class _Sets(NamedTuple):
-    """The sets of one row by model, and those on which models can be compared."""
-
-    of_models: list[EvaluatedSet | None]
-    other_data: list[bool]
 
 
 def compare_models(
@@ -216,32 +208,19 @@ class _Builder:
 
     def _average(self) -> Line | None:
         """Average GLUE's numbers over the tasks that all models have that have any; None for fewer than two."""
-        numbers = {number: _glue_numbers(model) for number, model in enumerate(self._models) if _glue_numbers(model)}
+        numbers = {number: keys for number, model in enumerate(self._models) if (keys := _glue_numbers(model))}
         common = [key for key in GLUE if numbers and all(key in of for of in numbers.values())]
-        having = list(numbers)
         if len(common) < 2:
             return None
-        if left := [
-            Row(key, "").task for key in GLUE if key not in common and any(key in of for of in numbers.values())
-        ]:
-            self._note(f"without {', '.join(left)}, which not all models have", "GLUE average")
+        some = [key for key in GLUE if key not in common and any(key in of for of in numbers.values())]
+        if some:
+            tasks = ", ".join(Row(key, "").task for key in some)
+            self._note(f"without {tasks}, which not all models have", "GLUE average")
+        standard = self._reference if self._reference in numbers else next(iter(numbers))
         cells = [
-            Cell(self._average_figure(number, common)) if number in having else Cell(None)
+            self._average_cell(number, standard, common) if number in numbers else Cell(None)
             for number in range(len(self._models))
         ]
-        standard = self._reference if self._reference in having else having[0]
-        for number in having:
-            found = [self._found.get((number, key)) for key in common]
-            if all(isinstance(of, Differences) for of in found):
-                each = [(of, GLUE[key]) for of, key in zip(found, common, strict=True) if isinstance(of, Differences)]
-                measured = float(np.mean([of.measured[metric] for of, metric in each]))
-                cells[number].comparison = _compared(
-                    measured, np.mean([of.resampled[metric] for of, metric in each], axis=0)
-                )
-            else:
-                data = [(self._models[which].sets[key] for which in (standard, number)) for key in common]
-                refused = any(isinstance(of, NotCompared) and of.other_data for of in found)
-                cells[number].other_data = refused or not all(_same_data(*pair) for pair in data)
         _mark_best(cells)
         baselines = [self._models[standard].sets[key].baseline[GLUE[key]] for key in common]
         return Line(
@@ -249,18 +228,31 @@ class _Builder:
             task="average",
             measure="of nine numbers" if len(common) == len(GLUE) else f"of {len(common)} of the nine numbers",
             examples="",
-            seeds=_words([len(cell.figure.values) for cell in cells if cell.figure]),
+            seeds=_words([self._models[number].sets[key].runs for number in numbers for key in common]),
             baseline=sum(baselines) / len(baselines),
             cells=cells,
         )
+
+    def _average_cell(self, number: int, standard: int, keys: list[SetKey]) -> Cell:
+        cell = Cell(self._average_figure(number, keys))
+        found = [self._found.get((number, key)) for key in keys]
+        each = [(of, GLUE[key]) for of, key in zip(found, keys, strict=True) if isinstance(of, Differences)]
+        if len(each) == len(keys):
+            # Tasks are resampled apart, so the mean of their differences is a resample of the averages' difference.
+            measured = [of.measured[metric] for of, metric in each]
+            cell.comparison = _compared(float(np.mean(measured)), np.mean([of.resampled[m] for of, m in each], axis=0))
+        else:
+            same = (_same_data(self._models[standard].sets[key], self._models[number].sets[key]) for key in keys)
+            refused = any(isinstance(of, NotCompared) and of.other_data for of in found)
+            cell.other_data = refused or not all(same)
+        return cell
 
     def _average_figure(self, number: int, keys: list[SetKey]) -> Figure:
         """Average seed by seed, which takes as many seeds in every task."""
         figures = [self._models[number].sets[key].figures[GLUE[key]] for key in keys]
         if len({len(figure.values) for figure in figures}) == 1:
-            return Figure.of(
-                spread([sum(of_seed) / len(of_seed) for of_seed in zip(*(f.values for f in figures), strict=True)])
-            )
+            by_seed = zip(*(figure.values for figure in figures), strict=True)
+            return Figure.of(spread([sum(values) / len(values) for values in by_seed]))
         self._note("its tasks have other numbers of seeds, so the average has no spread", self._models[number].name)
         mean = sum(figure.mean for figure in figures) / len(figures)
         return Figure(mean, None, (mean,))
