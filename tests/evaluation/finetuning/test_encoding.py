@@ -95,6 +95,22 @@ def test_a_sentence_is_cut_around_its_mention(
     assert words(tiny_tasks, encoded) == [expected]
 
 
+def test_a_sentence_that_is_cut_within_a_word_keeps_its_markers(shared_data: Path, task: Task) -> None:
+    """Half a word alone has other tokens, and more of them: a marker at the end must not be cut off for these."""
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / "roberta-base")
+    sentence = "antidisestablishmentarianism" * 4 + "10,000" + "über" * 9
+    at = sentence.index("10,000")
+    shown, kept = marked(sentence, [Mark("#", at, at + 6), Mark("$", at + 3, at + 4)])
+    whole = tokenizer.backend_tokenizer.encode(shown)
+    reaches = zip(whole.ids, whole.offsets, strict=True)
+    inside = [token for token, (begin, end) in reaches if begin < kept[1] and end > kept[0]]
+    for longest in range(len(inside) + 2, len(whole.ids)):
+        example = Example((shown,), "0", "x: record 1", kept)
+        ids = ExampleEncoder(tokenizer, longest, 1, shortens=True).encode(task, [example]).input_ids[0].tolist()
+        assert (len(ids), ids[0], ids[-1]) == (longest, whole.ids[0], whole.ids[-1])
+        assert inside in [ids[begin : begin + len(inside)] for begin in range(longest)]
+
+
 def test_mentions_too_far_apart(tiny_tasks: Path, task: Task) -> None:
     shown, kept = marked("Anna " + "is " * 20 + "Ben", [Mark("#", 0, 4), Mark("$", 65, 68)])
     with pytest.raises(

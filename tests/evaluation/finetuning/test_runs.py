@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from trelm_ds.evaluation.finetuning.runs import RECORD, TaskRuns, prediction_lin
 from trelm_ds.evaluation.finetuning.tracking import TaskTracking
 from trelm_ds.evaluation.finetuning.trainer import FineTuning
 from trelm_ds.evaluation.finetuning.workers import Alone
-from trelm_ds.evaluation.tasks import Task
+from trelm_ds.evaluation.tasks import Task, read_relation
+from trelm_ds.evaluation.tasks.relation_extraction import score_relation
 
 LR = 2e-3
 
@@ -76,7 +78,9 @@ def test_a_killed_run_is_made_again(tiny_tasks: Path, tmp_path: Path, trained: l
         assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
 
 
-@pytest.mark.parametrize(("change", "named"), [("options", "options"), ("model", "model"), ("data", "data")])
+@pytest.mark.parametrize(
+    ("change", "named"), [("options", "options"), ("model", "model"), ("data", "data"), ("scoring", "scoring")]
+)
 def test_a_record_of_something_else_is_not_taken(
     change: str, named: str, tiny_tasks: Path, tmp_path: Path, trained: list, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,11 +91,44 @@ def test_a_record_of_something_else_is_not_taken(
             go(tiny_tasks, tmp_path, seeds=1, given=options(weight_decay=0.5))
         elif change == "model":
             go(tiny_tasks, tmp_path, seeds=1, model="bare")
+        elif change == "scoring":
+            go(
+                tiny_tasks,
+                tmp_path,
+                seeds=1,
+                task=dataclasses.replace(read_task(tiny_tasks, "cola"), scoring={"a": "b"}),
+            )
         else:
             task = read_task(tiny_tasks, "cola")
             go(tiny_tasks, tmp_path, seeds=1, task=dataclasses.replace(task, train=task.train[::-1]))
     assert trained == [(LR, 1)]
     assert f"made with another {named}; this run is made again" in caplog.text
+
+
+def test_scores_without_another_relation_are_computed_again(tiny_tasks: Path, tmp_path: Path) -> None:
+    folder = tiny_tasks / "relation"
+    found = [
+        go(tiny_tasks, tmp_path, name="relation", seeds=1, given=options(epochs=4), task=read_relation(folder, name))
+        for name in (None, "home")
+    ]
+    for done, name in zip(found, ("no_relation", "home"), strict=True):
+        gold = [example.target for example in read_relation(folder).evaluated["test"]]
+        scores = score_relation(gold, done.records[0].predictions["test"], name)
+        assert done.result["scores"]["micro_f1"]["mean"] == scores["micro_f1"]
+        assert done.result["scoring"] == {"no_relation": name}
+
+
+def test_a_result_in_the_models_folder_makes_no_other_model(tiny_tasks: Path, tmp_path: Path) -> None:
+    model = tmp_path / "bert"
+    shutil.copytree(tiny_tasks / "bert", model)
+    before = open_pretrained(model).digest
+    (model / "glue.json").write_text("{}")
+    (model / "notes.txt").write_text("good")
+    assert open_pretrained(model).digest == before
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-5'))
+    assert open_pretrained(model).digest != before
 
 
 def test_of_several_learning_rates_the_best_on_dev_is_reported(tiny_tasks: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,33 @@ def test_a_loss_that_is_not_finite_ends_the_run(patience: int, tiny_tasks: Path)
     assert (record.diverged, record.best_epoch, len(record.epochs)) == (True, 2, 2)
     record = scripted(tiny_tasks, options(epochs=4, patience=patience), (), (math.inf,))
     assert (record.diverged, record.best_epoch, record.scores) == (True, 0, {})
+
+
+class Spoiled(FineTuning):
+    """From the second epoch on the last step leaves weights that are no numbers."""
+
+    loss = math.nan
+
+    def _train_epoch(self, model: torch.nn.Module, epoch: int, *rest: Any) -> float:
+        loss = super()._train_epoch(model, epoch, *rest)  # type: ignore[arg-type]
+        if epoch < 2:
+            return loss
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+        return self.loss
+
+
+@pytest.mark.parametrize("name", ["cola", "sts-b", "typing"])
+@pytest.mark.parametrize("loss", [math.nan, 0.5], ids=["loss seen", "loss not seen"])
+@pytest.mark.parametrize("patience", [0, 2])
+def test_weights_of_a_run_that_diverged_are_not_scored(
+    patience: int, loss: float, name: str, tiny_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spoiled, "loss", loss)
+    sound = tuning(tiny_tasks, name, options(epochs=3, patience=3)).run(LR, seed=1).epochs[0]
+    record = tuning(tiny_tasks, name, options(epochs=3, patience=patience), kind=Spoiled).run(LR, seed=1)
+    assert (record.diverged, record.best_epoch, record.epochs) == (True, 1, [sound])
+    assert record.scores["dev"] == sound.dev
 
 
 def test_a_learning_rate_that_is_far_too_high(tiny_tasks: Path) -> None:

@@ -81,6 +81,13 @@ def test_lines_of_qqp_with_columns_missing_are_counted(tmp_path: Path) -> None:
     assert len(task.train) == 2
 
 
+def test_an_empty_question_of_qqp_stays(tmp_path: Path) -> None:
+    """As published, two pairs of its training split have no second question."""
+    header, line, *_ = PUBLISHED["QQP"]
+    task = read_glue(write(tmp_path, "QQP", header, line, "3\t5\t6\tHow do I begin?\t\t1"), "qqp")
+    assert (task.train[1].texts, task.notes) == (("How do I begin?", ""), {})
+
+
 def test_the_shared_data(shared_data: Path) -> None:
     sizes = {"cola": (8551, 1043), "mrpc": (3668, 408)}
     assert glue_tasks(shared_data / "glue") == list(sizes)
@@ -94,7 +101,7 @@ def test_the_shared_data(shared_data: Path) -> None:
     [
         ("0\tA.\tB.\tmaybe", "RTE/train.tsv:3: the label 'maybe' is none of entailment, not_entailment"),
         ("0\tA.", "RTE/train.tsv:3: has 2 columns, needs 4"),
-        ("0\t\tB.\tentailment", "RTE/train.tsv:3: a text is empty"),
+        ("0\t\t \tentailment", "RTE/train.tsv:3: the text is empty"),
     ],
 )
 def test_a_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:

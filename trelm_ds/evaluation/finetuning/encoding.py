@@ -79,6 +79,17 @@ class EncodedSplit:
         )
 
 
+class _Tokens(NamedTuple):
+    """Token ids of an example, special tokens included, and the type of each."""
+
+    ids: list[int]
+    types: list[int]
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> _Tokens:
+        return cls(encoding.ids, encoding.type_ids)
+
+
 class ExampleEncoder:
     """Turns examples into token ids.
 
@@ -101,41 +112,45 @@ class ExampleEncoder:
             UserError: an example is too long, or its mentions are too far apart; names file and record.
         """
         self._core.no_truncation()
-        encoded = self._core.encode_batch([_input(example.texts) for example in examples])
+        encoded = [_Tokens.of(one) for one in self._core.encode_batch([_input(example.texts) for example in examples])]
         shortened = 0
-        for index, (example, encoding) in enumerate(zip(examples, encoded, strict=True)):
-            if len(encoding.ids) > self._longest:
-                encoded[index] = self._shorten(example, encoding)
+        for index, (example, tokens) in enumerate(zip(examples, encoded, strict=True)):
+            if len(tokens.ids) > self._longest:
+                encoded[index] = self._shorten(example, len(tokens.ids))
                 shortened += 1
-        types = [np.array(encoding.type_ids, dtype=np.int64) for encoding in encoded]
+        types = [np.array(tokens.types, dtype=np.int64) for tokens in encoded]
         if max(int(of_example.max()) for of_example in types) >= self._token_types:
             types = [np.zeros_like(of_example) for of_example in types]  # a model that does not tell texts apart
-        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encoded]
+        ids = [np.array(tokens.ids, dtype=np.int64) for tokens in encoded]
         return EncodedSplit(examples, ids, types, _targets(task, examples), shortened)
 
-    def _shorten(self, example: Example, whole: Encoding) -> Encoding:
+    def _shorten(self, example: Example, length: int) -> _Tokens:
         """Cut an example: the longer of two texts at its end, a sentence with mentions on both sides of these."""
         if not self._shortens:
             raise UserError(
-                f"{example.place}: has {len(whole.ids)} tokens, the longest allowed is {self._longest}; --truncate "
+                f"{example.place}: has {length} tokens, the longest allowed is {self._longest}; --truncate "
                 "cuts such texts, around the mentions where there are any"
             )
-        texts = example.texts
         if example.mentions is not None:
-            texts = (self._around_mentions(example, whole), *texts[1:])
+            return self._around_mentions(example)
         self._core.enable_truncation(self._longest, strategy="longest_first")
         try:
-            return self._core.encode_batch([_input(texts)])[0]
+            return _Tokens.of(self._core.encode_batch([_input(example.texts)])[0])
         finally:
             self._core.no_truncation()
 
-    def _around_mentions(self, example: Example, whole: Encoding) -> str:
-        """Return as much of the text as fits, with what is before and after the mentions in equal parts."""
+    def _around_mentions(self, example: Example) -> _Tokens:
+        """Keep as many tokens as fit, with what is before and after the mentions in equal parts.
+
+        Tokens are cut, not characters: half a sentence may have other tokens, and more of them.
+        """
         assert example.mentions is not None
         first, last = example.mentions
-        places = [place for place, special in zip(whole.offsets, whole.special_tokens_mask, strict=True) if not special]
+        whole = self._core.encode_batch([_input(example.texts)])[0]
+        places = [place for place, special in enumerate(whole.special_tokens_mask) if not special]
         room = self._longest - (len(whole.ids) - len(places))
-        inside = [number for number, (begin, end) in enumerate(places) if begin < last and end > first]
+        reaches = [whole.offsets[place] for place in places]
+        inside = [number for number, (begin, end) in enumerate(reaches) if begin < last and end > first]
         begin, end = inside[0], inside[-1] + 1
         if end - begin > room:
             raise UserError(
@@ -145,8 +160,9 @@ class ExampleEncoder:
         spare = room - (end - begin)
         before = min(begin, max(spare // 2, spare - (len(places) - end)))
         begin -= before
-        end = min(len(places), begin + room)
-        return example.texts[0][places[begin][0] : places[end - 1][1]]
+        cut = set(places[:begin] + places[begin + room :])
+        kept = [place for place in range(len(whole.ids)) if place not in cut]
+        return _Tokens([whole.ids[place] for place in kept], [whole.type_ids[place] for place in kept])
 
 
 def _input(texts: tuple[str, ...]) -> str | tuple[str, str]:

@@ -13,7 +13,12 @@ from trelm_ds.model import Encoder, Pooler, load_encoder, load_pooler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_WEIGHTS = ("*.safetensors", "pytorch_model.bin")
+# What the model is read from. A result may lie in the folder as well, and must not make it another model.
+_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+)
 
 
 class PretrainedFolder(NamedTuple):
@@ -43,6 +48,6 @@ def open_pretrained(folder: Path) -> PretrainedFolder:
         raise UserError(str(error).removeprefix("--tokenizer: ")) from None
     if len(tokenizer) > encoder.config.vocab_size:
         raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model {encoder.config.vocab_size}")
-    files = {path for pattern in (*_WEIGHTS, "*.json", "*.txt") for path in folder.glob(pattern)}
+    files = {path for pattern in _FILES for path in folder.glob(pattern)}
     digest = {path.name: sha256_of(path) for path in sorted(files)}
     return PretrainedFolder(encoder, load_pooler(folder), tokenizer, digest)

@@ -41,8 +41,8 @@ class RunRecord:
 
     Attributes:
         epochs: one for each epoch that was trained.
-        best_epoch: the epoch whose weights were scored; 0 where the loss was not finite before any ended.
-        diverged: whether a loss was not finite, which ends the run.
+        best_epoch: the epoch whose weights were scored; 0 where the run diverged before any ended.
+        diverged: whether a loss or what the model gave for dev was not finite, which ends the run.
         scores: by split.
         predictions: by split, one for each example in order: a label, a sorted list of labels, or a number.
         seconds: wall time of training and scoring.
@@ -114,11 +114,7 @@ class FineTuning:
         best = self._train_epochs(model, record, on_epoch)
         if best is not None:
             model.load_state_dict(best)
-        if record.best_epoch:
-            for name, split in self._evaluated.items():
-                predicted = self._predict(model, split)
-                record.scores[name] = self._score(split, predicted)
-                record.predictions[name] = [plain(target) for target in predicted]
+            self._score_splits(model, record)
         record.seconds = time.monotonic() - started
         return record
 
@@ -129,12 +125,22 @@ class FineTuning:
         autocast = torch.bfloat16 if self.options.precision == "bf16" else None
         return Classifier(encoder, pooler, len(self.task.labels), autocast).to(self.workers.device)
 
+    def _score_splits(self, model: Classifier, record: RunRecord) -> None:
+        for name, split in self._evaluated.items():
+            predicted = self._predict(model, split)
+            if predicted is None:
+                record.diverged, record.best_epoch = True, 0
+                record.scores, record.predictions = {}, {}
+                return
+            record.scores[name] = self._score(split, predicted)
+            record.predictions[name] = [plain(target) for target in predicted]
+
     def _train_epochs(
         self, model: Classifier, record: RunRecord, on_epoch: Callable[[EpochRecord], None]
     ) -> dict[str, Tensor] | None:
-        """Train until the last epoch or until dev has stopped improving; return the best epoch's weights.
+        """Train until the last epoch or until dev has stopped improving; return the weights of the epoch to score.
 
-        None where the model has the weights that are to be scored.
+        They are kept whatever the patience: a run that diverges leaves other ones behind. None where no epoch ended.
         """
         from transformers import get_linear_schedule_with_warmup
 
@@ -148,16 +154,18 @@ class FineTuning:
         with ProgressBar(name, total, enabled=self.workers.rank == 0) as bar:
             for epoch in range(1, options.epochs + 1):
                 loss = self._train_epoch(model, epoch, record.seed, step, schedule, bar)
-                if not math.isfinite(loss):
+                # The last step of an epoch may spoil the weights behind the last loss that is looked at.
+                predicted = self._predict(model, self._evaluated["dev"]) if math.isfinite(loss) else None
+                if predicted is None:
                     record.diverged = True
                     break
-                dev = self._score(self._evaluated["dev"], self._predict(model, self._evaluated["dev"]))
+                dev = self._score(self._evaluated["dev"], predicted)
                 record.epochs.append(EpochRecord(epoch, loss, dev))
                 on_epoch(record.epochs[-1])
                 score, since = dev[self.task.metric], since + 1
                 if not options.patience or score > best_score:
                     record.best_epoch, best_score, since = epoch, score, 0
-                    best = _on_cpu(model) if options.patience else None
+                    best = _on_cpu(model)
                 if options.patience and since >= options.patience:
                     break
         return best
@@ -189,8 +197,8 @@ class FineTuning:
         return total / seen
 
     @torch.no_grad()
-    def _predict(self, model: Classifier, split: EncodedSplit) -> list[Any]:
-        """Predict a split, in its order; every rank computes a part."""
+    def _predict(self, model: Classifier, split: EncodedSplit) -> list[Any] | None:
+        """Predict a split, in its order; every rank computes a part. None where an output is not finite."""
         model.eval()
         found: list[tuple[int, np.ndarray]] = []
         batches = _by_length(split.lengths, _TOKENS_PER_EVALUATION)
@@ -198,6 +206,8 @@ class FineTuning:
             outputs = model(split.batch(indices).to(self.workers.device)).cpu().numpy()
             found += zip(indices.tolist(), outputs, strict=True)
         everywhere = [pair for of_rank in self.workers.gather(found) for pair in of_rank]
+        if not all(np.isfinite(outputs).all() for _, outputs in everywhere):
+            return None
         return [self._decide(outputs) for _, outputs in sorted(everywhere, key=lambda pair: pair[0])]
 
     def _decide(self, outputs: np.ndarray) -> Any:

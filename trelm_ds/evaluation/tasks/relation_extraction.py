@@ -53,6 +53,7 @@ def read_relation(folder: Path, no_relation: str | None = None) -> Task:
         reported="test",
         score=partial(score_relation, negative=negative),
         metric="micro_f1",
+        scoring={"no_relation": negative},
     )
 
 

@@ -52,6 +52,7 @@ class Task:
         score: computes the metrics, by name, of (gold, predicted) targets.
         metric: the metric by which epochs and learning rates are compared.
         notes: what reading left out, as counts by reason.
+        scoring: what the scores depend on beside labels and predictions, by name.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task:
     score: Callable[[Sequence[Any], Sequence[Any]], Scores]
     metric: str
     notes: dict[str, int] = field(default_factory=dict)
+    scoring: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, list[Example]]:
