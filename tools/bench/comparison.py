@@ -23,7 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from trelm_ds.evaluation.comparison.bootstrap import interval_of, mean_over_seeds, resampled_scores
+from trelm_ds.evaluation.comparison.bootstrap import (
+    interval_of,
+    mean_over_seeds,
+    resampled_scores,
+    student_tails,
+)
 from trelm_ds.evaluation.comparison.metrics import Accuracy, LooseScores, Metrics, Pearson, RelationMacro, RelationMicro
 from trelm_ds.progress import track
 
@@ -60,9 +65,9 @@ def coverage(n: int, seeds: int, shift: float, times: int, resamples: int) -> di
     for _ in range(times):
         runs = simulated(draw, n, seeds, shift)
         scores = [of["accuracy"] for of in resampled_scores(Accuracy(), runs, None, resamples, draw)]
-        chance = draw if seeds > 1 else None
+        chance, tails = (draw, student_tails(2 * seeds - 2, resamples, draw)) if seeds > 1 else (None, 1.0)
         difference = float(np.mean(runs[seeds:]) - np.mean(runs[:seeds]))
-        resampled = mean_over_seeds(scores[seeds:], chance) - mean_over_seeds(scores[:seeds], chance)
+        resampled = mean_over_seeds(scores[seeds:], chance, tails) - mean_over_seeds(scores[:seeds], chance, tails)
         interval = interval_of(difference, resampled)
         held += interval.low <= 0 <= interval.high
         measured.append(difference)
