@@ -110,7 +110,7 @@ def write_docs(report: dict[str, Any], path: Path) -> None:
         f"{report['times']} simulated comparisons each, {report['resamples']} resamples.",
         "",
         f"Processor time of one comparison of 10,000 examples, 5 seeds a model, 5000 resamples: {seconds}.",
-        f"{report['device']} one thread; {versions}; {report['date']}.",
+        f"{report['device']}, one thread; {versions}; {report['date']}.",
     ]
     head, _, rest = path.read_text().partition(START)
     _, _, tail = rest.partition(END)
