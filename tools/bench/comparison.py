@@ -23,7 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from trelm_ds.evaluation.comparison.bootstrap import interval_of, mean_over_seeds, resampled_scores
+from trelm_ds.evaluation.comparison.bootstrap import (
+    interval_of,
+    mean_over_seeds,
+    resampled_scores,
+    student_tails,
+)
 from trelm_ds.evaluation.comparison.metrics import Accuracy, LooseScores, Metrics, Pearson, RelationMacro, RelationMicro
 from trelm_ds.progress import track
 
@@ -60,16 +65,16 @@ def coverage(n: int, seeds: int, shift: float, times: int, resamples: int) -> di
     for _ in range(times):
         runs = simulated(draw, n, seeds, shift)
         scores = [of["accuracy"] for of in resampled_scores(Accuracy(), runs, None, resamples, draw)]
-        chance = draw if seeds > 1 else None
+        chance, tails = (draw, student_tails(2 * seeds - 2, resamples, draw)) if seeds > 1 else (None, 1.0)
         difference = float(np.mean(runs[seeds:]) - np.mean(runs[:seeds]))
-        resampled = mean_over_seeds(scores[seeds:], chance) - mean_over_seeds(scores[:seeds], chance)
+        resampled = mean_over_seeds(scores[seeds:], chance, tails) - mean_over_seeds(scores[:seeds], chance, tails)
         interval = interval_of(difference, resampled)
         held += interval.low <= 0 <= interval.high
         measured.append(difference)
         if seeds > 1:
             means = np.array([run.mean() for run in runs]).reshape(2, seeds)
             of_seeds.append(means.var(axis=1, ddof=1).sum() / seeds)
-    share = float(np.mean(of_seeds) / np.var(measured)) if of_seeds and shift else 0.0
+    share = min(1.0, float(np.mean(of_seeds) / np.var(measured))) if of_seeds and shift else 0.0
     return {"examples": n, "seeds": seeds, "shift": shift, "seeds_share": round(share, 2), "coverage": held / times}
 
 
@@ -83,9 +88,9 @@ def timed(metrics: Metrics, targets: Any, seeds: int, resamples: int) -> dict[st
         return [true if draw.random() < 0.7 else gold[other] for true, other in zip(gold, others, strict=True)]
 
     signatures = [metrics.signature(gold, run()) for _ in range(2 * seeds)]
-    start = time.perf_counter()
+    start = time.process_time()
     resampled_scores(metrics, signatures, None, resamples, draw)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {"metrics": type(metrics).__name__, "examples": len(gold), "seeds": seeds, "seconds": round(seconds, 1)}
 
 
@@ -104,8 +109,8 @@ def write_docs(report: dict[str, Any], path: Path) -> None:
     about = [
         f"{report['times']} simulated comparisons each, {report['resamples']} resamples.",
         "",
-        f"Time of one comparison of 10,000 examples, 5 seeds a model, 5000 resamples: {seconds}.",
-        f"{report['device']} (shared with other work), one thread; {versions}; {report['date']}.",
+        f"Processor time of one comparison of 10,000 examples, 5 seeds a model, 5000 resamples: {seconds}.",
+        f"{report['device']}, one thread; {versions}; {report['date']}.",
     ]
     head, _, rest = path.read_text().partition(START)
     _, _, tail = rest.partition(END)

@@ -7,8 +7,16 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
-from trelm_ds.evaluation.comparison.bootstrap import _counts, holm, interval_of, mean_over_seeds, resampled_scores
+from trelm_ds.evaluation.comparison.bootstrap import (
+    _counts,
+    holm,
+    interval_of,
+    mean_over_seeds,
+    resampled_scores,
+    student_tails,
+)
 from trelm_ds.evaluation.comparison.metrics import Accuracy
 
 
@@ -83,6 +91,22 @@ def test_the_mean_over_seeds_varies_as_the_mean_of_new_seeds_does() -> None:
     assert (mean_over_seeds([np.full(3, 0.2)], None) == 0.2).all()
 
 
+@pytest.mark.parametrize("freedom", [2, 8])
+def test_a_normal_variable_with_students_tails(freedom: int) -> None:
+    draw = np.random.default_rng(freedom)
+    found = draw.normal(size=200_000) * student_tails(freedom, 200_000, draw)
+    for share in (0.05, 0.01):
+        beyond = float((np.abs(found) > t.ppf(1 - share / 2, freedom)).mean())
+        assert beyond == pytest.approx(share, rel=0.08)
+
+
+def test_tails_move_the_seeds_away_from_their_mean() -> None:
+    scores = [np.full(1000, 0.2), np.full(1000, 0.4)]
+    near, far = (mean_over_seeds(scores, np.random.default_rng(0), tails) for tails in (1.0, 3.0))
+    assert set(near.tolist()) == {0.2, 0.4}
+    assert far == pytest.approx(0.3 + 3 * (near - 0.3))
+
+
 def test_holm_by_hand() -> None:
     """Holm's own steps: 0.01 x 4, 0.02 x 3 = 0.06, 0.03 x 2 = 0.06, and 0.9 once."""
     assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
@@ -103,9 +127,10 @@ def test_the_interval_covers_the_true_difference(seeds: int, spread: float) -> N
             runs += [of_model + draw.normal(0, spread) + draw.normal(0, 0.5, size=n) > 0 for _ in range(seeds)]
         found = resampled_scores(Accuracy(), [run[:, None].astype(float) for run in runs], None, 399, draw)
         scores = [of["accuracy"] for of in found]
-        chance = draw if seeds > 1 else None
-        resampled = mean_over_seeds(scores[seeds:], chance) - mean_over_seeds(scores[:seeds], chance)
+        chance, tails = (draw, student_tails(2 * seeds - 2, 399, draw)) if seeds > 1 else (None, 1.0)
+        resampled = mean_over_seeds(scores[seeds:], chance, tails) - mean_over_seeds(scores[:seeds], chance, tails)
         measured = float(np.mean(runs[seeds:]) - np.mean(runs[:seeds]))
         interval = interval_of(measured, resampled)
         covered += interval.low <= 0 <= interval.high
-    assert abs(covered / times - 0.95) < 3 * math.sqrt(0.95 * 0.05 / times)
+    assert covered / times > 0.95 - 3 * math.sqrt(0.95 * 0.05 / times)
+    assert covered < times  # nor is it so wide that it holds everything

@@ -263,9 +263,14 @@ def test_a_reference_without_the_task(here: Path) -> None:
     assert "Entity typing: not compared, since a has no such result" in table.notes
 
 
-def test_few_seeds_are_told(here: Path) -> None:
-    assert any("2 seeds" in note for note in table_of(typing("a.json", seeds=2), typing("b.json", seeds=5)).notes)
-    assert not table_of(typing("a.json", seeds=5), typing("b.json", seeds=5)).notes
+def test_fewer_seeds_show_less(here: Path) -> None:
+    """The same spread of the seeds, once from two of them and once from six."""
+    widths = []
+    for seeds in (2, 6):
+        low, high = (typing(f"{share}-{seeds}.json", share, seeds, n=600) for share in (0.5, 0.6))
+        interval = line(table_of(low, high), "Entity typing", "micro F1").cells[1].comparison.interval
+        widths.append(interval.high - interval.low)
+    assert widths[0] > widths[1]
 
 
 def test_a_reference_that_is_no_model(here: Path) -> None:

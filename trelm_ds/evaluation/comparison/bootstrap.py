@@ -2,9 +2,11 @@
 
 Two things are left to chance in a fine-tuned score: which examples the test set has, and the seed of each run. Both are
 resampled. Examples are drawn with replacement, the same ones for both models, since both were asked the same questions;
-seeds are drawn for each model on its own, since its runs are other runs. Of S seeds S - 1 are drawn with replacement:
-the mean of S would vary by (S - 1) / S of what the mean of S new runs does, that of S - 1 varies as much (Rao & Wu,
-1988), which matters with five of them.
+seeds are drawn for each model on its own, since its runs are other runs.
+
+A few seeds say little of how much seeds differ, and a plain bootstrap of them takes that for certain. Two remedies: of
+S seeds S - 1 are drawn, since the mean of S would vary by (S - 1) / S of what the mean of S new runs does (Rao & Wu,
+1988); and what the drawn seeds differ from the mean is multiplied so that it has the tails of Student's distribution.
 """
 
 from __future__ import annotations
@@ -78,18 +80,30 @@ def _counts(number: np.ndarray, b: int, generator: np.random.Generator) -> np.nd
     return np.bincount((drawn + np.arange(b)[:, None] * kinds).ravel(), minlength=b * kinds).reshape(b, kinds)
 
 
-def mean_over_seeds(scores: Sequence[np.ndarray], generator: np.random.Generator | None) -> np.ndarray:
+def mean_over_seeds(
+    scores: Sequence[np.ndarray], generator: np.random.Generator | None, tails: np.ndarray | float = 1.0
+) -> np.ndarray:
     """Average runs [S] of [resamples] over S - 1 seeds that are drawn for every resample; [resamples].
 
     Args:
         generator: draws the seeds; None: the single run is no draw, such as a model that is asked without training.
+        tails: `student_tails`, by which the drawn seeds' mean is moved away from that of all.
     """
     of_runs = np.stack(scores)
+    mean: np.ndarray = of_runs.mean(0)
     if generator is None:
-        return of_runs.mean(0)
+        return mean
     runs, resamples = of_runs.shape
     drawn = generator.integers(runs, size=(runs - 1, resamples))
-    return np.take_along_axis(of_runs, drawn, axis=0).mean(0)
+    return mean + tails * (np.take_along_axis(of_runs, drawn, axis=0).mean(0) - mean)
+
+
+def student_tails(freedom: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw how much farther off the seeds may be than their few values show, float64 [resamples].
+
+    A normal variable that is multiplied by such a number has Student's distribution with `freedom` degrees of freedom.
+    """
+    return np.sqrt(freedom / generator.chisquare(freedom, size=resamples))
 
 
 def interval_of(difference: float, resampled: np.ndarray) -> Interval:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trelm_ds.evaluation.comparison.bootstrap import mean_over_seeds, resampled_scores
+from trelm_ds.evaluation.comparison.bootstrap import mean_over_seeds, resampled_scores, student_tails
 from trelm_ds.evaluation.comparison.metrics import (
     F1,
     Accuracy,
@@ -131,10 +131,15 @@ class PairedBootstrap:
         scores = resampled_scores(kind, signatures, answers.strata, self._resamples, draws)
         sides = scores[: len(reference.predicted)], scores[len(reference.predicted) :]
 
+        # The splits of a task are scored with the same runs, so all draws of seeds are keyed by the task alone.
+        tails: np.ndarray | float = 1.0
+        if model.runs is not None:
+            freedom = len(scores) - len(sides)
+            tails = student_tails(freedom, self._resamples, self._generator(model.key.task, "tails"))
+
         def mean(name: str, side: int) -> np.ndarray:
-            # The splits of a task are scored with the same runs, so their seeds are drawn alike.
             seeds = None if model.runs is None else self._generator(model.key.task, "seeds", str(side))
-            return mean_over_seeds([of_run[name] for of_run in sides[side]], seeds)
+            return mean_over_seeds([of_run[name] for of_run in sides[side]], seeds, tails)
 
         return {name: mean(name, 1) - mean(name, 0) for name in kind.names}
 

@@ -223,14 +223,14 @@ def _sums_by_label(counts: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray,
 
     true, given = numbers.T.astype(np.int64)
     n, labels = len(true), int(max(numbers.max(), 0)) + 1
-
-    def summed(column: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        rows = np.flatnonzero(chosen & (column >= 0))
-        choice = csr_array((np.ones(len(rows)), (rows, column[rows])), shape=(n, labels))
-        return np.asarray(counts @ choice)
-
-    every = np.ones(n, dtype=bool)
-    return summed(true, every), summed(given, every), summed(true, true == given)
+    # One matrix of three blocks of columns, since the counts are what takes time to go through.
+    columns = [true, given + labels, true + 2 * labels]
+    chosen = [true >= 0, given >= 0, (true >= 0) & (true == given)]
+    rows = np.concatenate([np.flatnonzero(which) for which in chosen])
+    at = np.concatenate([column[which] for column, which in zip(columns, chosen, strict=True)])
+    choice = csr_array((np.ones(len(rows)), (rows, at)), shape=(n, 3 * labels))
+    sums = np.asarray(counts @ choice)
+    return sums[:, :labels], sums[:, labels : 2 * labels], sums[:, 2 * labels :]
 
 
 def _mean_ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def _shown(words: str) -> str:
 # --- Scores ---
 def _scores(table: Table) -> Iterator[str]:
     names = "".join(
-        f'<th scope="col" class="model">{_swatch(table, number)}{_shown(name)}</th>'
+        f'<th scope="col" class="model">{_swatch(table, number)}{_shown(name)}{_note(table, number)}</th>'
         for number, (name, _) in enumerate(table.models)
     )
     about = "".join(f'<th scope="col">{name}</th>' for name in ("most frequent", "seeds", "examples"))
@@ -164,6 +164,10 @@ def _axis(scale: _Scale) -> str:
 def _swatch(table: Table, number: int) -> str:
     """Give a model the mark of its color; the reference is in no plot."""
     return "" if number == table.reference else f'<i class="swatch c{number % _COLORS}"></i>'
+
+
+def _note(table: Table, number: int) -> str:
+    return " <small>reference</small>" if number == table.reference and table.comparisons else ""
 
 
 # --- Notes ---

@@ -18,7 +18,6 @@ from trelm_ds.evaluation.results import spread
 from trelm_ds.progress import ProgressBar
 
 SIGNIFICANT = 0.05
-FEW_SEEDS = 5
 
 
 @dataclass
@@ -268,11 +267,6 @@ class _Builder:
             self._table.notes.append(
                 f"{self._table.resamples} resamples cannot show a difference among {len(made)} comparisons; "
                 f"take --resamples {needed} or more"
-            )
-        runs = [of.runs for model in self._models for of in model.sets.values() if of.runs is not None and of.runs > 1]
-        if made and runs and min(runs) < FEW_SEEDS:
-            self._table.notes.append(
-                f"Some results have {min(runs)} seeds: intervals of fewer than {FEW_SEEDS} are too narrow"
             )
 
 
