@@ -57,7 +57,7 @@ class Journal(Component):
         try:
             self._open()
         except OSError as error:
-            raise UserError(f"--out: cannot write into {self._run}: {error.strerror}") from None
+            raise UserError.because(f"--out: cannot write into {self._run}: {error.strerror}", error) from None
 
     def _open(self) -> None:
         config, run, steps_done = self._config, self._run, self._number
