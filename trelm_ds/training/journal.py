@@ -11,7 +11,7 @@ from trelm_ds import log
 from trelm_ds.config import Config, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, fsync_path, write_atomically
-from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics
+from trelm_ds.run_folder import CONFIG, METRICS, SPOOL, committed, read_metrics
 from trelm_ds.stopping import describe
 from trelm_ds.tracking import MlflowRun, plot_loss, source_tags
 from trelm_ds.training.component import Component
@@ -79,9 +79,13 @@ class Journal(Component):
         return {"mlflow": self._mlflow_key}
 
     def capture(self) -> None:
-        """Have the log points on disk before the checkpoint that continues from them is; there is no file in it."""
-        with contextlib.suppress(OSError):
-            fsync_path(self._run / METRICS)
+        """Have the log points on disk, and in the spool, before the checkpoint that continues from them is.
+
+        There is no file in the checkpoint itself.
+        """
+        for name in (METRICS, SPOOL):
+            with contextlib.suppress(OSError):
+                fsync_path(self._run / name)
 
     def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""
