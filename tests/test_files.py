@@ -73,3 +73,9 @@ def test_a_file_that_cannot_be_read_may_be_another_time(
     with pytest.raises(UserError, match=f"x: cannot be read: {os.strerror(number)}") as error:
         read(tmp_path / "x")
     assert error.value.passes is passes
+
+
+def test_an_error_passes_as_its_cause_does() -> None:
+    assert not UserError("a mistake").passes
+    assert not UserError.because("no right", OSError(errno.EACCES, "denied")).passes
+    assert UserError.because("no server", OSError(errno.ESTALE, "stale")).passes

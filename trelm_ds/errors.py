@@ -21,6 +21,13 @@ class UserError(ValueError):
 
     passes = False
 
+    @classmethod
+    def because(cls, message: str, error: OSError) -> UserError:
+        """Return an error with this message that passes if its cause does."""
+        made = cls(message)
+        made.passes = error.errno in MAY_PASS
+        return made
+
 
 class RankError(UserError):
     """A mistake that only one rank has found, so that this rank must report it."""

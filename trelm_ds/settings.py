@@ -152,7 +152,9 @@ def _lines_of(path: Path) -> dict[str, int]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
         raise UserError(f"--config: {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError.because(f"--config: cannot read {path}: {error.strerror}", error) from None
+    except UnicodeDecodeError as error:
         raise UserError(f"--config: cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

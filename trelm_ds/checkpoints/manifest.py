@@ -114,6 +114,7 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
         UserError: there are checkpoints, but none is sound; or the newest cannot be read now.
     """
     candidates = committed(run)
+    passes = False
     for checkpoint in candidates:
         try:
             return checkpoint, read_verified(checkpoint)
@@ -122,8 +123,11 @@ def last_good(run: Path) -> tuple[Path, CheckpointInfo] | None:
             if isinstance(error, UnreadableError) and not error.lost:
                 raise
             log.warning(f"checkpoint passed over: {error}")
+            passes |= error.passes
     if candidates:
-        raise UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")
+        none = UserError(f"{checkpoints_folder(run)}: no checkpoint is sound; restore one, or start with another --out")
+        none.passes = passes
+        raise none
     return None
 
 

@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if missing or not tokenizer.is_fast:
         problem = f"has no {missing[0]} token" if missing else "is not a fast tokenizer (character offsets are needed)"
         raise UserError(f"--tokenizer: {folder} {problem}")
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = dict(sorted(tokenizer.get_vocab().items()))  # for messages: it comes in any order
     tokens = {number: token for token, number in vocabulary.items()}
     if twice := next((token for token, number in vocabulary.items() if tokens[number] != token), None):
         also = tokens[vocabulary[twice]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trelm_ds import log
-from trelm_ds.errors import UserError
+from trelm_ds.errors import UnreadableError, UserError
 from trelm_ds.files import read_json, read_lines, refuse_pointers
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _from_backend(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizer
     path = folder / "tokenizer.json"
     try:
         core = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UnreadableError(path, error) from None
     except Exception as error:
         raise UserError(f"--tokenizer: {path} cannot be read: {next(iter(str(error).splitlines()), '')}") from None
     if _class_is_known(folder, settings):

@@ -116,7 +116,7 @@ def _take_folder(run: Path, ranks: Ranks, held: contextlib.ExitStack) -> None:
         run.mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(run / LOCK, f"--out: {run}"))
     except OSError as error:
-        raise UserError(f"--out: cannot write into {run}: {error.strerror}") from None
+        raise UserError.because(f"--out: cannot write into {run}: {error.strerror}", error) from None
 
 
 def _find_checkpoint(config: Config, run: Path, common: dict[str, object], ranks: Ranks) -> Resumed | None:

@@ -11,7 +11,7 @@ from trelm_ds import log
 from trelm_ds.config import Config, flatten, public, to_yaml
 from trelm_ds.errors import UserError
 from trelm_ds.files import append_line, fsync_path, write_atomically
-from trelm_ds.run_folder import CONFIG, METRICS, committed, read_metrics, tracking_uri
+from trelm_ds.run_folder import CONFIG, METRICS, SPOOL, committed, read_metrics, tracking_uri
 from trelm_ds.stopping import describe
 from trelm_ds.tracking import MlflowRun, plot_loss, source_tags
 from trelm_ds.training.component import Component
@@ -57,7 +57,7 @@ class Journal(Component):
         try:
             self._open()
         except OSError as error:
-            raise UserError(f"--out: cannot write into {self._run}: {error.strerror}") from None
+            raise UserError.because(f"--out: cannot write into {self._run}: {error.strerror}", error) from None
 
     def _open(self) -> None:
         config, run, steps_done = self._config, self._run, self._number
@@ -86,9 +86,13 @@ class Journal(Component):
         return {"mlflow": self._mlflow_key}
 
     def capture(self) -> None:
-        """Have the log points on disk before the checkpoint that continues from them is; there is no file in it."""
-        with contextlib.suppress(OSError):
-            fsync_path(self._run / METRICS)
+        """Have the log points on disk, and in the spool, before the checkpoint that continues from them is.
+
+        There is no file in the checkpoint itself.
+        """
+        for name in (METRICS, SPOOL):
+            with contextlib.suppress(OSError):
+                fsync_path(self._run / name)
 
     def log(self, steps_done: int, metrics: dict[str, float]) -> None:
         """Write a log point."""
