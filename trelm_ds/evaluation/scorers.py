@@ -98,6 +98,8 @@ def matthews(gold: Sequence[str], predicted: Sequence[str]) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     _pairs(gold, predicted)
+    if len({*gold, *predicted}) == 1:  # 0 as well, but with a warning
+        return 0.0
     return float(matthews_corrcoef(gold, predicted))
 
 

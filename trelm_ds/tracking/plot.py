@@ -23,7 +23,7 @@ def plot_loss(run: Path, path: Path) -> None:
     accuracy = loss.twinx()
     accuracy.plot(steps, [100 * point["accuracy"] for point in points], color="tab:green")
     accuracy.set_ylabel("masked tokens right (%)", color="tab:green")
-    loss.set_title(f"{run.name}: {points[-1]['loss']:.3f} nats after {steps[-1]} steps")
+    loss.set_title(f"{run.name}: {points[-1]['loss']:.3f} nats after {steps[-1]} steps", parse_math=False)
     rate.plot(steps, [point["lr"] for point in points], color="tab:gray")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("optimizer step")

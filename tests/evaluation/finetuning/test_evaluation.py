@@ -50,7 +50,7 @@ def test_a_result_on_disk(tiny_tasks: Path, tmp_path: Path) -> None:
         assert len(stream.readlines()) == 96
     shown = format_result(result)
     assert f"{100 * result['scores']['micro_f1']['mean']:.1f} ± " in shown
-    plot_result(result, tmp_path / "typing.png")
+    plot_result(result | {"model": "a model of 5 $_{$"}, tmp_path / "typing.png")
     assert (tmp_path / "typing.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -132,6 +132,24 @@ def _evaluate_on_ranks(tiny_tasks: Path, out: Path, names: tuple[str, ...], batc
         return evaluate(asked(tiny_tasks, out, *names, options=settings, seeds=[1]), Together(ranks))
     finally:
         disconnect()
+
+
+def _fails_on_ranks(tiny_tasks: Path, out: Path) -> str:
+    with pytest.raises(UserError) as found:
+        _evaluate_on_ranks(tiny_tasks, out, ("cola",), 8)
+    return str(found.value)
+
+
+def test_what_fails_on_the_rank_that_writes_is_one_line_on_all(tiny_tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cola.runs"
+    folder.mkdir()
+    with lock(folder / LOCK, "x"):
+        found = run_distributed_test(_fails_on_ranks, 2, tiny_tasks, tmp_path / "cola.json")
+    assert found == [f"--out: {folder} is in use by another process; wait for it or choose another"] * 2
+    (folder / "cola-lr0.002-seed1").write_text("")
+    found = run_distributed_test(_fails_on_ranks, 2, tiny_tasks, tmp_path / "cola.json")
+    assert found[0].endswith("record.json: cannot be written (File exists)")
+    assert found[0] == found[1]
 
 
 def test_ranks_share_the_work(tiny_tasks: Path, tmp_path: Path) -> None:

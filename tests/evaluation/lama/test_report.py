@@ -76,7 +76,7 @@ def test_plot(tmp_path: Path) -> None:
     summary = sample_result(tmp_path).summary
     heights = []
     for parts in (summary["parts"], {"squad": summary["parts"]["squad"]}):
-        plot_lama(summary | {"parts": parts}, tmp_path / "lama.png")
+        plot_lama(summary | {"parts": parts, "model": "a model of 5 $_{$"}, tmp_path / "lama.png")
         png = (tmp_path / "lama.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         heights.append(int.from_bytes(png[20:24]))

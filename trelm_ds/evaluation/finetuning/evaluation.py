@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +72,28 @@ def evaluate(asked: Evaluation, workers: Workers) -> dict[str, Any]:
     model = workers.all_agree(lambda: open_pretrained(asked.model))
     # All tasks are read before the first is trained for: a mistake in the last must not show after hours.
     tunings = workers.all_agree(lambda: _prepare(asked, model, workers))
-    with _alone(asked) if first else nullcontext():
+    with ExitStack() as held:
+        workers.all_agree(lambda: held.enter_context(_alone(asked)) if first else None)
         tracking = workers.all_agree(lambda: _tracking(asked, enabled=first and asked.tracks))
         done: dict[str, TaskRuns] = {}
         try:
             for name, tuning in tunings.items():
                 done[name] = run_task(tuning, model.digest, asked.lrs, asked.seeds, asked.folder, tracking)
                 result = _result(asked, {task: runs.result for task, runs in done.items()})
-                if first:  # after each task, so that nothing is lost of those that are done
-                    lines = (
-                        line for t, runs in done.items() for line in prediction_lines(tunings[t].task, runs.records)
-                    )
-                    write_predictions(lines, predictions_file(asked.out))
-                    write_result(result, asked.out)
+                lines = [line for t, runs in done.items() for line in prediction_lines(tunings[t].task, runs.records)]
+                # After each task, so that nothing is lost of those that are done.
+                workers.all_agree(partial(_write, result, lines, asked.out if first else None))
         except BaseException:
             tracking.failed()
             raise
         tracking.finished(_summary(result))
     return result
+
+
+def _write(result: dict[str, Any], lines: list[dict[str, Any]], out: Path | None) -> None:
+    if out is not None:
+        write_predictions(lines, predictions_file(out))
+        write_result(result, out)
 
 
 def _prepare(asked: Evaluation, model: PretrainedFolder, workers: Workers) -> dict[str, FineTuning]:

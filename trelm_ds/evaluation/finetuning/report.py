@@ -88,7 +88,7 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
     for axes in list(grid)[len(tasks) :]:
         axes.set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{result['task']}, fine-tuned from {Path(result['model']).name}", fontsize=11)
+    figure.suptitle(f"{result['task']}, fine-tuned from {Path(result['model']).name}", fontsize=11, parse_math=False)
     try:
         figure.savefig(path, format="png", dpi=130)
     except OSError as error:

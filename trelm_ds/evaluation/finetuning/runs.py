@@ -90,8 +90,8 @@ def _run(
         return known
     with tracking.child(name, mine) as child:
         record = tuning.run(lr, seed, child.epoch)
-        if workers.rank == 0:  # before MLflow is waited for
-            _write_record(path, record, mine)
+        # Before MLflow is waited for.
+        workers.all_agree(lambda: _write_record(path, record, mine) if workers.rank == 0 else None)
         child.finished(record)
     return record
 

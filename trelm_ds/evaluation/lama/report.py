@@ -95,12 +95,14 @@ def plot_lama(summary: dict[str, Any], path: Path) -> None:
             shares = [100 * score["p_at_1"] for score in scores]
             bars = axes.barh([place + offset for place in places], shares, height=0.38, label=label, color=color)
             axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
-        axes.set_yticks(list(places), [f"{name}  n={score['n_facts']}" for name, score in panel.items()])
+        axes.set_yticks(
+            list(places), [f"{name}  n={score['n_facts']}" for name, score in panel.items()], parse_math=False
+        )
         axes.set_ylim(len(panel) - 0.4, -0.6)  # the first on top, no empty margin
         axes.set_xlim(0, 105)
         axes.set_title(title, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"LAMA P@1 of {Path(summary['model']).name}")
+    figure.suptitle(f"LAMA P@1 of {Path(summary['model']).name}", parse_math=False)
     grid[0, 0].legend(loc="lower right", frameon=False)
     grid[-1, 0].set_xlabel("percent of facts")
     try:
