@@ -211,7 +211,8 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 
 SUB_COMMANDS = (
-    "prepare verify pretrain submit status checkpoints sync export convert evaluate compare importance strategies neurons"
+    "prepare verify pretrain submit status checkpoints sync export convert evaluate compare importance strategies "
+    "neurons"
 )
 
 

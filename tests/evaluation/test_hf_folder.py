@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +86,16 @@ def test_a_tokenizer_needs_no_model(tmp_path: Path) -> None:
     for path in (folder, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=str(path)):
             load_tokenizer_of(path)
+
+
+def test_weights_that_may_not_be_read_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, opened = bert_folder(tmp_path / "model"), Path.open
+
+    def refuse(path: Path, *arguments: str, **more: str) -> object:
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        load_masked_lm(model)

@@ -16,6 +16,7 @@ import pytest
 
 from trelm_ds.errors import UserError
 from trelm_ds.shards import Block, Manifest, Sequence, ShardReader, ShardWriter, verify
+from trelm_ds.shards.reader import DamagedBlockError
 
 
 def random_sequences(count: int, vocab_size: int, seed: int = 0) -> list[Sequence]:
@@ -180,6 +181,21 @@ def test_what_may_not_be_read_is_a_mistake_and_no_damage(
         found = verify(tmp_path / "ds")[1]
         assert found
         assert all("cannot be read: Input/output error" in line for line in found)
+
+
+def test_a_shard_that_may_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted as damage, the advice would be to allow more of it."""
+    write(tmp_path / "ds", random_sequences(20, 1000), 1000)
+
+    def refuse(path: Path, *_: int) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("trelm_ds.shards.reader._read", refuse)
+    reader = ShardReader(tmp_path / "ds")
+    with pytest.raises(UserError, match=r"ds/shard-000000.tar: cannot be read: Permission denied") as raised:
+        reader.load(0)
+    assert not isinstance(raised.value, DamagedBlockError)
+    assert not reader.damaged
 
 
 def test_a_damaged_block_is_never_trained_on(tmp_path: Path) -> None:

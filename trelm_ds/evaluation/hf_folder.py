@@ -15,6 +15,7 @@ def load_masked_lm(folder: Path) -> tuple[Any, Any]:
 
     Raises:
         UserError: the folder is no whole masked language model with its tokenizer.
+        OSError: a file cannot be read.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
@@ -24,6 +25,8 @@ def load_masked_lm(folder: Path) -> tuple[Any, Any]:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     refuse_pointers(folder)
+    for path in filter(Path.is_file, folder.iterdir()):
+        path.open("rb").close()  # the library calls a file that may not be read a missing one
     tokenizer = load_tokenizer_of(folder)
     model = _model(folder)
     if tokenizer.mask_token_id is None:

@@ -168,6 +168,8 @@ class ShardReader:
             except UserError as error:
                 reason = str(error)
                 break
+            except PermissionError as error:  # no damage, and another block of the shard is no better
+                raise UserError(f"{self.storage.place}/{name}: cannot be read: {error.strerror}") from None
             except OSError as error:
                 reason = error.strerror or str(error)
                 if isinstance(error, FileNotFoundError) and isinstance(self.storage, LocalFolder):

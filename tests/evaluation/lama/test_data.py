@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +180,14 @@ def test_real_files_are_read(shared_data: Path) -> None:
     relations = read_parts(shared_data / "lama")["trex"]
     assert (len(relations), sum(len(one.facts) + one.skipped.total() for one in relations)) == (20, 17825)
     assert all(one.label and one.facts and all(fact.qid for fact in one.facts) for one in relations)
+
+
+def test_a_folder_that_may_not_be_read_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "TREx").mkdir()
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError, match="TREx"):
+        read_parts(tmp_path)

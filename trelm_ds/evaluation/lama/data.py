@@ -13,6 +13,7 @@ Every file may be gzipped as `*.jsonl.gz`. A record is a JSON object with `obj_l
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ def _read_google_re(folder: Path) -> list[Relation]:
 
 def _relation_files(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
     """Find the file of every relation: relation -> path."""
+    os.listdir(folder)  # `glob` finds nothing in a folder that may not be read
     paths = sorted(path for end in ("jsonl", "jsonl.gz") for path in folder.glob(f"{pattern}.{end}"))
     if not paths:
         raise UserError(f"{folder}: holds no {pattern}.jsonl or {pattern}.jsonl.gz; fetch LAMA's facts too")
