@@ -57,9 +57,9 @@ class TaskTracking:
         try:
             yield ChildTracking(run)
         except BaseException:
-            run.end("FAILED")
+            run.end_part("FAILED")
             raise
-        run.end("FINISHED")
+        run.end_part("FINISHED")
 
     def known(self, name: str) -> None:
         """Note a run of before, of which MLflow may not have heard all."""
@@ -76,7 +76,7 @@ class TaskTracking:
             try:
                 sync(folder, self._address)
             except UserError as error:
-                log.warning(str(error))
+                log.warning(f"{error}; `trelm sync {self._folder}` sends them, and those of other runs there")
                 return
 
     def failed(self) -> None:
