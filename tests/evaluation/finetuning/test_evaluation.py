@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -26,6 +27,7 @@ from trelm_ds.evaluation.finetuning.workers import Alone, Together
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK
 from trelm_ds.tracking import sync_all
+from trelm_ds.tracking.sender import Progress
 
 HERE = Alone(torch.device("cpu"))
 
@@ -206,6 +208,23 @@ def test_runs_of_a_store_that_was_locked_are_sent_by_one_sync(tiny_tasks: Path, 
     assert [run.info.status for run in runs] == ["FINISHED"] * 5  # 1 with 1 below it, 1 with 2
     below = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
     assert sorted(below.values()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("folder", [".", "cola-lr0.002-seed2"])
+def test_a_disk_that_is_full_is_one_line(
+    folder: str, tiny_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asked(tiny_tasks, tmp_path / "x.json", "cola", tracks=True, tracking_uri=f"sqlite:///{tmp_path}/store.db")
+    write, full = Progress.write, wanted.folder / folder
+
+    def refuse(self: Progress, run: Path) -> None:
+        if run == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, run)
+
+    monkeypatch.setattr(Progress, "write", refuse)
+    with pytest.raises(UserError, match=f"^--out: {full} cannot be written: No space left on device"):
+        evaluate(wanted, HERE)
 
 
 def test_a_store_that_cannot_be_is_one_line(tiny_tasks: Path, tmp_path: Path) -> None:

@@ -36,12 +36,18 @@ class TaskTracking:
         self._parent: MlflowRun | None = None
         if enabled:
             self._address = address or os.environ.get("MLFLOW_TRACKING_URI") or default_store(folder, "--tracking-uri")
-            folder.mkdir(parents=True, exist_ok=True)
-            tags = source_tags("evaluate", [socket.gethostname()])
             try:
-                self._parent = MlflowRun(folder, self._address, experiment, name, _flat(params), tags)
+                self._parent = self._begin(folder, name, params)
             except UserError as error:
                 raise UserError(str(error).replace("tracking.uri:", "--tracking-uri:", 1)) from None
+
+    def _begin(self, folder: Path, name: str, params: dict[str, Any], parent: str = "") -> MlflowRun:
+        tags = source_tags("evaluate", [socket.gethostname()])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return MlflowRun(folder, self._address, self._experiment, name, _flat(params), tags, parent=parent)
+        except OSError as error:
+            raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
 
     @contextlib.contextmanager
     def child(self, name: str, params: dict[str, Any]) -> Iterator[ChildTracking]:
@@ -50,10 +56,8 @@ class TaskTracking:
             yield ChildTracking(None)
             return
         folder = self._folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        run = self._begin(folder, name, params, self._parent.key)
         self._children.append(folder)
-        tags = source_tags("evaluate", [socket.gethostname()])
-        run = MlflowRun(folder, self._address, self._experiment, name, _flat(params), tags, parent=self._parent.key)
         try:
             yield ChildTracking(run)
         except BaseException:
