@@ -82,16 +82,16 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
         description="Send what MLflow did not receive while the run was training. A resumed run does this by itself. "
         "Nothing is sent twice, so the command may be repeated.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder; of `trelm evaluate` the .runs beside --out")
     parser.add_argument("--uri", help="tracking URI (default: the run's own)")
     parser.add_argument("--experiment", help="experiment for a run that MLflow does not have (default: the run's own)")
     parser.set_defaults(action=_sync)
 
 
 def _sync(namespace: argparse.Namespace) -> int:
-    from trelm_ds.tracking import sync
+    from trelm_ds.tracking import sync_all
 
-    number, address = sync(namespace.run, namespace.uri, namespace.experiment)
+    number, address = sync_all(namespace.run, namespace.uri, namespace.experiment)
     print(f"{namespace.run}: {number} entries sent to {address}")
     return 0
 

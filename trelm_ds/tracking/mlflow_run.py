@@ -19,6 +19,7 @@ from trelm_ds.tracking.uploader import Uploader
 
 _WAIT_FINISHED_S = 60.0
 _WAIT_STOPPED_S = 10.0
+_WAIT_PART_S = 2.0
 
 
 class MlflowRun:
@@ -81,6 +82,14 @@ class MlflowRun:
         self._record(lambda: self._spool.status(status))
         if left := self._uploader.close(_WAIT_FINISHED_S if status == "FINISHED" else _WAIT_STOPPED_S):
             log.warning(f"{left}; they are sent when the run continues, or by `trelm sync {self._run}`")
+
+    def end_part(self, status: Literal["FINISHED", "KILLED", "FAILED"]) -> None:
+        """Record the final status of one of many runs below another, and hardly wait.
+
+        A store that is down would cost as many waits as there are runs. What is left is sent by `sync_all`.
+        """
+        self._record(lambda: self._spool.status(status))
+        self._uploader.close(_WAIT_PART_S)
 
     def _record(self, write: Callable[[], Any]) -> None:
         """Write to the spool and wake the uploader; a failing disk is reported once and does not stop training."""

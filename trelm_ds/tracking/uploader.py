@@ -118,6 +118,17 @@ def sync(run: Path, address: str | None = None, experiment: str | None = None) -
         raise UserError(f"{problem}; {sender.waiting()} entries of {run / SPOOL} wait")
 
 
+def sync_all(run: Path, address: str | None = None, experiment: str | None = None) -> tuple[int, str]:
+    """Send the waiting entries of a run and of the runs below it, which have folders in its folder.
+
+    Args, Returns and Raises are those of `sync`, with the entries of all runs in one number.
+    """
+    number, store = sync(run, address, experiment)
+    for spool in sorted(run.glob(f"*/{SPOOL}")):
+        number += sync(spool.parent, address, experiment)[0]
+    return number, store
+
+
 def _known_address(run: Path) -> str:
     """Return the address that the run has used; it is stored without password, which the environment must provide."""
     store, given = Progress.of(run).store, os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import sqlite3
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 
 from tests.distributed import run_distributed_test
 from tests.evaluation.finetuning.conftest import options, read_task
+from tests.logged import warns
 from tests.tracking.runs import runs_of
 from trelm_ds.errors import UserError
 from trelm_ds.evaluation.finetuning.evaluation import Evaluation, average, evaluate
@@ -22,6 +26,8 @@ from trelm_ds.evaluation.finetuning.trainer import EpochRecord
 from trelm_ds.evaluation.finetuning.workers import Alone, Together
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK
+from trelm_ds.tracking import sync_all
+from trelm_ds.tracking.sender import Progress
 
 HERE = Alone(torch.device("cpu"))
 
@@ -186,6 +192,39 @@ def test_mlflow_has_a_run_for_the_command_and_one_below_it_for_each_of_its_runs(
         assert child.info.status == "FINISHED"
         assert "best/dev/matthews" in child.data.metrics
         assert seed < 2
+
+
+@pytest.mark.slow
+def test_runs_of_a_store_that_was_locked_are_sent_by_one_sync(tiny_tasks: Path, tmp_path: Path) -> None:
+    uri, wanted = f"sqlite:///{tmp_path}/store.db", {"tracks": True, "experiment": "tasks"}
+    evaluate(asked(tiny_tasks, tmp_path / "cola.json", "cola", **wanted, tracking_uri=uri, seeds=[1]), HERE)
+    locked = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    locked.execute("BEGIN EXCLUSIVE")
+    with warns(f"`trelm sync {tmp_path / 'again.runs'}` sends them"):
+        evaluate(asked(tiny_tasks, tmp_path / "again.json", "cola", **wanted, tracking_uri=uri), HERE)
+    locked.close()
+    sync_all(tmp_path / "again.runs")
+    runs = runs_of(uri, "tasks")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5  # 1 with 1 below it, 1 with 2
+    below = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
+    assert sorted(below.values()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("folder", [".", "cola-lr0.002-seed2"])
+def test_a_disk_that_is_full_is_one_line(
+    folder: str, tiny_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asked(tiny_tasks, tmp_path / "x.json", "cola", tracks=True, tracking_uri=f"sqlite:///{tmp_path}/store.db")
+    write, full = Progress.write, wanted.folder / folder
+
+    def refuse(self: Progress, run: Path) -> None:
+        if run == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, run)
+
+    monkeypatch.setattr(Progress, "write", refuse)
+    with pytest.raises(UserError, match=f"^--out: {full} cannot be written: No space left on device"):
+        evaluate(wanted, HERE)
 
 
 def test_a_store_that_cannot_be_is_one_line(tiny_tasks: Path, tmp_path: Path) -> None:

@@ -36,12 +36,18 @@ class TaskTracking:
         self._parent: MlflowRun | None = None
         if enabled:
             self._address = address or os.environ.get("MLFLOW_TRACKING_URI") or default_store(folder, "--tracking-uri")
-            folder.mkdir(parents=True, exist_ok=True)
-            tags = source_tags("evaluate", [socket.gethostname()])
             try:
-                self._parent = MlflowRun(folder, self._address, experiment, name, _flat(params), tags)
+                self._parent = self._begin(folder, name, params)
             except UserError as error:
                 raise UserError(str(error).replace("tracking.uri:", "--tracking-uri:", 1)) from None
+
+    def _begin(self, folder: Path, name: str, params: dict[str, Any], parent: str = "") -> MlflowRun:
+        tags = source_tags("evaluate", [socket.gethostname()])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return MlflowRun(folder, self._address, self._experiment, name, _flat(params), tags, parent=parent)
+        except OSError as error:
+            raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
 
     @contextlib.contextmanager
     def child(self, name: str, params: dict[str, Any]) -> Iterator[ChildTracking]:
@@ -50,16 +56,14 @@ class TaskTracking:
             yield ChildTracking(None)
             return
         folder = self._folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        run = self._begin(folder, name, params, self._parent.key)
         self._children.append(folder)
-        tags = source_tags("evaluate", [socket.gethostname()])
-        run = MlflowRun(folder, self._address, self._experiment, name, _flat(params), tags, parent=self._parent.key)
         try:
             yield ChildTracking(run)
         except BaseException:
-            run.end("FAILED")
+            run.end_part("FAILED")
             raise
-        run.end("FINISHED")
+        run.end_part("FINISHED")
 
     def known(self, name: str) -> None:
         """Note a run of before, of which MLflow may not have heard all."""
@@ -76,7 +80,7 @@ class TaskTracking:
             try:
                 sync(folder, self._address)
             except UserError as error:
-                log.warning(str(error))
+                log.warning(f"{error}; `trelm sync {self._folder}` sends them, and those of other runs there")
                 return
 
     def failed(self) -> None:
