@@ -28,6 +28,15 @@ def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def foreign_content(run: Path) -> str | None:
+    """Say what a folder is that is no run: a dataset, a model; None where a run may be in it."""
+    if (run / CONFIG).is_file():
+        return None
+    if (run / MANIFEST).is_file():
+        return "a dataset or a checkpoint"
+    return "a model" if (run / "config.json").is_file() else None
+
+
 def named_folders(run: Path) -> list[Path]:
     """List the folders with a checkpoint's name, committed or not, newest first; anything else there is not ours.
 

@@ -232,13 +232,25 @@ def test_a_finished_run_stays_as_it_is(one_rank: Ranks, tiny_dataset: Path, run:
     assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
 
 
+def test_out_is_a_folder_of_its_own(one_rank: Ranks, tiny_dataset: Path, run: Path, tmp_path: Path) -> None:
+    message = "--out: {} is {}; give a folder of its own"
+    assert message.format(tiny_dataset, "a dataset or a checkpoint") in fails(
+        config(), tiny_dataset, tiny_dataset, one_rank
+    )
+    export(run, tmp_path / "model")
+    assert message.format(tmp_path / "model", "a model") in fails(config(), tiny_dataset, tmp_path / "model", one_rank)
+    assert sorted(path.name for path in (tmp_path / "model").glob("*.json")) == [
+        *("config.json", "tokenizer.json", "tokenizer_config.json")
+    ]
+
+
 def test_what_a_continuation_must_share(one_rank: Ranks, tiny_dataset: Path, run: Path) -> None:
     assert "made with another trainer.global_batch_size (32, now 16)" in fails(
         config(max_steps=6, global_batch_size=16), tiny_dataset, run, one_rank
     )
     wider = config()
     wider.model.intermediate_size = 64
-    assert "made with another model" in fails(wider, tiny_dataset, run, one_rank)
+    assert "made with another model.intermediate_size (" in fails(wider, tiny_dataset, run, one_rank)
     assert 'is "never", but' in fails(config(resume="never"), tiny_dataset, run, one_rank)
     assert "is no committed checkpoint" in fails(config(resume=str(run)), tiny_dataset, run / "new", one_rank)
     own = str(run / "checkpoints" / "step-00000002")

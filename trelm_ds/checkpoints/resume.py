@@ -103,8 +103,16 @@ def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) 
                     f"{path}: written by an earlier version, which drew routed facts otherwise; finish the run with "
                     "that version, or start another --out"
                 )
-            change = f"{name} ({_short(before)}, now {_short(value)})"
+            change = _change(name, before, value)
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")
+
+
+def _change(name: str, before: object, now: object) -> str:
+    """Name what differs: of two objects, such as a model's sizes, the first key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+        return _change(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} ({_short(before)}, now {_short(now)})"
 
 
 def _short(value: object) -> str:

@@ -76,11 +76,20 @@ def add_lama(tasks: argparse._SubParsersAction) -> None:
 
 
 def _evaluate_lama(namespace: argparse.Namespace) -> int:
-    from trelm_ds.evaluation import LamaOptions, evaluate_lama, format_lama, plot_lama, write_lama
+    from trelm_ds.evaluation import (
+        LamaOptions,
+        check_not_another,
+        evaluate_lama,
+        format_lama,
+        plot_lama,
+        write_lama,
+    )
 
     if namespace.batch_size < 1:
         raise UserError(f"--batch-size: must be at least 1, got {namespace.batch_size}")
     check_result_file(namespace.out, "lama.json")
+    if namespace.out:
+        check_not_another(namespace.out, "lama", namespace.model)
     result = evaluate_lama(
         LamaOptions(
             model=namespace.model,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trelm_ds import log
 from trelm_ds.commands.result_file import check_result_file
 from trelm_ds.errors import UserError
 from trelm_ds.visible import visible
@@ -158,7 +159,11 @@ def _run(
         experiment=namespace.experiment,
         tracks=not namespace.no_tracking,
     )
-    result = _with_workers(namespace.device, lambda workers: evaluate(asked, workers))
+    try:
+        result = _with_workers(namespace.device, lambda workers: evaluate(asked, workers))
+    except KeyboardInterrupt:
+        log.info(f"stopped; finished runs are kept in {asked.folder}, and the same command goes on with them")
+        raise
     if result is not None:
         print(visible(format_result(result)))
         picture = namespace.out.with_suffix(".png")

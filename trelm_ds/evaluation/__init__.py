@@ -13,6 +13,7 @@ from trelm_ds.evaluation.finetuning import (
     plot_result,
 )
 from trelm_ds.evaluation.lama import LamaOptions, LamaResult, evaluate_lama, format_lama, plot_lama, write_lama
+from trelm_ds.evaluation.results import check_not_another
 from trelm_ds.evaluation.tasks import Task, glue_tasks, read_glue, read_relation, read_typing
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Task",
     "Together",
     "Workers",
+    "check_not_another",
     "compare_models",
     "evaluate",
     "evaluate_lama",

@@ -18,7 +18,9 @@ def load_masked_lm(folder: Path) -> tuple[Any, Any]:
         OSError: a file cannot be read.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: holds no config.json; give a Hugging Face folder with weights and tokenizer")
+        run = (folder / "checkpoints").is_dir()
+        advice = "make one of this run with `trelm export`" if run else "give one with weights and tokenizer"
+        raise UserError(f"{folder}: holds no config.json, so it is no Hugging Face folder; {advice}")
     content = read_object(folder / "config.json", "")
     try:
         check_sizes(content)

@@ -25,6 +25,24 @@ def spreads(scores: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return {metric: spread([of_run[metric] for of_run in scores]) for metric in scores[0]}
 
 
+def check_not_another(path: Path, task: str, model: Path) -> None:
+    """Refuse to replace what is no result of this task and model.
+
+    Raises:
+        UserError: `path` holds something else.
+    """
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        what = f"the result of {before['task']} for {before['model']}"
+        same = before["task"] == task and Path(before["model"]).resolve() == model.resolve()
+    except (OSError, ValueError, TypeError, KeyError):
+        what, same = "something that is no result", False
+    if not same:
+        raise UserError(f"--out: {path} holds {what}; give another file, or remove it")
+
+
 def write_result(result: dict[str, Any], path: Path) -> None:
     """Write a result as JSON, atomically.
 

@@ -107,6 +107,8 @@ def load_config(folder: str | Path) -> EncoderConfig:
     path, hint = Path(folder) / "config.json", "give a Hugging Face folder with config.json and model.safetensors"
     if not path.parent.exists() and (old := left_behind(path.parent.absolute(), "old")):
         hint = f"an export was killed while it replaced this one, which is in {old[0]}"
+    if (path.parent / "checkpoints").is_dir() and not path.exists():
+        hint = f"{path.parent} is a run: `trelm export` makes such a folder of it"
     content = read_object(path, hint)
     try:
         return EncoderConfig.from_hf(content)

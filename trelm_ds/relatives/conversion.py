@@ -81,8 +81,10 @@ def convert(name: str, source: Path, out: Path, tokenizer: Path | None = None, h
 
 def _weights(relative: Relative, source: Path) -> Path:
     """Find the file of weights in a folder by the names that the project gave it."""
-    if not source.is_dir():
+    if source.is_file():
         return source
+    if not source.is_dir():
+        raise UserError(f"{source}: does not exist; give the file of weights, or the folder that holds it")
     found = [source / name for name in relative.files if (source / name).is_file()]
     if not found:
         raise UserError(

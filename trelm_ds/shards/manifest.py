@@ -115,7 +115,8 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{folder} is no dataset: it has no {MANIFEST}; make one with `trelm prepare`")
+            what = f"has no {MANIFEST}" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder} is no dataset: it {what}; make one with `trelm prepare`")
         content = read_json(path)
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             found = content.get("schema") if isinstance(content, dict) else None

@@ -13,7 +13,7 @@ from trelm_ds.distributed import Ranks
 from trelm_ds.engine import build_engine, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
-from trelm_ds.run_folder import LOCK, checkpoints_folder
+from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
 from trelm_ds.stopping import StopRequests, StopSignals
 from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.component import Component
@@ -112,6 +112,8 @@ def _take_folder(run: Path, ranks: Ranks, held: contextlib.ExitStack) -> None:
     """Make the run folder and keep other runs out of it until `held` is closed."""
     if ranks.rank:
         return
+    if what := foreign_content(run):
+        raise UserError(f"--out: {run} is {what}; give a folder of its own")
     try:
         run.mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(run / LOCK, f"--out: {run}"))

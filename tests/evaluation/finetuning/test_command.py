@@ -94,3 +94,22 @@ def test_a_tokenizer_of_another_model(tiny_tasks: Path, tmp_path: Path) -> None:
     done = trelm("evaluate", "typing", "--model", model, "--data", tiny_tasks / "typing", "--out", tmp_path / "x.json")
     assert done.returncode == 2
     assert f"its tokenizer has {config['vocab_size'] + 2} tokens, its model {config['vocab_size']}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "holds"),
+    [
+        ('{"task": "lama", "model": "models/t"}', "the result of lama for models/t"),
+        ('{"task": "typing", "model": "models/t"}', "the result of typing for models/t"),
+        ('{"a": 1}', "something that is no result"),
+        ("notes", "something that is no result"),
+    ],
+)
+def test_another_result_is_not_replaced(content: str, holds: str, tiny_tasks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    out.write_text(content)
+    command = ("evaluate", "typing", "--model", tiny_tasks / "bert", "--data", tiny_tasks / "typing", "--out", out)
+    done = trelm(*command)
+    assert done.returncode == 2
+    assert f"--out: {out} holds {holds}; give another file, or remove it" in done.stderr
+    assert out.read_text() == content

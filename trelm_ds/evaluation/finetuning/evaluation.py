@@ -16,7 +16,7 @@ from trelm_ds.evaluation.finetuning.runs import TaskRuns, prediction_lines, prep
 from trelm_ds.evaluation.finetuning.tracking import TaskTracking
 from trelm_ds.evaluation.finetuning.trainer import FineTuning
 from trelm_ds.evaluation.finetuning.workers import Workers
-from trelm_ds.evaluation.results import predictions_file, spread, write_predictions, write_result
+from trelm_ds.evaluation.results import check_not_another, predictions_file, spread, write_predictions, write_result
 from trelm_ds.evaluation.tasks import Task
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK
@@ -69,6 +69,7 @@ def evaluate(asked: Evaluation, workers: Workers) -> dict[str, Any]:
         UserError: model, data or options do not fit, or another process writes the same result.
     """
     first = workers.rank == 0
+    workers.all_agree(lambda: check_not_another(asked.out, asked.name, asked.model) if first else None)
     model = workers.all_agree(lambda: open_pretrained(asked.model))
     # All tasks are read before the first is trained for: a mistake in the last must not show after hours.
     tunings = workers.all_agree(lambda: _prepare(asked, model, workers))
