@@ -60,7 +60,7 @@ choose_task() {
     *) kind=glue data=$TRELM_GLUE ;;
     esac
     local place=$data
-    [[ $kind != glue ]] || place=$(find "$data" -mindepth 1 -maxdepth 1 -iname "$task" 2>/dev/null | head -n 1)
+    [[ $kind != glue ]] || place=$(find "$data" -mindepth 1 -maxdepth 1 -iname "$task" 2>/dev/null | head -n 1) || true
     [[ -z $place || ! -d $place ]] || return 0
     [[ -z $TRELM_TASKS ]] || fail "no data for $task in $data: set TRELM_${kind^^}"
     say "no data for $task in $data: nothing to do"
