@@ -98,7 +98,7 @@ def test_bad_files(case: str, tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_a_file_that_is_missing(tmp_path: Path, tokenizer: Path) -> None:
-    refused(tmp_path, "colake", r"published does not exist; give the file of weights", tokenizer=tokenizer)
+    refused(tmp_path, "colake", r"published: does not exist; give the file of weights", tokenizer=tokenizer)
 
 
 def test_a_zip_file_is_mapped_not_read(tmp_path: Path) -> None:

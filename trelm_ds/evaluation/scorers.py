@@ -117,12 +117,6 @@ def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
     return _correlation(spearmanr, gold, predicted)
 
 
-def majority(gold: Sequence[str]) -> list[str]:
-    """Return what a model would predict that always gives the most frequent label, of equals the first by name."""
-    best = max(sorted(set(gold)), key=list(gold).count)
-    return [best] * len(gold)
-
-
 def _correlation(function: object, gold: Sequence[float], predicted: Sequence[float]) -> float:
     if len(_pairs(gold, predicted)) < 2:
         return 0.0
