@@ -1,13 +1,13 @@
 """Compare fine-tuning: pre-trained with random weights, and our trainer with transformers' Trainer.
 
-    python tools/bench/finetuning.py --model MODEL --work WORK [--seeds 3] [--only NAME ...]
+    python tools/bench/finetuning.py --model MODEL [--work WORK] [--seeds 3] [--only NAME ...]
 
 MODEL is a Hugging Face folder of a BERT; the data is ../shared/data. Ours runs through the `trelm` command, and
 transformers' `BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights,
 settings and threads. Their runs and ours take turns, seed by seed; the times are those of training and scoring dev.
 
-It may be stopped at any time: finished runs are kept, and docs/benchmarks/finetuning.json and docs/results.md are
-written after each.
+It may be stopped at any time: records of finished runs are kept in WORK (docs/benchmarks/finetuning), and
+docs/benchmarks/finetuning.json and docs/results.md are written after each run.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ GLUE = ("mrpc", "cola")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=OUT.with_suffix(""))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=[*PLAN, *GLUE], default=[*PLAN, *GLUE])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    random = random_weights(options.model, options.work / "random")
+    random = random_weights(options.model, options.model.with_name(f"{options.model.name}-random"))
     for name in options.only:
         for seeds in range(1, options.seeds + 1):  # one more at a time, so that every comparison has as many of both
             if name in PLAN:
@@ -73,6 +73,7 @@ def random_weights(model: Path, folder: Path) -> Path:
 def ours(name: str, task: str, arguments: list[str], model: Path, out: Path, seeds: int) -> None:
     """Fine-tune with the `trelm` command, which keeps what it has done."""
     print(f"{name}: {model.name}, {seeds} seeds, ours", flush=True)
+    out.unlink(missing_ok=True)  # it may name the model's folder on another machine; the records of its runs stay
     command = [sys.executable, "-m", "trelm_ds", "evaluate", task, "--model", str(model), "--out", str(out)]
     command += ["--seeds", str(seeds), "--lr", str(LR), "--no-tracking", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
