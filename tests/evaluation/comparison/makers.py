@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trelm_ds.evaluation.results import predictions_file, spread, spreads, write_predictions, write_result
-from trelm_ds.evaluation.scorers import majority
 from trelm_ds.evaluation.tasks.entity_typing import score_typing
 from trelm_ds.evaluation.tasks.glue import TASKS
 from trelm_ds.evaluation.tasks.relation_extraction import score_relation
@@ -73,7 +73,8 @@ def task_content(
 
 
 def usual(gold: Sequence[Any]) -> list[Any]:
-    return [gold[0]] * len(gold) if isinstance(gold[0], frozenset | float) else majority(gold)
+    best = gold[0] if isinstance(gold[0], frozenset | float) else Counter(sorted(gold)).most_common(1)[0][0]
+    return [best] * len(gold)
 
 
 def write_finetuned(
