@@ -195,7 +195,11 @@ def test_mlflow_has_a_run_for_the_command_and_one_below_it_for_each_of_its_runs(
 
 
 @pytest.mark.slow
-def test_runs_of_a_store_that_was_locked_are_sent_by_one_sync(tiny_tasks: Path, tmp_path: Path) -> None:
+def test_runs_of_a_store_that_was_locked_are_sent_by_one_sync(
+    tiny_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trelm_ds.tracking.uploader._CLOSING_S", 1.0)
+    monkeypatch.setattr("trelm_ds.tracking.store._BUSY_S", 0.5)
     uri, wanted = f"sqlite:///{tmp_path}/store.db", {"tracks": True, "experiment": "tasks"}
     evaluate(asked(tiny_tasks, tmp_path / "cola.json", "cola", **wanted, tracking_uri=uri, seeds=[1]), HERE)
     locked = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
