@@ -123,9 +123,9 @@ class Trainer:
                 self.reader.loader.close()
             with self.watchdog.patient():  # MLflow may not answer
                 self._end(stop, failed=False)
-                self.requests.answered()
                 # A rank that leaves early makes launchers end the others, rank 0's last words with them.
                 self.ranks.barrier()
+                self.requests.answered()  # where a rank is lost before, the next start must hear it as well
         return exit_code(stop) if stop and self.step < self.config.trainer.max_steps else 0
 
     def _begin(self) -> None:
