@@ -151,7 +151,13 @@ _HF = {
 }
 
 _RESULT = {
-    **{"task": "typing", "model": "m", "predictions": "r.predictions.jsonl.gz", "labels": ["a", "b"], "tasks": None},
+    **{
+        "task": "typing",
+        "model": "m",
+        "predictions": "r.predictions.jsonl.gz",
+        "scoring": {"no_relation": "a"},
+        "tasks": None,
+    },
     "examples": {"train": 9, "test": 2},
     "splits": {"test": {"micro_f1": {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5]}}},
     "baseline": {"test": {"micro_f1": 0.5}},

@@ -25,6 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trelm_ds.evaluation.finetuning.report import percent
+from trelm_ds.evaluation.results import spread
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 OUT = ROOT / "docs" / "benchmarks" / "finetuning.json"
@@ -205,15 +208,6 @@ def tables(result: dict[str, Any]) -> str:
             lines.append(f"| {name}, {of['metric']} | {' | '.join(cells)} | {len(of['ours']['values'])} |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join([*lines, "", f"{result['device']}; {versions}; {result['date']}."])
-
-
-def percent(of: dict[str, Any]) -> str:
-    return f"{100 * of['mean']:.1f}" + ("" if of["std"] is None else f" ± {100 * of['std']:.1f}")
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "values": values}
 
 
 if __name__ == "__main__":

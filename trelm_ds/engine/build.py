@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, routed: bool) -> lis
         {"params": parameters, "weight_decay": weight_decay if matrices else 0.0} | ({"lazy": True} if lazy else {})
         for (lazy, matrices), parameters in sorted(groups.items(), reverse=True)
     ]
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether our own code has raised an error: then it is a bug, and no setting that DeepSpeed refuses."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("trelm_ds.", "trelm_kernels."))
 
 
 def build_data_parallel(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> DeepSpeedEngine:
@@ -86,6 +93,8 @@ def build_engine(
             dist_init_required=False,
         )
     except (DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError) as error:
+        if _raised_here(error):
+            raise
         # The file has passed our rules, so what is left are values that this version of DeepSpeed does not take.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{config.trainer.ds_config}: DeepSpeed refuses it: {reason}") from error

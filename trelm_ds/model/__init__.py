@@ -8,7 +8,7 @@ from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
 from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretrained
-from trelm_ds.model.hf_export import save_pretrained
+from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
 from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object
 from trelm_ds.model.injection import Injected, injected
@@ -17,6 +17,7 @@ from trelm_ds.model.pooler import Pooler
 
 __all__ = [
     "EXPORTED",
+    "TOKENIZER_FILES",
     "Assessing",
     "AssessingBatch",
     "Batch",

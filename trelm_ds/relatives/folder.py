@@ -17,16 +17,12 @@ from safetensors.torch import save_file
 from trelm_ds.corpus import VOCABULARIES, load_tokenizer
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_path, fsync_tree, read_json
-from trelm_ds.model import EncoderConfig
+from trelm_ds.model import TOKENIZER_FILES, EncoderConfig
 from trelm_ds.relatives.relative import Converted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt"),
-)
 # A folder of LUKE names a tokenizer that also makes entities' inputs; its words are RoBERTa's.
 _PLAIN_CLASSES = {
     **{"LukeTokenizer": "RobertaTokenizer", "MLukeTokenizer": "XLMRobertaTokenizer"},
@@ -116,7 +112,7 @@ def _write_tokenizer(
     source: Path, target: Path, config: EncoderConfig, check: Callable[[PreTrainedTokenizerBase], None]
 ) -> int:
     """Copy the tokenizer's files, load it, and compare it with the model."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     settings, loaded = target / "tokenizer_config.json", source

@@ -62,6 +62,7 @@ def task_content(
         "splits": figures,
         "baseline": {name: score(gold, usual(gold)) for name, (gold, _) in splits.items()},
         "labels": list(RELATIONS) if task == "relation" else ["0", "1"],
+        "scoring": {"no_relation": negative} if task == "relation" else {},
         "examples": {"train": 100} | {name: len(gold) for name, (gold, _) in splits.items()},
     }
     lines = [

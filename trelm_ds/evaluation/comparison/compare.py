@@ -25,7 +25,6 @@ from trelm_ds.evaluation.comparison.metrics import (
 from trelm_ds.evaluation.comparison.predictions import Answers, read_predictions
 from trelm_ds.evaluation.comparison.sets import LAMA, EvaluatedSet, SetKey
 
-_NO_RELATION = ("no_relation", "NA")  # what `evaluate relation` takes where --no-relation does not name it
 _SAME = 1e-6
 _GLUE: dict[str, Metrics] = {
     "accuracy": Accuracy(),
@@ -112,8 +111,6 @@ class PairedBootstrap:
                 raise NotCompared(f"{of.result} has a single seed, which does not say how much seeds differ")
         mine, other = self._runs(model), self._runs(reference)
         _check_same_examples(other.answers, mine.answers, model.key)
-        if model.key.task == "relation" and mine.metrics != other.metrics:
-            raise NotCompared("other data (scored with another label as no relation)", other_data=True)
         found = Differences({}, {})
         for kind in mine.metrics:
             if kind in other.metrics and not set(kind.names).isdisjoint(metrics):
@@ -176,24 +173,22 @@ def _check_same_examples(reference: Answers, model: Answers, key: SetKey) -> Non
 
 
 def _checked(of: EvaluatedSet, answers: Answers | None) -> _Runs:
-    if answers is not None and len(answers.examples) == of.examples:
-        for metrics in _candidates(of):
-            if _reproduces(of, answers, metrics):
-                return _Runs(answers, metrics)
+    metrics = _metrics(of)
+    if answers is not None and len(answers.examples) == of.examples and _reproduces(of, answers, metrics):
+        return _Runs(answers, metrics)
     raise NotCompared(f"{of.predictions} does not give the figures of {of.result}; evaluate again")
 
 
-def _candidates(of: EvaluatedSet) -> list[tuple[Metrics, ...]]:
-    """List the metrics that may have scored a set; results do not say which label --no-relation named."""
+def _metrics(of: EvaluatedSet) -> tuple[Metrics, ...]:
+    """Give the metrics that have scored a set."""
     if of.key.task == LAMA:
-        return [tuple(RankScores(name) for name in of.figures)]
+        return tuple(RankScores(name) for name in of.figures)
     if of.key.task == "typing":
-        return [(LooseScores(),)]
+        return (LooseScores(),)
     if of.key.task != "relation":
-        return [tuple(_GLUE[name] for name in of.figures if name in _GLUE)]
-    usual = next((name for name in _NO_RELATION if name in of.labels), None)
-    negatives = dict.fromkeys((usual, None, *of.labels))
-    return [(RelationMicro(name), RelationMacro(name), Accuracy()) for name in negatives]
+        return tuple(_GLUE[name] for name in of.figures if name in _GLUE)
+    negative = of.scoring.get("no_relation")
+    return RelationMicro(negative), RelationMacro(negative), Accuracy()
 
 
 def _reproduces(of: EvaluatedSet, answers: Answers, metrics: tuple[Metrics, ...]) -> bool:

@@ -58,7 +58,7 @@ class EvaluatedSet:
         examples: how many there are.
         data: what must be equal for two results to be of the same data, by what a reader calls it.
         runs: number of seeds; None where nothing was trained.
-        labels: of the task, for a classification.
+        scoring: what the scores depend on beside labels and predictions, as `Task.scoring`.
         result: the file that says so.
         predictions: file of the predictions; None where there is none.
     """
@@ -69,7 +69,7 @@ class EvaluatedSet:
     examples: int
     data: dict[str, Any]
     runs: int | None
-    labels: tuple[str, ...]
+    scoring: dict[str, str | None]
     result: Path
     predictions: Path | None
 
@@ -109,11 +109,13 @@ def _finetuned(content: dict[str, Any], path: Path) -> Iterator[EvaluatedSet]:
             figures = {name: Figure.of(spread) for name, spread in metrics.items()}
             baseline = {name: _number(of["baseline"][split][name]) for name in figures}
             (runs,) = {len(figure.values) for figure in figures.values()}
-            data: dict[str, Any] = {f"examples of {name}": number for name, number in counts.items()}
+            scoring = {name: None if value is None else _text(value) for name, value in of["scoring"].items()}
+            # In the order in which a reader looks for what differs.
+            data: dict[str, Any] = {_words(name): value for name, value in scoring.items()}
+            data |= {f"examples of {name}": number for name, number in counts.items()}
             data |= {f"{_words(name)} of the most frequent answer": round(score, 9) for name, score in baseline.items()}
-            labels = tuple(map(_text, of["labels"]))
             key = SetKey(_text(task), _text(split))
-            yield EvaluatedSet(key, figures, baseline, counts[split], data, runs, labels, path, predictions)
+            yield EvaluatedSet(key, figures, baseline, counts[split], data, runs, scoring, path, predictions)
 
 
 def _lama(content: dict[str, Any], path: Path) -> Iterator[EvaluatedSet]:
@@ -139,7 +141,7 @@ def _lama(content: dict[str, Any], path: Path) -> Iterator[EvaluatedSet]:
             if group[:1] == ("name",):
                 data["filters of LAMA-UHN"] = " and ".join(map(_words, scores["uhn"]["filters"]))
             key = SetKey(LAMA, "/".join((part, *group)))
-            yield EvaluatedSet(key, figures, baseline, facts, data, None, (), path, predictions)
+            yield EvaluatedSet(key, figures, baseline, facts, data, None, {}, path, predictions)
 
 
 def _predictions(content: dict[str, Any], path: Path) -> Path | None:

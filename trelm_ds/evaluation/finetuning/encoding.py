@@ -111,7 +111,6 @@ class ExampleEncoder:
         Raises:
             UserError: an example is too long, or its mentions are too far apart; names file and record.
         """
-        self._core.no_truncation()
         encoded = [_Tokens.of(one) for one in self._core.encode_batch([_input(example.texts) for example in examples])]
         shortened = 0
         for index, (example, tokens) in enumerate(zip(examples, encoded, strict=True)):

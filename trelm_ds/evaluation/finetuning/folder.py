@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trelm_ds.corpus import load_tokenizer
 from trelm_ds.errors import UserError
 from trelm_ds.files import sha256_of
-from trelm_ds.model import Encoder, Pooler, load_encoder, load_pooler
+from trelm_ds.model import TOKENIZER_FILES, Encoder, Pooler, load_encoder, load_pooler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 # What the model is read from. A result may lie in the folder as well, and must not make it another model.
 _FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+    *(*TOKENIZER_FILES, "*.model"),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,14 +82,15 @@ def _run(
     tuning: FineTuning, lr: float, seed: int, identity: dict[str, Any], folder: Path, tracking: TaskTracking
 ) -> RunRecord:
     """Take the record of a run, or make it; collective."""
-    workers, name = tuning.workers, f"{tuning.task.name}-lr{lr:g}-seed{seed}"
+    workers, name = tuning.workers, f"{tuning.task.name}-lr{lr}-seed{seed}"
     path = folder / name / RECORD
     mine = identity | {"lr": lr, "seed": seed}
     known = workers.gather(_known(path, mine) if workers.rank == 0 else None)[0]
     if known is not None:
         tracking.known(name)
         return known
-    with tracking.child(name, mine) as child:
+    with ExitStack() as held:
+        child = workers.all_agree(lambda: held.enter_context(tracking.child(name, mine)))
         record = tuning.run(lr, seed, child.epoch)
         # Before MLflow is waited for.
         workers.all_agree(lambda: _write_record(path, record, mine) if workers.rank == 0 else None)
