@@ -7,7 +7,8 @@ from typing import Any
 
 from trelm_ds.corpus import VOCABULARIES, read_tokenizer
 from trelm_ds.errors import UserError
-from trelm_ds.model import check_sizes, read_object, refuse_pointers
+from trelm_ds.files import refuse_pointers
+from trelm_ds.model import check_sizes, read_object
 
 
 def load_masked_lm(folder: Path) -> tuple[Any, Any]:

@@ -1,6 +1,5 @@
 """The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
 
-from trelm_ds.files import refuse_pointers
 from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
@@ -47,6 +46,5 @@ __all__ = [
     "map_tensors",
     "packed_layout",
     "read_object",
-    "refuse_pointers",
     "save_pretrained",
 ]
