@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed import run_distributed_test
 from tests.e2e.launch import environment
-from trelm_ds.distributed import Ranks
+from trelm_ds import log
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import CommonError
 
 
@@ -39,3 +43,21 @@ def test_a_file_that_one_rank_cannot_read_ends_all(one_rank: Ranks, number: int,
     with pytest.raises(CommonError, match=f"/data/lengths.npy: {os.strerror(number)}") as error:
         one_rank.all_agree(fail)
     assert error.value.passes is passes
+
+
+def test_no_rank_ends_before_rank_0_has_told_their_mistake(tmp_path: Path) -> None:
+    """A launcher ends all ranks with the first that ends."""
+    assert run_distributed_test(_mistaken, 2, tmp_path / "log") == ["too much is damaged\n"] * 2
+
+
+def _mistaken(file: Path) -> str:
+    ranks = connect()
+    log.logger.handlers = [logging.FileHandler(file)]
+    error = CommonError("too much is damaged")
+    if ranks.rank == 0:
+        time.sleep(0.5)
+    ranks.report(error)
+    told = file.read_text()
+    disconnect()
+    assert error.reported
+    return told

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,8 @@ from trelm_ds.errors import MAY_PASS, RankError, UserError
 from trelm_ds.launched import is_launched
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
+# Before they have met, ranks cannot wait for rank 0 to report an error; its launcher ends it once another has failed.
+_RANK_0_FIRST_S = 5.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _run(arguments)
     except UserError as error:
         # All ranks of a launcher raise the same error; report it once.
-        if log.rank() == 0 or isinstance(error, RankError):
-            log.error(str(error))
+        if not error.reported:
+            if log.rank() == 0 or isinstance(error, RankError):
+                log.error(str(error))
+            else:
+                time.sleep(_RANK_0_FIRST_S)
         code = 1 if error.passes else 2
     except BrokenPipeError:  # `trelm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -95,6 +95,17 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def report(self, error: CommonError) -> None:
+        """Log the error on rank 0 before any rank goes on to its end; collective.
+
+        A launcher ends the other ranks as soon as one has failed, so a rank 0 that is late would say nothing.
+        """
+        if self.rank == 0:
+            log.error(str(error))
+        error.reported = True
+        with contextlib.suppress(RuntimeError):  # a rank is gone all the same
+            self.barrier()
+
 
 def import_deepspeed() -> ModuleType:
     """Import DeepSpeed with its logging turned down and its C++ op cached in this environment."""

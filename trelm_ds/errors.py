@@ -17,9 +17,11 @@ class UserError(ValueError):
     Attributes:
         passes: whether another start may help, as when a file server restarts; the exit code is 1 then, so that batch
             systems start the job again.
+        reported: whether it stands in the log already.
     """
 
     passes = False
+    reported = False
 
     @classmethod
     def because(cls, message: str, error: OSError) -> UserError:

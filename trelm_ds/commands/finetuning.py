@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trelm_ds import log
 from trelm_ds.commands.result_file import check_result_file
-from trelm_ds.errors import UserError
+from trelm_ds.errors import CommonError, UserError
 from trelm_ds.visible import visible
 
 if TYPE_CHECKING:
@@ -205,5 +205,8 @@ def _with_workers(device: str, call: Callable[[Workers], dict[str, Any]]) -> dic
     try:
         result = call(Together(ranks))
         return result if ranks.rank == 0 else None
+    except CommonError as error:
+        ranks.report(error)
+        raise
     finally:
         disconnect()

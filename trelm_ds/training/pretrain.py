@@ -32,7 +32,8 @@ def pretrain(config: Config, data: str, run: Path) -> int:
         watchdog = Watchdog(ranks, run, config.guards.hang_minutes)
         with first_failure_speaks(), StopSignals() as signals, watchdog:
             code = build_run(config, data, run, ranks, signals, watchdog).train()
-    except CommonError:
+    except CommonError as error:
+        ranks.report(error)
         disconnect()
         raise
     disconnect()  # not after a failure of one rank: it would wait for the others
