@@ -107,11 +107,18 @@ class MemoryConfig:
     initial_lambda: float = 0.5
     """lambda of Eq. 8 at the start: how much of an embedding is memory"""
     beta: float = 2.0
-    """lambda is divided by it in every epoch, or every decay_every_steps"""
+    """what a decay divides lambda by"""
+    decay_share: int | None = 5
+    """parts of equal length that the run has, between which lambda decays; null: one decay an epoch, the paper's form"""
     decay_every_steps: int | None = None
-    """steps after which lambda decays; default: an epoch"""
+    """steps between decays, in place of decay_share"""
     release_fraction: float = 0.1
     """last share of the training with lambda 0, so that the model ends without the bank"""
+    match_norm: bool = True
+    """bring local and global memory to the mean norm of word embeddings before they are mixed in; false: the paper's
+    letter, hidden states several times as long"""
+    centre_global: bool = True
+    """subtract the mean of all global memories before they are mixed in: [CLS] states are nearly one vector"""
     words: bool = True
     """keep memory of long-tail words too"""
     word_frequency: tuple[int, int] = (100, 500)

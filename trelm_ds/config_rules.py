@@ -139,8 +139,9 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
     if memory.beta < 1:
         yield "memory.beta", f"must be at least 1, or lambda grows, got {memory.beta}"
-    if memory.decay_every_steps is not None and memory.decay_every_steps < 1:
-        yield "memory.decay_every_steps", f"must be at least 1, got {memory.decay_every_steps}"
+    for name, number in (("decay_share", memory.decay_share), ("decay_every_steps", memory.decay_every_steps)):
+        if number is not None and number < 1:
+            yield f"memory.{name}", f"must be at least 1, got {number}"
     low, high = memory.word_frequency
     if not 1 <= low <= high:
         yield "memory.word_frequency", f"must be 1 <= lowest <= highest, got {[low, high]}"

@@ -300,6 +300,7 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
     assert vectors is not None
     draw = torch.Generator().manual_seed(0)
     bank.table.local.copy_(torch.randn(bank.table.local.shape, generator=draw))
+    bank.settings = replace(settings.memory, match_norm=False, centre_global=False)  # the paper's letter
     knowledge.before_step(read, 0)
     assert knowledge.memory_lambda == rate
     checked = {"entity": 0, "word": 0}
@@ -324,4 +325,12 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
             torch.testing.assert_close(made.vectors[item], expected)
             assert made.keep[item].item() == pytest.approx(keep)
     assert min(checked.values()) > 3
+    bank.settings = settings.memory
+    knowledge.before_step(read, 0)
+    words = trainer.engine.module.encoder.embeddings.word.weight.detach()
+    norm = float(torch.stack([row.norm() for row in words]).mean())
+    matched = knowledge.model_inputs()["tables"].memories
+    for row, found in zip(read.memory_rows, matched, strict=True):
+        local, global_ = bank.table.local[row].split(32)  # nothing is seen yet, so nothing is centred
+        torch.testing.assert_close(found, norm * (local / local.norm() + global_ / global_.norm()))
     trainer.reader.loader.close()

@@ -129,7 +129,8 @@ class StepTables(NamedTuple):
 
     Attributes:
         vectors: float32 [U', D], of the entities and relations in the step's `vector_rows`; empty without any.
-        memories: float32 [U, D], M_local + M_global (Eq. 7) of the step's `memory_rows`; empty where lambda is 0.
+        memories: float32 [U, D], M_local + M_global (Eq. 7, `MemoryBank.mixed`) of the step's `memory_rows`; empty
+            where lambda is 0.
         memory_lambda: lambda of Eq. 8.
         candidates: int64 [C], tokens that compete with every answer (Eq. 2); none of them: the whole vocabulary does.
         log_counts: float32 [V], log of how often each token is expected among the candidates; None: no logQ correction.

@@ -94,6 +94,7 @@ class Knowledge(Component):
             step=step,
             vectors=self.vectors,
             bank=bank,
+            word_norm=self._word_norm(bank),
             memory_lambda=self.memory_lambda,
             size=self.size,
             log_counts=self._log_counts,
@@ -114,6 +115,12 @@ class Knowledge(Component):
         """Update the bank (Eq. 5, 6), unless the step was skipped."""
         lookup, self.lookup = self.lookup, None
         return lookup.update() if taken and lookup is not None else {}
+
+    def _word_norm(self, bank: MemoryBank | None) -> Tensor:
+        """Return the norm that memories get in Eq. 7, []; collective under ZeRO-3."""
+        if bank is None or not self._config.memory.match_norm:
+            return torch.zeros(())
+        return word_embedding(self._engine).norm(dim=1).mean()
 
     def _memory_lambda(self, steps_done: int) -> float:
         """Compute lambda of a step (Eq. 8); 0 without a memory bank."""
@@ -190,6 +197,7 @@ class StepLookup:
     Args:
         step: this rank's part of it.
         vectors, bank: to look up in; None where there is none, or where it has no part in this step.
+        word_norm: [], mean norm of the word embeddings (`memory.match_norm`).
         memory_lambda: lambda of Eq. 8.
         size: D.
         log_counts: float32 [V], as in `StepTables`.
@@ -201,12 +209,14 @@ class StepLookup:
         step: Step,
         vectors: VectorTable | None,
         bank: MemoryBank | None,
+        word_norm: Tensor,
         memory_lambda: float,
         size: int,
         log_counts: Tensor | None,
         ranks: Ranks,
     ) -> None:
-        self._bank, self._memory_lambda, self._size, self._device = bank, memory_lambda, size, ranks.device
+        self._bank, self._word_norm = bank, word_norm
+        self._memory_lambda, self._size, self._device = memory_lambda, size, ranks.device
         self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
         self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
@@ -224,9 +234,9 @@ class StepLookup:
         vectors = memories = torch.zeros(0, self._size, device=self._device)
         if self._vector_lookup is not None:
             vectors = self._vector_lookup.wait().to(self._device).float()
-        if self._memory_lookup is not None:
+        if self._memory_lookup is not None and self._bank is not None:
             found = self._memory_lookup.wait()
-            memories = (found.local.float() + found.global_.float()).to(self._device)
+            memories = self._bank.mixed(found, self._word_norm).to(self._device)
             self._looked_up, self._hits = len(found.seen), found.seen.sum()
         return StepTables(
             vectors=vectors,

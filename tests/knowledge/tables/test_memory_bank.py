@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def test_sums_by_row_add_in_order() -> None:
 
 
 def test_lambda_is_equation_8_by_epoch() -> None:
-    settings = MemoryConfig(initial_lambda=0.5, beta=2.0, release_fraction=0.1)
+    settings = MemoryConfig(initial_lambda=0.5, beta=2.0, decay_share=None, release_fraction=0.1)
     assert [memory_lambda(settings, 10 * epoch, 100, epoch) for epoch in range(4)] == [0.5, 0.25, 0.125, 0.0625]
     assert memory_lambda(settings, 89, 100, 1) == 0.25
     assert memory_lambda(settings, 90, 100, 1) == memory_lambda(settings, 99, 100, 0) == 0.0
@@ -100,11 +101,18 @@ def test_lambda_is_equation_8_by_steps() -> None:
     )
 
 
+def test_lambda_is_equation_8_by_shares_of_the_run() -> None:
+    settings = MemoryConfig(decay_share=3, release_fraction=0.0)
+    assert [memory_lambda(settings, step, 10, 7) for step in (0, 3, 4, 6, 7, 9)] == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert memory_lambda(MemoryConfig(), 89, 100, 0) == 0.5 / 2**4
+
+
 @pytest.mark.parametrize(
     ("share", "max_steps", "first"), [(0.43, 100, 57), (0.29, 100, 71), (0.1, 15, 14), (1.0, 5, 0), (0.3, 10, 7)]
 )
 def test_lambda_is_0_from_the_step_that_the_share_says(share: float, max_steps: int, first: int) -> None:
-    values = [memory_lambda(MemoryConfig(release_fraction=share), step, max_steps, 0) for step in range(max_steps)]
+    settings = MemoryConfig(release_fraction=share, decay_share=None)
+    values = [memory_lambda(settings, step, max_steps, 0) for step in range(max_steps)]
     assert values == [0.5] * first + [0.0] * (max_steps - first)
 
 
@@ -202,6 +210,7 @@ class Outcome(NamedTuple):
     global_: np.ndarray
     seen: np.ndarray
     updated: int
+    total: np.ndarray
 
 
 def fifty_steps_with_each(n_rows: int, every_settings: list[MemoryConfig]) -> list[Outcome]:
@@ -225,7 +234,8 @@ def fifty_steps(bank: MemoryBank, group: TableGroup) -> Outcome:
     assert memories.local.shape == (len(rows), D)
     filled = int(group.sum(torch.tensor(bank.filled_rows)))
     assert group.rank or int(memories.seen.sum()) == filled
-    return Outcome(*(column.numpy() for column in memories), int(group.sum(torch.tensor(updated))))
+    total = bank.seen_total.numpy()
+    return Outcome(*(column.numpy() for column in memories), int(group.sum(torch.tensor(updated))), total)
 
 
 def test_fifty_steps_on_1_2_and_4_ranks_are_the_literal_equations() -> None:
@@ -248,6 +258,8 @@ def test_fifty_steps_on_1_2_and_4_ranks_are_the_literal_equations() -> None:
             np.testing.assert_allclose(outcome.global_, global_, rtol=0, atol=1e-6)
             np.testing.assert_array_equal(outcome.seen, counts > 0)
             assert outcome.updated == updated
+            assert outcome.total[-1] == (counts > 0).sum()
+            np.testing.assert_allclose(outcome.total[:-1], global_[counts > 0].sum(0), rtol=0, atol=1e-5)
 
 
 def occurrences_of(row: int, *values: float, new_context: bool = True) -> list[Occurrence]:
@@ -310,6 +322,21 @@ def test_a_bf16_bank_rounds_only_what_it_keeps() -> None:
     assert memories.local.dtype == memories.global_.dtype == torch.bfloat16
 
 
+def test_memories_are_mixed_as_the_settings_say() -> None:
+    bank = make_bank(3, MemoryConfig(), TableGroup())
+    apply(bank, [occurrences_of(0, 1.0), occurrences_of(1, 3.0)])
+    found = bank.start_lookup(torch.tensor([0, 1, 2])).wait()
+    letter = replace(bank.settings, match_norm=False, centre_global=False)
+    for centre, match in itertools.product((False, True), repeat=2):
+        bank.settings = replace(letter, centre_global=centre, match_norm=match)
+        local, global_ = found.local.clone(), found.global_.clone()
+        if centre:
+            global_[:2] -= torch.tensor([10.0, 30.0]).mean()  # the last row is not a state yet
+        if match:
+            local, global_ = (1.5 * part / part.norm(dim=1, keepdim=True) for part in (local, global_))
+        torch.testing.assert_close(bank.mixed(found, torch.tensor(1.5)), local + global_)
+
+
 def test_placement_cpu_is_the_cpu_whatever_the_models_device() -> None:
     meta = torch.device("meta")  # stands for a GPU
     assert MemoryBank(5, D, MemoryConfig(placement="cpu"), meta, TableGroup()).table.local.device == CPU
@@ -330,6 +357,7 @@ def test_saved_by_4_loaded_by_2_then_by_3_is_the_same_to_the_bit(tmp_path: Path,
             bank.load(tmp_path / str(before))
             assert torch.equal(bank.table.local, whole.table.local[rank::after])
             assert torch.equal(bank.contexts.local, whole.contexts.local[rank::after])
+            assert torch.equal(bank.seen_total, whole.seen_total)
             bank.save(tmp_path / str(after) if after > 1 else tmp_path / "again")
     assert 0 < whole.filled_rows < n_rows
     for path in (tmp_path / "again").iterdir():

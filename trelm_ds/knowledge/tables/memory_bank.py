@@ -84,7 +84,8 @@ def memory_lambda(settings: MemoryConfig, step: int, max_steps: int, epoch: int)
     """Compute lambda of Eq. 8, the share of memory in an embedding: lambda_0 / beta^q, 0 in the last part of training.
 
     Args:
-        settings: q is the number of `decay_every_steps` periods if that is set, else the epoch.
+        settings: q counts periods of `decay_every_steps` if that is set, else parts of the run (`decay_share`), else
+            epochs.
         step: optimizer steps done before this one.
         max_steps: optimizer steps of the whole run.
         epoch: counted from 0.
@@ -92,7 +93,12 @@ def memory_lambda(settings: MemoryConfig, step: int, max_steps: int, epoch: int)
     # Rounded first, because 100 * (1 - 0.43) is 57.00000000000001.
     if step >= math.ceil(round(max_steps * (1 - settings.release_fraction), 6)):
         return 0.0
-    q = step // settings.decay_every_steps if settings.decay_every_steps else epoch
+    if settings.decay_every_steps:
+        q = step // settings.decay_every_steps
+    elif settings.decay_share:
+        q = step * settings.decay_share // max_steps
+    else:
+        q = epoch
     return settings.initial_lambda * settings.beta**-q  # not / beta**q, which overflows for a large q
 
 
@@ -137,6 +143,8 @@ class MemoryBank:
     Attributes:
         table: [R, 2 D], local and global memory side by side, so that one exchange fetches both.
         contexts: int64 [R, 1], number of contexts in Eq. 6 so far.
+        seen_total: float64 [D + 1] on the CPU, the same on every rank: sum of the global memories of all rows that have
+            a context, and the number of these rows. Kept only for `centre_global`.
     """
 
     def __init__(self, n_rows: int, size: int, settings: MemoryConfig, device: torch.device, group: TableGroup) -> None:
@@ -144,6 +152,7 @@ class MemoryBank:
         self.size, self.settings = size, settings
         self.table = ShardedTable(n_rows, 2 * size, _DTYPES[settings.dtype], device, group)
         self.contexts = ShardedTable(n_rows, 1, torch.int64, device, group)
+        self.seen_total = torch.zeros(size + 1, dtype=torch.float64)
 
     @property
     def bytes(self) -> int:
@@ -166,11 +175,31 @@ class MemoryBank:
         """
         self.table.fill(lambda rows: vectors_of(rows).repeat(1, 2), batch)
         self.contexts.local.zero_()
+        self.seen_total.zero_()
 
     def start_lookup(self, rows: Tensor) -> MemoryLookup:
         """Start fetching rows, int64 [n] on the CPU; collective. `wait()` on the result returns `Memories`."""
         route = self.table.route(rows)
         return MemoryLookup(self.table.start_lookup(route), self.contexts.start_lookup(route))
+
+    def mixed(self, memories: Memories, word_norm: Tensor) -> Tensor:
+        """Compute M_local + M_global as Eq. 7 takes them: float32 [n, D].
+
+        They are last-layer states, several times as long as word embeddings, and global ones ([CLS] states) differ
+        little from each other. So the settings centre global memory and bring each of the two to one norm.
+
+        Args:
+            memories: of n rows.
+            word_norm: [], the norm that each gets (`match_norm`).
+        """
+        local, global_ = memories.local.float(), memories.global_.float()
+        if self.settings.centre_global:
+            mean = self.seen_total[:-1] / self.seen_total[-1].clamp(min=1)
+            # What has not been seen is a mean of word embeddings.
+            global_ = torch.where(memories.seen[:, None], global_ - mean.to(global_), global_)
+        if self.settings.match_norm:
+            local, global_ = (F.normalize(part, dim=1) * word_norm.to(part) for part in (local, global_))
+        return local + global_
 
     def update(self, rows: Tensor, local_sum: Tensor, occurrences: Tensor, cls_sum: Tensor, contexts: Tensor) -> int:
         """Apply Eq. 5 and 6 for everything one optimizer step has seen on all ranks; collective, once per step.
@@ -204,14 +233,31 @@ class MemoryBank:
             global_weight = new / (before + new).clamp(min=1)  # 1 at first, which discards the initial value
         local, global_ = self.table.local[places].float().chunk(2, dim=1)
         local = torch.lerp(local, local_sum / seen.clamp(min=1).float(), local_weight.float())
-        global_ = torch.lerp(global_, cls_sum / new.clamp(min=1).float(), global_weight.float())
-        self.table.local[places] = torch.cat([local, global_], dim=1).to(self.table.local)
-        self.contexts.local[places] = before + new.long()
+        updated = torch.lerp(global_, cls_sum / new.clamp(min=1).float(), global_weight.float())
+        kept = torch.cat([local, updated], dim=1).to(self.table.local)
+        self.table.local[places] = kept
+        self.contexts.local[places] = after = before + new.long()
+        if self.settings.centre_global:
+            self._count_seen(global_, before, kept[:, self.size :], after)
         return len(distinct)
+
+    def _count_seen(self, old: Tensor, before: Tensor, new: Tensor, after: Tensor) -> None:
+        """Follow in `seen_total` what an update has changed on any rank; collective.
+
+        Args:
+            old, new: [m, D], global memories of this rank's rows before and after the update.
+            before, after: int64 [m, 1], their numbers of contexts.
+        """
+        was, is_ = (before > 0).double(), (after > 0).double()
+        change = torch.cat([new.double() * is_ - old.double() * was, is_ - was], dim=1).sum(0)
+        self.seen_total += self.table.group.sum(change.cpu())
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's shard into a folder shared by all ranks; return the files."""
-        return [self.table.save(folder, "memory"), self.contexts.save(folder, "memory-contexts")]
+        files = [self.table.save(folder, "memory"), self.contexts.save(folder, "memory-contexts")]
+        if self.table.group.rank == 0 and self.settings.centre_global:
+            files.append(self._total.save(folder, "memory-total"))
+        return files
 
     def load(self, folder: Path) -> None:
         """Load what any number of ranks saved.
@@ -221,6 +267,15 @@ class MemoryBank:
         """
         self.table.load(folder, "memory")
         self.contexts.load(folder, "memory-contexts")
+        if self.settings.centre_global:
+            self._total.load(folder, "memory-total")
+
+    @property
+    def _total(self) -> ShardedTable:
+        """A table of one row, of this process alone, over the memory of `seen_total`."""
+        table = ShardedTable(1, self.size + 1, torch.float64, torch.device("cpu"), TableGroup())
+        table.local = self.seen_total[None]
+        return table
 
 
 class MemoryUpdate:
