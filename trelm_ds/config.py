@@ -109,7 +109,7 @@ class MemoryConfig:
     beta: float = 2.0
     """what a decay divides lambda by"""
     decay_share: int | None = 5
-    """parts of equal length that the run has, between which lambda decays; null: one decay an epoch, the paper's form"""
+    """equal parts of the run, between which lambda decays; null: it decays with every epoch, the paper's form"""
     decay_every_steps: int | None = None
     """steps between decays, in place of decay_share"""
     release_fraction: float = 0.1

@@ -19,7 +19,7 @@ class VectorFile(InjectionSource):
     """Vectors of `injection.file`, taken as they are, or projected to D."""
 
     refreshes = False
-    centre_relations = False
+    translates = True
 
     def __init__(self, context: SourceContext) -> None:
         index, path = context.index, Path(context.settings.file or "")

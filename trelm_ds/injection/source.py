@@ -57,16 +57,17 @@ class InjectionSource(ABC):
     """Vectors of entities and relations for injected embeddings (paper 3.1). Every filling opens a new one.
 
     A `UserError`, from the constructor or a call, reaches all ranks. The table then gives the entities the mean and
-    scale of word embeddings, and the relations the same scale, so a source need not.
+    scale of word embeddings, so a source need not.
 
     Attributes:
         refreshes: whether its vectors change with the model, so that `injection.refresh_every` applies.
-        centre_relations: whether to subtract the relations' mean: right for vectors made from relations' names, whose
-            mean is that of all text; wrong for translations learned from a graph, where v_tail = v_head + v_relation.
+        translates: whether its relations are translations, v_tail = v_head + v_relation, and share the entities' scale.
+            Vectors made from relations' names are not, and would make up most of h_e without saying which entity it
+            is: the table replaces them by the mean difference between tails and heads.
     """
 
     refreshes: ClassVar[bool] = True
-    centre_relations: ClassVar[bool] = True
+    translates: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, context: SourceContext) -> None:

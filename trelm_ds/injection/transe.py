@@ -24,7 +24,7 @@ class TransE(InjectionSource):
     """
 
     refreshes = False
-    centre_relations = False
+    translates = True
 
     def __init__(self, context: SourceContext) -> None:
         index = context.index

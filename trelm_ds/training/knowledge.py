@@ -165,7 +165,9 @@ class Knowledge(Component):
             seed=config.trainer.seed,
         )
         source = fill_vectors(self.vectors, context)
-        self.vectors.match(*word_statistics(word), centre_relations=source.centre_relations)
+        self.vectors.match(*word_statistics(word), centre_relations=not source.translates)
+        if not source.translates and self.vectors.n_entities:  # none where only the decoder product reads relations
+            self.vectors.relate(self._index.graph, self._index.vector_entities)
 
     def capture(self) -> Captured:
         """Give this rank's rows for a checkpoint, uncopied: nothing may change them before they are written."""

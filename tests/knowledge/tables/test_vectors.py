@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.distributed import run_distributed_test
+from trelm_ds.knowledge import KnowledgeGraph
 from trelm_ds.knowledge.tables import TableGroup, VectorTable, mean_of_tokens, word_statistics
 
 CPU = torch.device("cpu")
@@ -67,6 +68,51 @@ def test_centred_relations_leave_injected_embeddings_at_the_words_mean() -> None
     for sign in (-1, 1):  # every entity with every relation
         injected = entities[:, None] + sign * relations
         torch.testing.assert_close(injected.mean((0, 1)), mean, rtol=0, atol=1e-6)
+
+
+def made_graph() -> tuple[KnowledgeGraph, np.ndarray]:
+    """A graph of twice as many entities, of which the table has every second; a pair may have many relations."""
+    draw = np.random.default_rng(4)
+    triples = draw.integers(0, [2 * ENTITIES, RELATIONS, 2 * ENTITIES], (300, 3)).astype(np.int32)
+    triples = triples[(triples[:, 1] != 3) | (triples[:, 2] % 2 == 1)]  # relation 3 has no tail in the table
+    every = np.column_stack([np.arange(2 * ENTITIES), np.zeros(2 * ENTITIES), np.arange(2 * ENTITIES)])
+    triples = np.unique(np.concatenate([triples, every.astype(np.int32)]), axis=0)
+    return KnowledgeGraph.from_triples(triples), np.arange(0, 2 * ENTITIES, 2)
+
+
+def related(group: TableGroup) -> VectorTable:
+    table = make_table(translated(), group)
+    table.relate(*made_graph())
+    return table
+
+
+def test_related_relations_are_mean_differences() -> None:
+    graph, entities = made_graph()
+    table, vectors = related(TableGroup()), translated()
+    heads = np.repeat(np.arange(len(graph.entities)), np.diff(graph.out_offsets))
+    for relation in range(RELATIONS):
+        of_it = graph.out_relations == relation
+        means = []
+        assert relation != 3 or not any(end % 2 == 0 for end in graph.out_entities[of_it])
+        for ends in (graph.out_entities[of_it], heads[of_it]):
+            rows = [int(end) // 2 for end in ends if end % 2 == 0]
+            means.append(vectors[rows].mean(0) if rows else vectors[:ENTITIES].mean(0))
+        torch.testing.assert_close(table.local[ENTITIES + relation], means[0] - means[1], rtol=0, atol=1e-5)
+    assert torch.equal(table.local[:ENTITIES], vectors[:ENTITIES])
+    assert len(entities) == ENTITIES
+
+
+def related_on_ranks() -> tuple[np.ndarray, np.ndarray]:
+    dist.init_process_group("gloo")
+    table = related(TableGroup.of_all_ranks(CPU))
+    dist.destroy_process_group()
+    return table.owned.numpy(), table.local.numpy()
+
+
+def test_ranks_relate_as_one_does() -> None:
+    expected = related(TableGroup())
+    for rows, values in run_distributed_test(related_on_ranks, 3):
+        np.testing.assert_allclose(values, expected.local[rows], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -1e6])

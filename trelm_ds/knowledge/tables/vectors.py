@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
 from trelm_ds.ragged import gather, offsets_of
 
@@ -18,7 +19,7 @@ _BATCH = 65536  # rows held in double precision at a time
 class VectorTable(ShardedTable):
     """Vectors v [E + R, D] of E entities followed by R relations, sharded over the ranks.
 
-    `fill` it from an injection source, then `match` it to the words.
+    `fill` it from an injection source, `match` it to the words, and `relate` relations to entities where they are not.
 
     Attributes:
         n_entities: E.
@@ -58,6 +59,59 @@ class VectorTable(ShardedTable):
         if centre_relations and self.n_rows - self.n_entities > 1:  # a single relation would become 0
             centre, _ = self._statistics(relations, self.n_rows - self.n_entities)
         _affine(relations, centre, factor, shift)
+
+    def relate(self, graph: KnowledgeGraph, entities: np.ndarray) -> None:
+        """Make every relation the mean of its triples' tails minus the mean of their heads; collective.
+
+        Where the table has all ends of a relation's triples, that is the mean of v_tail - v_head. The mean of all
+        entities stands for tails or heads of which it has none.
+
+        Args:
+            graph: whose triples count.
+            entities: int [E], the graph's row of each entity of the table.
+        """
+        n_relations = self.n_rows - self.n_entities
+        own = self.owned[self.owned < self.n_entities].numpy()
+        tails = self._sums_by_relation(own, entities[own], graph.in_offsets, graph.in_relations, n_relations)
+        heads = self._sums_by_relation(own, entities[own], graph.out_offsets, graph.out_relations, n_relations)
+        everything, _ = self._statistics(self._parts()[0], self.n_entities)
+        means = (
+            torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), everything)
+            for sums in self.group.sum(torch.stack([tails, heads]))
+        )
+        difference = next(means) - next(means)
+        relations = self.owned[self.owned >= self.n_entities]
+        self.local[self.place(relations)] = difference[relations - self.n_entities].to(self.local)
+
+    def _sums_by_relation(
+        self, own: np.ndarray, rows: np.ndarray, offsets: np.ndarray, relations: np.ndarray, n_relations: int
+    ) -> Tensor:
+        """Sum this rank's entities over their edges, and count these, by relation: float64 [R, D + 1] on the CPU.
+
+        Args:
+            own: int64 [m], the entities, as rows of the table.
+            rows: int64 [m], the same in the graph.
+            offsets, relations: the graph's edges in one direction.
+        """
+        sums = torch.zeros(n_relations, self.width + 1, dtype=torch.float64)
+        for first in range(0, len(own), _BATCH):
+            batch = slice(first, first + _BATCH)
+            named, degree = gather(offsets, relations, rows[batch])
+            # An entity may be the tail of a million triples of one relation: it is read once, with a weight.
+            edges = named.astype(np.int64) * len(degree) + np.repeat(np.arange(len(degree)), degree)
+            distinct, count = np.unique(edges, return_counts=True)
+            relation, entity = np.divmod(distinct, len(degree))
+            bags = torch.from_numpy(np.searchsorted(relation, np.arange(n_relations + 1)))
+            vectors = self.local[self.place(torch.from_numpy(own[batch]))].double().cpu()
+            sums += F.embedding_bag(
+                torch.from_numpy(entity),
+                F.pad(vectors, (0, 1), value=1.0),
+                bags,
+                mode="sum",
+                per_sample_weights=torch.from_numpy(count).double(),
+                include_last_offset=True,
+            )
+        return sums
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         """Return views of this rank's entities and relations."""
