@@ -41,7 +41,11 @@ def tables(candidates: list[int] = CANDIDATES, log_counts: torch.Tensor | None =
 
 
 def literal_loss(
-    states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, against: StepTables
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    against: StepTables,
+    bias: torch.Tensor | None = None,
 ) -> tuple[float, int]:
     """Eq. 2 term by term: -log exp f(h, y) / (exp f(h, y) + sum over drawn y' != y of exp f(h, y'))."""
     total, correct = 0.0, 0
@@ -49,6 +53,7 @@ def literal_loss(
 
     def f(state: torch.Tensor, token: int) -> float:
         score = float(sum(a * b for a, b in zip(state.tolist(), weight[token].tolist(), strict=True)))
+        score += float(bias[token]) if bias is not None else 0.0
         return score - (float(against.log_counts[token]) if against.log_counts is not None else 0.0)
 
     for state, label in zip(states, labels.tolist(), strict=True):
@@ -61,16 +66,18 @@ def literal_loss(
 
 @pytest.mark.parametrize("candidates", [CANDIDATES, []])
 @pytest.mark.parametrize("log_q", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_the_loss(candidates: list[int], log_q: bool, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_loss(candidates: list[int], log_q: bool, biased: bool, dtype: torch.dtype, tolerance: float) -> None:
     if log_q and not candidates:
         return
     word = model().encoder.embeddings.word.to(dtype)
     states = torch.randn(6, 32, generator=torch.Generator().manual_seed(3)).to(dtype)
     log_counts = torch.linspace(-3, 0, 97) if log_q else None
     labels, against = facts().labels, tables(candidates, log_counts)
-    loss, correct = contrastive_loss(states, word, labels, against)
-    expected, hits = literal_loss(states.float(), word.weight.detach().float(), labels, against)
+    bias = torch.linspace(-2, 2, 97).to(dtype) if biased else None
+    loss, correct = contrastive_loss(states, word, labels, against, bias)
+    expected, hits = literal_loss(states.float(), word.weight.detach().float(), labels, against, bias)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=tolerance)
     assert correct.item() == hits
@@ -84,12 +91,16 @@ def test_an_answer_does_not_compete_with_itself() -> None:
     assert correct.item() == 6
 
 
-def test_decoder_query_reads_the_masks_through_the_head() -> None:
+@pytest.mark.parametrize(
+    ("against", "biased"),
+    [(tables(), False), (tables([]), True), (tables(log_counts=torch.linspace(-3, 0, 97)), True)],
+)
+def test_decoder_query_reads_the_masks_through_the_head(against: StepTables, biased: bool) -> None:
     ours, asked = model(), facts()
     ours.objectives["cka"] = Assessing()
     assert ours.decoder is None
     batch = pack_batch(make_documents([6, 11, 3]))._replace(objectives={"cka": asked})
-    output = ours(batch, tables())
+    output = ours(batch, against)
     states = []
     for position in asked.positions.tolist():
         dense = ours.head.dense.weight @ output.states[position] + ours.head.dense.bias
@@ -97,7 +108,8 @@ def test_decoder_query_reads_the_masks_through_the_head() -> None:
         centred = gelu - gelu.mean()
         normed = centred / torch.sqrt((centred**2).mean() + ours.head.norm.eps)
         states.append(normed * ours.head.norm.weight + ours.head.norm.bias)
-    expected, hits = literal_loss(torch.stack(states), ours.encoder.embeddings.word.weight, asked.labels, tables())
+    bias = ours.head.bias if biased else None
+    expected, hits = literal_loss(torch.stack(states), ours.encoder.embeddings.word.weight, asked.labels, against, bias)
     assert output.losses["cka"].item() == pytest.approx(expected, rel=1e-4)
     assert output.correct["cka"].item() == hits
     assert output.losses["mlm"].item() == 0

@@ -158,6 +158,8 @@ def literal_probability(model: MaskedLanguageModel, given: Given, fact: int) -> 
         true, scores = int(facts.labels[n]), []
         for word in [true, *(tables.candidates.tolist() or [w for w in range(len(words)) if w != true])]:
             correction = 0.0 if tables.log_counts is None else tables.log_counts[word]
+            if model.decoder is None and (tables.log_counts is not None or not len(tables.candidates)):
+                correction = correction - model.head.bias[word]
             scores.append(words[word] @ state - correction)
         competing = [scores[0]] + [
             score

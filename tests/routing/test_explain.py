@@ -49,8 +49,8 @@ def test_attributes_the_probability_that_it_prints(tokenizer) -> None:  # type: 
         model.head.bias.copy_(torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0)))
     shown = []
 
-    def spy(states: torch.Tensor, word: Any, labels: torch.Tensor, tables: StepTables) -> torch.Tensor:
-        found = answer_probabilities(states, word, labels, tables)
+    def spy(states: torch.Tensor, word: Any, labels: torch.Tensor, tables: StepTables, bias: Any) -> torch.Tensor:
+        found = answer_probabilities(states, word, labels, tables, bias)
         shown.append(found.detach())
         return found
 

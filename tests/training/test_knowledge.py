@@ -51,6 +51,7 @@ def with_injection(settings: Config, **injection: Any) -> Config:
 
 VARIANTS = {
     "query": lambda settings: settings,
+    "all words": lambda settings: with_cka(settings, negatives=0),  # scored with the head's bias
     "product": lambda settings: with_cka(settings, decoder="product", log_q=True),
     "same": lambda settings: with_injection(with_cka(settings, triple="same", negatives=0), probability=1.0),
     "alias_mean": lambda settings: with_injection(settings, source="alias_mean"),
@@ -74,7 +75,7 @@ def comparable(run: Path) -> list[dict[str, float]]:
         ("query", 0, "fp32", 160),
         ("query", 1, "fp32", 80),
         ("query", 2, "fp32", 160),
-        ("query", 3, "fp32", 80),
+        ("all words", 3, "fp32", 80),
         ("query", 1, "bf16", 80),
         ("product", 1, "fp32", 80),
         ("product", 3, "bf16", 160),

@@ -46,6 +46,7 @@ from trelm_ds.model import (
     EncoderLayer,
     MaskedLanguageModel,
     StepTables,
+    answer_bias,
     answer_probabilities,
 )
 from trelm_ds.routing import QUADRATURES, Quadrature, attribute, frozen, gauss_legendre, routed_facts
@@ -96,7 +97,8 @@ def loop(model: MaskedLanguageModel, batch: Batch, tables: StepTables, quadratur
                 with scaled(layer, positions, alpha) as seen:
                     hidden = model.encoder(ids, bounds, LENGTH)
                 states = model.head.transform(hidden[positions])
-                probability = answer_probabilities(states, model.encoder.embeddings.word, labels, tables).mean()
+                word, bias = model.encoder.embeddings.word, answer_bias(model, tables)
+                probability = answer_probabilities(states, word, labels, tables, bias).mean()
                 mean = mean + weight * torch.autograd.grad(probability, seen["scaled"])[0]
             scores[place] += (seen["activation"] * mean).clamp(min=0).sum(0)
     return scores

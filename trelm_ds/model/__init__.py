@@ -1,6 +1,6 @@
 """The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
 
-from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_probabilities
+from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_bias, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
@@ -34,6 +34,7 @@ __all__ = [
     "ProductDecoder",
     "StepTables",
     "Tail",
+    "answer_bias",
     "answer_probabilities",
     "check_sizes",
     "hf_names",

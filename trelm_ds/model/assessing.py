@@ -46,11 +46,26 @@ class Assessing(nn.Module):
             decoded = model.head.transform(hidden.index_select(0, given.positions))
         else:
             decoded = self.decoder(hidden, given, tables.vectors)
-        return contrastive_loss(decoded, model.encoder.embeddings.word, given.labels, tables)
+        bias = answer_bias(model, tables) if self.decoder is None else None
+        return contrastive_loss(decoded, model.encoder.embeddings.word, given.labels, tables, bias)
 
 
-def contrastive_loss(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> tuple[Tensor, Tensor]:
-    """Compute Eq. 2 with f(h, y) = <h, word embedding of y>.
+def answer_bias(model: ScoringModel, tables: StepTables) -> Tensor | None:
+    """Return the MLM head's bias [V] where the answers to queries are scored with it, else None.
+
+    A cloze question is, so queries are where all words compete or drawn ones are corrected (logQ). Uncorrected draws
+    take the words' frequency out of the scores; a bias, which carries it, would be pulled away from what MLM needs.
+    """
+    if tables.candidates.numel() and tables.log_counts is None:
+        return None
+    bias: Tensor = model.head(None, model.encoder.embeddings.word)
+    return bias
+
+
+def contrastive_loss(
+    states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute Eq. 2 with f(h, y) = <h, word embedding of y> + bias of y.
 
     Candidates are shared by all N tokens; one that is a token's own answer does not compete with it.
 
@@ -59,20 +74,23 @@ def contrastive_loss(states: Tensor, word: WordEmbedding, labels: Tensor, tables
         word: the word embedding.
         labels: int64 [N], the answers' tokens.
         tables: candidates and their correction.
+        bias: [V]; None for none, Eq. 2 to the letter.
 
     Returns:
         the losses' sum, [] fp32, and how often the answer scored highest, [] int64.
     """
     if not tables.candidates.numel():
-        scores = _vocabulary_scores(states, word)
+        scores = _vocabulary_scores(states, word, bias)
         correct = scores.argmax(-1) == labels
         return F.cross_entropy(scores, labels, reduction="sum"), correct.sum()
-    true, others = _candidate_scores(states, word, labels, tables)
+    true, others = _candidate_scores(states, word, labels, tables, bias)
     losses = torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]
     return losses.sum(), (true > others).all(dim=1).sum()
 
 
-def answer_probabilities(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> Tensor:
+def answer_probabilities(
+    states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables, bias: Tensor | None = None
+) -> Tensor:
     """Compute p of Eq. 9, the probability of every answer's token among its candidates.
 
     Args:
@@ -80,26 +98,33 @@ def answer_probabilities(states: Tensor, word: WordEmbedding, labels: Tensor, ta
         word: the word embedding.
         labels: int64 [N], the answers' tokens.
         tables: candidates and their correction.
+        bias: [V], as in `contrastive_loss`.
 
     Returns:
         float32 [N].
     """
     if not tables.candidates.numel():
-        scores = _vocabulary_scores(states, word)
+        scores = _vocabulary_scores(states, word, bias)
         return torch.softmax(scores, dim=1).gather(1, labels[:, None])[:, 0]
-    return torch.softmax(torch.cat(_candidate_scores(states, word, labels, tables), dim=1), dim=1)[:, 0]
+    return torch.softmax(torch.cat(_candidate_scores(states, word, labels, tables, bias), dim=1), dim=1)[:, 0]
 
 
-def _vocabulary_scores(states: Tensor, word: WordEmbedding) -> Tensor:
+def _vocabulary_scores(states: Tensor, word: WordEmbedding, bias: Tensor | None) -> Tensor:
     """Score every word for states [N, D]: float32 [N, V]."""
-    return word(states, states.new_zeros(word.num_embeddings)).float()
+    return word(states, states.new_zeros(word.num_embeddings) if bias is None else bias).float()
 
 
-def _candidate_scores(states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables) -> tuple[Tensor, Tensor]:
+def _candidate_scores(
+    states: Tensor, word: WordEmbedding, labels: Tensor, tables: StepTables, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Score the answers' tokens, float32 [N, 1], and what competes with them, [N, C]."""
     candidates = tables.candidates
     true = (states * word(labels)).sum(-1, keepdim=True).float()
     others = (states @ word(candidates).t()).float()
+    if bias is not None:
+        # Not bias[labels]: its gradient would be summed in another order every time.
+        true = true + F.embedding(labels, bias[:, None]).float()
+        others = others + F.embedding(candidates, bias[:, None])[:, 0].float()
     if tables.log_counts is not None:
         true = true - tables.log_counts[labels, None]
         others = others - tables.log_counts[candidates]

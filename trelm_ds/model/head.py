@@ -26,6 +26,11 @@ class MaskedLMHead(nn.Module):
         transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
         return transformed
 
-    def forward(self, hidden: Tensor, word_embedding: WordEmbedding) -> Tensor:
-        """Score every word for states [M, D]: [M, V]."""
+    def forward(self, hidden: Tensor | None, word_embedding: WordEmbedding) -> Tensor:
+        """Score every word for states [M, D]: [M, V]; without states return a copy of the words' bias [V].
+
+        ZeRO-3 holds the bias together only while this runs, so nobody else may read it.
+        """
+        if hidden is None:
+            return self.bias.clone()
         return word_embedding(self.transform(hidden), self.bias)

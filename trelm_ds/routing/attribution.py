@@ -24,6 +24,7 @@ from trelm_ds.model import (
     PackedLayout,
     ProductDecoder,
     StepTables,
+    answer_bias,
     answer_probabilities,
     injected,
     packed_layout,
@@ -213,8 +214,9 @@ def _answer_probability(
     """Sum P (Eq. 9) over facts and copies, from the states [m * R, D] at the decode positions."""
     lengths = _answer_lengths(facts)
     share = (1 / lengths)[facts.fact]  # P of a fact is the mean over its answer's tokens
+    bias = None
     if model.decoder is None:
-        decoded = model.head.transform(states)
+        decoded, bias = model.head.transform(states), answer_bias(model, tables)
     else:
         ends = (facts.spans[:, 1] - facts.spans[:, 0]).cumsum(0)
         spans = torch.stack([torch.cat([ends.new_zeros(1), ends[:-1]]), ends], dim=1)  # in the rows of the targets
@@ -227,7 +229,7 @@ def _answer_probability(
         )
         decoded = model.decoder(states, repeated, tables.vectors)
     labels = facts.labels.repeat(count)
-    probabilities = answer_probabilities(decoded, model.encoder.embeddings.word, labels, tables)
+    probabilities = answer_probabilities(decoded, model.encoder.embeddings.word, labels, tables, bias)
     return (probabilities * share.repeat(count)).sum()
 
 

@@ -84,11 +84,9 @@ def explain(
         raise UserError(f"--answer: the tokenizer does not know all of {answer!r}")
     ids = ids.index_fill(0, positions, tokenizer.mask_token_id)
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
-    # Training compares words without the head's bias, a cloze reader with it: as if by corrected candidates, all words.
     nothing = torch.zeros(0, 1)
-    words = torch.arange(model.config.vocab_size)
-    tables = StepTables(
-        vectors=nothing, memories=nothing, memory_lambda=0.0, candidates=words, log_counts=-model.head.bias
+    tables = StepTables(  # without candidates all words compete, as for a cloze reader
+        vectors=nothing, memories=nothing, memory_lambda=0.0, candidates=torch.zeros(0, dtype=torch.int64)
     )
     batch = Batch.of_documents(ids, bounds, len(ids))._replace(objectives={"cka": _one_fact(positions, labels)})
     found = attribute(model, batch, tables, QUADRATURES[quadrature])
