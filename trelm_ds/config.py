@@ -82,6 +82,10 @@ class InjectionConfig:
     mention's own word embeddings in h_e"""
     file: str | None = None
     """for a source that reads one: vectors that a KG-embedding library made (docs/knowledge.md)"""
+    projection: Literal["fixed", "fitted", "trained"] = "fixed"
+    """how vectors reach the width of word embeddings. fixed: as the source makes them; trained: through a linear map
+    that is learned with the model (EasyNLP's know_linear); fitted: for a source that reads a file, through the map that
+    brings its entities nearest to the mean word embeddings of their names, fitted anew at every refresh"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
     refresh_every: int = 10000
@@ -135,8 +139,9 @@ class MemoryConfig:
 class CkaConfig:
     """Contrastive knowledge assessing (Eq. 2-3): facts about chosen mentions that the model has to complete."""
 
-    decoder: Literal["query", "product", "none"] = "query"
-    """query: a short document with masks beside the sentence; product: DKPLM's decoder on the mention's states"""
+    decoder: Literal["query", "product", "mention", "none"] = "query"
+    """query: a short document with masks beside the sentence; product: DKPLM's decoder on the mention's states;
+    mention: as EasyNLP has DKPLM, the injected mention's own tokens, from its states times the relation"""
     triple: Literal["other", "same"] = "other"
     """other never asks for what is injected; same is the paper's literal reading, where the input holds the answer"""
     mentions: Literal["chosen", "all"] = "chosen"

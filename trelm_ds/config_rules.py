@@ -133,8 +133,14 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "injection.source", unknown
     elif wrong := file_problem(injection.source, injection.file):
         yield "injection.file", wrong
+    elif injection.projection == "fitted" and injection.file is None:
+        yield "injection.projection", f"fitted needs a source that reads a file, got {injection.source}; take trained"
+    elif injection.projection != "fixed" and injection.source == "none":
+        yield "injection.projection", f"{injection.projection} goes with a source, injection.source is none"
     if config.cka.max_token_share == 0 and config.cka.decoder == "query":
         yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
+    if config.cka.decoder == "mention" and injection.source == "none":
+        yield "cka.decoder", "mention decodes what was injected, injection.source is none"
     if not 1 <= config.cka.facts_per_mention <= 8:
         yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
     if memory.beta < 1:
@@ -157,6 +163,8 @@ def _routing_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "routing.score_ema", "must be less than 1, or no new score counts"
     if not routing.enabled:
         return
+    if config.cka.decoder == "mention":
+        yield "routing.enabled", "must be false with cka.decoder mention, which asks for no fact that a path leads to"
     if routing.start_step >= config.trainer.max_steps:
         limit = f"trainer.max_steps {config.trainer.max_steps}"
         yield "routing.start_step", f"must be less than {limit}, or no path is ever chosen, got {routing.start_step}"

@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "injection__probability": 1.0,
         "memory__enabled": False,
     },
+    "mention": {"cka__decoder": "mention", "injection__probability": 0.8, "memory__enabled": False},
     "no assessing": {"cka__decoder": "none"},
     "nothing": {"selection__strategy": "none", "memory__enabled": False},
 }

@@ -32,7 +32,10 @@ class Item(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """A query, or for product the span and the relation's row; `injected`: the item and its places in the query."""
+    """A query, or for product the span and for others the relation's row.
+
+    `injected`: the item and its places in the query.
+    """
 
     query: tuple[int, ...] | None
     span: tuple[int, int] | None
@@ -75,6 +78,12 @@ class Literal:
         self.found: list[tuple[int, Item]] = []  # (first token, item)
         questions: list[Question] = []
         mentions = np.column_stack([np.zeros(len(sequence.mentions)), sequence.mentions]).astype(np.int32)
+        rows = self.index.graph.entities.tolist()
+        self.masked = {  # entities that the model has to predict, by row of the graph
+            rows.index(qid)
+            for first, last, qid in sequence.mentions.tolist()
+            if qid in rows and self.predicted & set(range(first, last))
+        }
         taken: set[int] = set()
         chosen = set(np.flatnonzero(self.index.selector(mentions)).tolist())
         known = set(self.index.graph.entities.tolist()) if self.config.cka.mentions == "all" else set()
@@ -131,7 +140,8 @@ class Literal:
         if config.injection.source == "none":
             applied = applied and config.memory.enabled
         else:
-            injected = named[0] if named and applied else None
+            open_ = [edge for edge in named if edge[0] not in self.masked]
+            injected = open_[0] if open_ and applied else None
             applied = injected is not None
         triple = (-1, -1, 0.0)
         if injected is not None:
@@ -144,6 +154,12 @@ class Literal:
             place = len(self.found) - 1
         if config.cka.decoder == "none":
             return []
+        if config.cka.decoder == "mention":
+            if injected is None:
+                return []
+            of_it = len(index.vector_entities) + injected[1]
+            tokens, places = tuple(self.tokens[first:last]), tuple(range(first, last))
+            return [Question(0.0, Fact(None, None, of_it, bool(injected[2]), tokens, places, None), place, injected[0])]
         questions: list[Question] = []
         asked = 0
         for candidate, edge in enumerate(edges):
@@ -196,7 +212,7 @@ def described(made: Batch) -> tuple[list[Item], list[Fact]]:
     if made.items is not None:
         columns = (column.tolist() for column in made.items[:7])
         tokens = np.column_stack([made.items.token_rows, made.items.token_items])
-        n_facts = 0 if asked is None or not len(asked.positions) else len(asked.inverse)
+        n_facts = 0 if asked is None or len(asked.relations) or not len(asked.positions) else len(asked.inverse)
         end = bounds[len(bounds) - 1 - n_facts]  # of the sequences
         assert end == bounds[made.n_sequences]
         for number, (memory, window, cls, new, *triple) in enumerate(zip(*columns, strict=True)):
@@ -216,7 +232,11 @@ def described_fact(made: Batch, facts: AssessingBatch, number: int) -> Fact:
     if not len(facts.positions):
         return Fact(None, tuple(facts.spans[number].tolist()), int(facts.relations[number]), inverse, answer, (), None)
     assert facts.spans.shape == (0, 2)
-    assert len(facts.relations) == 0
+    if len(facts.relations):  # decoder mention
+        assert not facts.routed.any()
+        return Fact(
+            None, None, int(facts.relations[number]), inverse, answer, tuple(facts.positions[mine].tolist()), None
+        )
     first, last = made.cu_seqlens.tolist()[len(made.cu_seqlens) - 1 - len(facts.inverse) + number :][:2]
     query = tuple(made.input_ids[first:last].tolist())
     injected = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from trelm_ds.errors import UserError
 from trelm_ds.injection.file import vectors_from_file
+from trelm_ds.injection.projection import projection
 
 ENTITIES, RELATIONS, D = 23, 4, 6
 
@@ -24,6 +26,10 @@ def translated() -> Tensor:
     return vectors
 
 
+def fixed(seed: int, size: int = D) -> Callable[[int, object], np.ndarray | None]:
+    return lambda width, read: projection(width, size, seed)
+
+
 def write(path: Path, vectors: np.ndarray) -> Path:
     np.save(path, vectors)
     return path
@@ -34,7 +40,7 @@ def test_vectors_of_the_same_width_are_taken_as_they_are(tmp_path: Path, dtype: 
     vectors = translated().numpy().astype(dtype)
     rows = np.array([5, 2, ENTITIES, 0])  # a table of some of the file's rows
     path = write(tmp_path / "v.npy", np.asfortranarray(vectors))
-    found = vectors_from_file(path, ENTITIES, RELATIONS, rows, D, 0)(torch.tensor([2, 0, 1]))
+    found = vectors_from_file(path, ENTITIES, RELATIONS, rows, fixed(0))(torch.tensor([2, 0, 1]))
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found, vectors[[ENTITIES, 5, 2]].astype(np.float32))
 
@@ -43,7 +49,7 @@ def test_vectors_of_the_same_width_are_taken_as_they_are(tmp_path: Path, dtype: 
 def test_another_width_is_projected_linearly(tmp_path: Path, size: int) -> None:
     path = write(tmp_path / "v.npy", translated().numpy())
     everything = np.arange(ENTITIES + RELATIONS)
-    vectors_of = vectors_from_file(path, ENTITIES, RELATIONS, everything, size, seed=3)
+    vectors_of = vectors_from_file(path, ENTITIES, RELATIONS, everything, fixed(3, size))
     found = vectors_of(torch.from_numpy(everything))
     assert found.shape == (ENTITIES + RELATIONS, size)
     for head in range(0, ENTITIES - 1, 2):
@@ -55,16 +61,16 @@ def test_another_width_is_projected_linearly(tmp_path: Path, size: int) -> None:
         assert bool((found.norm(dim=1) <= translated().norm(dim=1) + 1e-4).all())
         basis = torch.linalg.lstsq(translated(), found).solution
         torch.testing.assert_close(basis.T @ basis, torch.eye(size), rtol=0, atol=1e-5)
-    again = vectors_from_file(path, ENTITIES, RELATIONS, everything, size, seed=3)(torch.arange(4))
+    again = vectors_from_file(path, ENTITIES, RELATIONS, everything, fixed(3, size))(torch.arange(4))
     torch.testing.assert_close(again, found[:4])
-    other = vectors_from_file(path, ENTITIES, RELATIONS, everything, size, seed=4)(torch.arange(4))
+    other = vectors_from_file(path, ENTITIES, RELATIONS, everything, fixed(4, size))(torch.arange(4))
     assert not torch.allclose(other, found[:4])
     assert vectors_of(torch.zeros(0, dtype=torch.int64)).shape == (0, size)
 
 
 def test_files_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     def open_file(path: Path) -> None:
-        vectors_from_file(path, 2000, 3, np.arange(2003), D, 0)
+        vectors_from_file(path, 2000, 3, np.arange(2003), fixed(0))
 
     path = tmp_path / "v.npy"
     with pytest.raises(UserError, match=r"injection.file .*v.npy: cannot be read: No such file"):
@@ -92,7 +98,7 @@ def test_a_number_that_is_not_finite_is_named_when_its_row_is_read(tmp_path: Pat
     vectors = np.zeros((5, D))
     vectors[3, 2] = value
     rows = np.array([4, 3, 0, 1, 2])
-    vectors_of = vectors_from_file(write(tmp_path / "v.npy", vectors), 4, 1, rows, D, 0)
+    vectors_of = vectors_from_file(write(tmp_path / "v.npy", vectors), 4, 1, rows, fixed(0))
     assert len(vectors_of(torch.tensor([0, 2, 3, 4]))) == 4
     with pytest.raises(UserError, match=r"v.npy: row 3, counted from 0, is not finite in float32"):
         vectors_of(torch.tensor([0, 1]))

@@ -105,7 +105,7 @@ def draw_all(which: Which) -> tuple[Triples, Triples, Triples]:
     rows, keys, injects = mentions()
     draw = TripleDraw(GRAPH, NAMES, LONGEST)
     candidates = draw.candidates(rows, keys)
-    injected = draw.injected(candidates)
+    injected = draw.injected(candidates, np.zeros_like(candidates.has))
     injected = injected._replace(has=injected.has & injects)
     return candidates, injected, draw.asked(candidates, injected, which)
 
@@ -162,7 +162,7 @@ def test_a_fact_with_nothing_else_to_inject_is_asked_in_plain_passes_only() -> N
     names = Names(*one, *one, *one, np.array([0, 1]), np.array([6], dtype=np.int32))
     draw = TripleDraw(graph, names, 8)
     candidates = draw.candidates(np.array([0, 1]), keyed_bits(np.arange(2)))
-    injected = draw.injected(candidates)
+    injected = draw.injected(candidates, np.zeros_like(candidates.has))
     assert as_edges(injected) == [(1, 0, False), (0, 0, True)]
     assert injected.sign.tolist() == [-1, 1]
     assert injected.sign.dtype == np.float32
@@ -185,6 +185,6 @@ def test_all_edges_of_an_entity_come_up_equally_often() -> None:
 def test_no_mentions_give_no_triples() -> None:
     draw = TripleDraw(GRAPH, NAMES, LONGEST)
     candidates = draw.candidates(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64))
-    injected = draw.injected(candidates)
+    injected = draw.injected(candidates, np.zeros_like(candidates.has))
     assert [array.shape for array in injected] == [(0,)] * 4
     assert [array.shape for array in draw.asked(candidates, injected, "other", 3)] == [(0, CANDIDATES)] * 4

@@ -10,7 +10,14 @@ import torch
 from tests.model.test_injection import model
 from tests.model.test_masked_lm import make_config
 from tests.model.tiny_models import make_documents, pack_batch
-from trelm_ds.model import Assessing, AssessingBatch, MaskedLanguageModel, ProductDecoder, StepTables
+from trelm_ds.model import (
+    Assessing,
+    AssessingBatch,
+    MaskedLanguageModel,
+    MentionDecoder,
+    ProductDecoder,
+    StepTables,
+)
 from trelm_ds.model.assessing import contrastive_loss
 
 CANDIDATES = [11, 12, 40, 12, 90]  # a token may be drawn twice
@@ -114,6 +121,20 @@ def test_decoder_query_reads_the_masks_through_the_head(against: StepTables, bia
     assert output.correct["cka"].item() == hits
     assert output.losses["mlm"].item() == 0
     assert not output.states.requires_grad
+
+
+def test_decoder_mention_reads_state_times_relation_through_the_head() -> None:
+    ours, asked, against = model(), facts(), tables([])
+    ours.objectives["cka"] = Assessing(MentionDecoder())
+    batch = pack_batch(make_documents([6, 11, 3]))._replace(objectives={"cka": asked})
+    output = ours(batch, against)
+    expected = 0.0
+    for label, position, fact in zip(asked.labels, asked.positions, asked.fact, strict=True):
+        relation = against.vectors[asked.relations[fact]]
+        state = output.states[position] * relation / relation.square().mean().sqrt()
+        expected -= ours.logits(state[None])[0].log_softmax(0)[label].item()
+    assert output.losses["cka"].item() == pytest.approx(expected, rel=1e-4)
+    assert ours.decoder is None  # which attribution would follow
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])

@@ -19,7 +19,7 @@ from tests.training import test_pretrain as plain
 from tests.training.test_pretrain import continued, fails, losses, train, train_then_continue, without_dropout
 from trelm_ds.checkpoints import export
 from trelm_ds.checkpoints.manifest import read_verified
-from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, SelectionConfig
+from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, RoutingConfig, SelectionConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
@@ -55,6 +55,11 @@ VARIANTS = {
     "product": lambda settings: with_cka(settings, decoder="product", log_q=True),
     "same": lambda settings: with_injection(with_cka(settings, triple="same", negatives=0), probability=1.0),
     "alias_mean": lambda settings: with_injection(settings, source="alias_mean"),
+    "trained": lambda settings: with_injection(settings, source="alias_mean", projection="trained"),
+    "mention": lambda settings: replace(
+        with_injection(with_cka(settings, decoder="mention", negatives=0), probability=1.0, projection="trained"),
+        routing=RoutingConfig(enabled=False),
+    ),
     "own embeddings": lambda settings: with_injection(settings, source="none"),
     "words only": lambda settings: replace(settings, selection=SelectionConfig(strategy="none")),
     "no memory": lambda settings: replace(settings, memory=MemoryConfig(enabled=False)),
@@ -79,7 +84,8 @@ def comparable(run: Path) -> list[dict[str, float]]:
         ("query", 1, "bf16", 80),
         ("product", 1, "fp32", 80),
         ("product", 3, "bf16", 160),
-        ("alias_mean", 3, "fp32", 160),
+        ("trained", 3, "fp32", 160),
+        ("trained", 1, "bf16", 80),
     ],
 )
 def test_two_ranks_train_continue_and_export(

@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 OUT = ROOT / "docs" / "benchmarks" / "finetuning.json"
 PAGE, MARK = ROOT / "docs" / "results.md", "<!-- finetuning {} -->"
-LR, BATCH, EPOCHS = 1e-4, 32, 3
+LR, BATCH, EPOCHS = 1e-4, 32, 2
 PLAN: dict[str, tuple[str, list[str]]] = {
     "typing": ("typing", ["--data", str(SHARED / "entity_typing"), "--epochs", "6", "--batch-size", "16"]),
-    "relation": ("relation", ["--data", str(SHARED / "relation_extraction"), "--epochs", "2", "--batch-size", "32"]),
+    "relation": ("relation", ["--data", str(SHARED / "relation_extraction"), "--epochs", "1", "--batch-size", "32"]),
 }
 GLUE = ("mrpc", "cola")
 

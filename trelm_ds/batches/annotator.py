@@ -124,7 +124,7 @@ class Annotator:
         spans, chosen, rows = self._looked_at(sequences)
         applied = chosen & self._applied(Stream.INJECTED_MENTION, sequences, spans)
         candidates = self._triples.candidates(rows, self._draw(Stream.TRIPLE, sequences, spans))
-        injected = self._triples.injected(candidates)
+        injected = self._triples.injected(candidates, self._hidden(sequences, spans, candidates))
         if self.config.injection.source == "none":  # Eq. 7 with the mention's own embeddings
             applied &= self.config.memory.enabled
             injected = injected._replace(has=np.zeros_like(applied))
@@ -139,8 +139,21 @@ class Annotator:
             own, n = spans.owner, len(self.index.graph.entities)
             shown = (own * n + injected.other)[injected.has]
             asked = asked._replace(has=asked.has & ~np.isin(own[:, None] * n + asked.other, shown))
+        if self.config.cka.decoder == "mention":  # decodes what was injected
+            which = np.flatnonzero(injected.has)
+            return spans, chosen, FactRequests(mention=which, place=np.zeros_like(which), triples=injected.of(which))
         which, place = np.nonzero(asked.has)
         return spans, chosen, FactRequests(mention=which, place=place, triples=asked.of(asked.has))
+
+    def _hidden(self, sequences: Sequences, spans: Spans, candidates: Triples) -> np.ndarray:
+        """Mark candidates, bool [M, K], whose other entity is masked in the sequence: h_e would give it away."""
+        owner, first, last, qids = np.ascontiguousarray(sequences.mentions.T)
+        start = sequences.starts[owner]
+        begins, ends = (np.searchsorted(sequences.mlm_positions, start + place) for place in (first, last))
+        masked = np.flatnonzero((begins < ends) & (self.index.graph.degrees(qids) > 0))
+        n = len(self.index.graph.entities)
+        keys = owner[masked].astype(np.int64) * n + graph_rows(self.index.graph, qids[masked])
+        return np.isin(spans.owner[:, None] * n + candidates.other, keys)
 
     def _looked_at(self, sequences: Sequences) -> tuple[Spans, np.ndarray, np.ndarray]:
         """Return mentions chosen or to be asked about, which are chosen bool [n], and their graph rows int64 [n]."""
@@ -169,7 +182,7 @@ class Annotator:
         """Sample the facts to ask in this pass, within `cka.max_token_share`."""
         if not self.asks:
             return facts.of(np.zeros(0, dtype=np.int64))
-        if self.config.cka.decoder == "product":
+        if self.config.cka.decoder != "query":
             return facts
         length = self._queries.lengths(facts, mentions)
         fits = length <= self._max_length
@@ -217,6 +230,8 @@ class Annotator:
         if self.config.cka.decoder == "query":
             return self._queries.by_query(facts, queries, base, routed)
         relations = len(self.index.vector_entities) + facts.triples.relation
+        if self.config.cka.decoder == "mention":
+            return self._queries.by_mention(facts, mentions, sequences.tokens, relations)
         return self._queries.by_span(facts, mentions, relations, routed)
 
     def _routed(self, sequences: Sequences, owner: np.ndarray) -> np.ndarray:

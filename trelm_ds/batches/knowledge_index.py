@@ -67,7 +67,7 @@ class KnowledgeIndex:
         words = WordTable.load(dataset / WORDS_FOLDER)
         none, chosen = np.zeros(0, dtype=np.int32), selector.entities
         injects = config.injection.source != "none"
-        needs_vectors = len(chosen) > 0 and (injects or config.cka.decoder == "product")
+        needs_vectors = len(chosen) > 0 and (injects or config.cka.decoder == "product")  # mention injects
         return cls(
             selector,
             scores,

@@ -82,39 +82,45 @@ class QueryWriter:
             routed: bool [F], as in `AssessingBatch`.
         """
         ends = base + np.cumsum(queries.lengths) - 1  # of the masks: [SEP] comes behind
-        masks = self._answer_lengths(facts)
-        none = np.zeros(0, dtype=np.int64)
-        return self._batch(facts, spread(ends - masks, masks), none.reshape(0, 2), none, routed)
+        labels, masks = gather(*self._entities, facts.triples.other)
+        return self._batch(facts, labels, masks, routed, positions=spread(ends - masks, masks))
+
+    def by_mention(
+        self, facts: FactRequests, spans: Spans, tokens: np.ndarray, relations: np.ndarray
+    ) -> AssessingBatch:
+        """Make what the decoder mention completes: the mentions' own tokens, read from `tokens` int64 [T].
+
+        Args:
+            relations: int64 [F], rows of the vector table.
+        """
+        length = _mention_lengths(facts, spans)
+        positions = spread(spans.first[facts.mention], length)
+        routed = np.zeros(len(length), dtype=bool)
+        return self._batch(facts, tokens[positions], length, routed, positions=positions, relations=relations)
 
     def by_span(self, facts: FactRequests, spans: Spans, relations: np.ndarray, routed: np.ndarray) -> AssessingBatch:
         """Make what the decoder product completes; `relations`: int64 [F], rows of the vector table."""
         which = facts.mention
         bounds = np.column_stack([spans.first[which], spans.last[which]])
-        return self._batch(facts, np.zeros(0, dtype=np.int64), bounds, relations, routed)
-
-    def _answer_lengths(self, facts: FactRequests) -> np.ndarray:
-        offsets, rows = self._entities[0], facts.triples.other
-        return offsets[rows + 1] - offsets[rows]
-
-    def _batch(
-        self,
-        facts: FactRequests,
-        positions: np.ndarray,
-        spans: np.ndarray,
-        relations: np.ndarray,
-        routed: np.ndarray,
-    ) -> AssessingBatch:
         labels, length = gather(*self._entities, facts.triples.other)
+        return self._batch(facts, labels, length, routed, spans=bounds, relations=relations)
+
+    @staticmethod
+    def _batch(
+        facts: FactRequests, labels: np.ndarray, length: np.ndarray, routed: np.ndarray, **others: np.ndarray
+    ) -> AssessingBatch:
+        """Fill in what decoders share: answers of `length` [F] tokens `labels` [N]."""
+        none = np.zeros(0, dtype=np.int64)
         arrays = {
             "labels": labels.astype(np.int64),
             "fact": np.repeat(np.arange(len(length)), length),
             "place": spread(np.zeros_like(length), length),
-            "positions": positions,
-            "spans": spans,
-            "relations": relations,
+            "positions": none,
+            "spans": none.reshape(0, 2),
+            "relations": none,
             "inverse": facts.triples.inverse,
             "routed": routed,
-        }
+        } | others
         return AssessingBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 

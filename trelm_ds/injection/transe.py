@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trelm_ds.errors import UserError
 from trelm_ds.injection.kg_file import ENTITIES, RELATIONS, Kind, NamedVectors, read_kg_file
-from trelm_ds.injection.projection import is_sound, projection
+from trelm_ds.injection.projection import is_sound, projection_for
 from trelm_ds.injection.source import InjectionSource, SourceContext
 
 _SAMPLE = 10_000  # entities whose mean stands for those without a vector
@@ -34,7 +34,8 @@ class TransE(InjectionSource):
         self._entities = _Rows(ENTITIES, entities, entity_numbers, self._where)
         self._relations = _Rows(RELATIONS, relations, index.graph.relations[: index.n_relations], self._where)
         self._entities.stand_in = self._entities.mean()
-        self._matrix = projection(entities.vectors.shape[1], context.size, context.seed)
+        has = self._entities.rows >= 0
+        self._matrix = projection_for(context, entities.vectors.shape[1], has, self._entities.read)
 
     def __call__(self, rows: Tensor) -> Tensor:
         table_rows, n_entities = rows.numpy(), len(self._entities.rows)

@@ -89,9 +89,17 @@ class TripleDraw:
         # A self-loop carries no information, and its query would contain the answer.
         return Triples(other, relation, inverse, has & (other != rows[:, None]))
 
-    def injected(self, candidates: Triples) -> Triples:
-        """Return each mention's first candidate whose relation and other entity both have a name, [M]."""
-        return _first(candidates, self._named[candidates.other] & self._named_relation[candidates.relation])
+    def injected(self, candidates: Triples, hidden: np.ndarray) -> Triples:
+        """Return each mention's first candidate that may be injected, [M].
+
+        Its relation and its other entity both have a name.
+
+        Args:
+            candidates: [M, K].
+            hidden: bool [M, K], candidates whose other entity is what the model has to predict nearby.
+        """
+        usable = self._named[candidates.other] & self._named_relation[candidates.relation] & ~hidden
+        return _first(candidates, usable)
 
     def asked(self, candidates: Triples, injected: Triples, which: Literal["other", "same"], most: int = 1) -> Triples:
         """Choose the triples that the model has to complete.

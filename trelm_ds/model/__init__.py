@@ -1,6 +1,6 @@
 """The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
 
-from trelm_ds.model.assessing import Assessing, ProductDecoder, answer_bias, answer_probabilities
+from trelm_ds.model.assessing import Assessing, MentionDecoder, ProductDecoder, answer_bias, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
@@ -10,7 +10,7 @@ from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretr
 from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
 from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object
-from trelm_ds.model.injection import Injected, injected
+from trelm_ds.model.injection import Injected, injected, know_linear
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 from trelm_ds.model.pooler import Pooler
 
@@ -28,6 +28,7 @@ __all__ = [
     "KnowledgeItems",
     "KnowledgePath",
     "MaskedLanguageModel",
+    "MentionDecoder",
     "ModelOutput",
     "PackedLayout",
     "Pooler",
@@ -40,6 +41,7 @@ __all__ = [
     "hf_names",
     "initialize",
     "injected",
+    "know_linear",
     "load_config",
     "load_encoder",
     "load_pooler",

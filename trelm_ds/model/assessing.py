@@ -25,11 +25,11 @@ class Assessing(nn.Module):
     """The objective of Eq. 2.
 
     Args:
-        decoder: of "product", which has weights of its own; None for "query", which goes through the MLM head, so that
-            whatever is learned there is what a cloze question reads.
+        decoder: of "product", which has weights of its own, or of "mention"; None for "query". The latter two go
+            through the MLM head, so that whatever is learned there is what a cloze question reads.
     """
 
-    def __init__(self, decoder: ProductDecoder | None = None) -> None:
+    def __init__(self, decoder: ProductDecoder | MentionDecoder | None = None) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -42,11 +42,14 @@ class Assessing(nn.Module):
             the sum [] fp32, 0 but tied to every parameter where there is no fact; and how often the answer scored
             highest, [] int64.
         """
-        if self.decoder is None:
-            decoded = model.head.transform(hidden.index_select(0, given.positions))
-        else:
+        bias = None
+        if isinstance(self.decoder, ProductDecoder):
             decoded = self.decoder(hidden, given, tables.vectors)
-        bias = answer_bias(model, tables) if self.decoder is None else None
+        else:
+            states = hidden.index_select(0, given.positions)
+            if self.decoder is not None:
+                states = self.decoder(states, given, tables.vectors)
+            decoded, bias = model.head.transform(states), answer_bias(model, tables)
         return contrastive_loss(decoded, model.encoder.embeddings.word, given.labels, tables, bias)
 
 
@@ -157,6 +160,18 @@ class ProductDecoder(nn.Module):
             state = torch.tanh(torch.where(given.inverse[:, None], self.head(product), self.tail(product)))
             decoded.append(state)
         return torch.stack(decoded)[given.place, given.fact]
+
+
+class MentionDecoder(nn.Module):
+    """EasyNLP's reading of DKPLM: a mention's own tokens from its states times the injected triple's relation.
+
+    The relation is brought to root mean square 1, as in `ProductDecoder`.
+    """
+
+    def forward(self, states: Tensor, given: AssessingBatch, vectors: Tensor) -> Tensor:
+        """Multiply the states [N, D] at the mentions' tokens by their relations, rows of `vectors` [U', D]."""
+        relations = F.rms_norm(vectors[given.relations], vectors.shape[-1:]).to(states.dtype)
+        return relations[given.fact] * states
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> Tensor:

@@ -47,12 +47,12 @@ class AssessingBatch(NamedTuple):
     """F facts to complete, whose answers have N tokens in all (Eq. 2).
 
     Attributes:
-        labels: int64 [N], the answers' tokens, fact by fact.
+        labels: int64 [N], the answers' tokens, fact by fact; decoder mention: the mentions' own.
         fact: int64 [N], the fact of each.
         place: int64 [N], i of Eq. 2, counted from 0.
-        positions: int64 [N], decoder query: the mask of each in T; empty for product.
-        spans: int64 [F, 2], decoder product: the mention's rows of T, first and last + 1; empty [0, 2] for query.
-        relations: int64 [F], decoder product: index into the step's `vector_rows`; empty for query.
+        positions: int64 [N], the row of each in T: decoder query's mask, decoder mention's token; empty for product.
+        spans: int64 [F, 2], decoder product: the mention's rows of T, first and last + 1; else empty [0, 2].
+        relations: int64 [F], decoders product and mention: index into the step's `vector_rows`; empty for query.
         inverse: bool [F], whether the mention is the tail and the head is asked for.
         routed: bool [F], whether attribution looks at it in a step that chooses the knowledge paths.
     """

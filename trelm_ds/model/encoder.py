@@ -53,7 +53,9 @@ class Embeddings(nn.Module):
         word = self.word(input_ids)
         if injected is not None:
             plain = word.index_select(0, injected.rows)
-            mixed = injected.keep[injected.items, None] * plain + injected.vectors[injected.items]
+            # Not vectors[items]: its gradient would be summed in another order every time.
+            vectors = F.embedding(injected.items, injected.vectors)
+            mixed = injected.keep[injected.items, None] * plain + vectors
             word = word.index_copy(0, injected.rows, mixed.to(word.dtype))
         summed = word + self.token_type(token_types) + self.position(positions + self.offset)
         return self.dropout(self.norm(summed))

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.assessing import Assessing, ProductDecoder
-from trelm_ds.model.batch import Batch, StepTables
+from trelm_ds.model.batch import Batch, KnowledgeItems, StepTables
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.head import MaskedLMHead
-from trelm_ds.model.injection import injected
+from trelm_ds.model.injection import Injected, injected
 
 EXPORTED = ("encoder.", "head.")  # begin the names of the parameters that an exported model has
 
@@ -42,6 +42,7 @@ class MaskedLanguageModel(nn.Module):
         objectives: by name, what is optimised beside masked language modelling. Each is called with the states [T, D],
             its part of `Batch.objectives`, the step's tables and this model, and returns a loss (a sum) and how many
             targets were right, or None.
+        know_linear: trainable map of injected vectors; None without one. No exported model has it.
     """
 
     def __init__(self, config: EncoderConfig, activation_checkpointing: bool = False) -> None:
@@ -50,16 +51,23 @@ class MaskedLanguageModel(nn.Module):
         self.encoder = Encoder(config, activation_checkpointing)
         self.head = MaskedLMHead(config)
         self.objectives = nn.ModuleDict()
+        self.know_linear: nn.Linear | None = None
 
     @property
     def decoder(self) -> ProductDecoder | None:
-        """The decoder of assessing by "product"; None for "query"."""
-        found = [part for part in self.objectives.values() if isinstance(part, Assessing)]
-        return found[0].decoder if found else None
+        """The decoder of assessing by "product"; None for others."""
+        decoders = [part.decoder for part in self.objectives.values() if isinstance(part, Assessing)]
+        return next((decoder for decoder in decoders if isinstance(decoder, ProductDecoder)), None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every word for states [M, D]: [M, V], in the model's precision."""
         return self.head(hidden, self.encoder.embeddings.word)
+
+    def injection(self, items: KnowledgeItems | None, tables: StepTables | None) -> Injected | None:
+        """Compute what stands in the place of word embeddings (Eq. 7); None without items or tables."""
+        if items is None or tables is None:
+            return None
+        return injected(items, tables, self.config.hidden_size, self.know_linear)
 
     def forward(self, batch: Batch, tables: StepTables | None = None) -> ModelOutput:
         """Compute every objective's loss on packed sequences and what is packed behind them.
@@ -68,8 +76,7 @@ class MaskedLanguageModel(nn.Module):
             batch: on the model's device.
             tables: of the step; needed where the batch has items or is assessed.
         """
-        items = batch.items
-        injection = None if items is None or tables is None else injected(items, tables, self.config.hidden_size)
+        injection = self.injection(batch.items, tables)
         hidden = self.encoder(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, injection, batch.tail)
         logits = self.logits(hidden.index_select(0, batch.mlm_positions)).float()
         # A sum over no token is 0 with zero gradients, where a skipped head would leave this rank without the gradients

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 
 from trelm_ds.config import Config
-from trelm_ds.model import Assessing, EncoderConfig, ProductDecoder
+from trelm_ds.model import Assessing, EncoderConfig, MentionDecoder, ProductDecoder
 from trelm_ds.objectives.objective import Objective, PreparedDataset
 
 
@@ -33,5 +33,6 @@ class ContrastiveAssessing(Objective):
 
     def module(self, config: Config, sizes: EncoderConfig, dataset: PreparedDataset) -> nn.Module:
         """Make the loss of Eq. 2, with weights of its own for the decoder product only."""
-        decoder = ProductDecoder(sizes, config.cka.max_answer_tokens) if config.cka.decoder == "product" else None
-        return Assessing(decoder)
+        if config.cka.decoder == "product":
+            return Assessing(ProductDecoder(sizes, config.cka.max_answer_tokens))
+        return Assessing(MentionDecoder() if config.cka.decoder == "mention" else None)

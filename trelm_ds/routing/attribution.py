@@ -26,7 +26,7 @@ from trelm_ds.model import (
     StepTables,
     answer_bias,
     answer_probabilities,
-    injected,
+    know_linear,
     packed_layout,
 )
 from trelm_ds.routing.quadrature import Quadrature
@@ -58,6 +58,8 @@ def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLang
         view = MaskedLanguageModel(model.config)
         if (decoder := model.decoder) is not None:
             view.objectives["cka"] = Assessing(ProductDecoder(model.config, decoder.max_places))
+        if model.know_linear is not None:
+            view.know_linear = know_linear(model.config.hidden_size)
     view.load_state_dict({name: weights[name] for name in view.state_dict()}, assign=True)
     return view.requires_grad_(False).eval()
 
@@ -148,9 +150,8 @@ def _prefix(
     model: MaskedLanguageModel, batch: Batch, tables: StepTables, layout: PackedLayout, targets: _Targets
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return each layer's feed-forward input at the targets [R, D], and its output [T, D] (of the last layer none)."""
-    items, blocks = batch.items, model.encoder.blocks
-    injection = None if items is None else injected(items, tables, model.config.hidden_size)
-    hidden = model.encoder.embeddings(batch.input_ids, layout.positions, injection)
+    blocks = model.encoder.blocks
+    hidden = model.encoder.embeddings(batch.input_ids, layout.positions, model.injection(batch.items, tables))
     attended, outputs = [], []
     for layer in blocks[:-1]:
         states = layer.attend(hidden, layout)

@@ -15,6 +15,7 @@ from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import word_embedding
+from trelm_ds.errors import UserError
 from trelm_ds.injection import SourceContext, fill_vectors
 from trelm_ds.injection_sources import source_class
 from trelm_ds.knowledge.tables import (
@@ -54,14 +55,14 @@ class Knowledge(Component):
         ranks: Ranks,
     ) -> None:
         self._config, self._info, self._engine = config, info, engine
-        self._index, self._ranks, self._epoch_samples = annotator.index, ranks, epoch_samples
+        self.index, self._ranks, self._epoch_samples = annotator.index, ranks, epoch_samples
         self.size: int = engine.module.config.hidden_size
         self._log_counts = _log_counts(config, annotator, ranks.device)
         self.vectors: VectorTable | None = None
         self.bank: MemoryBank | None = None
         self.lookup: StepLookup | None = None  # of the step that is under way
         self.memory_lambda = 0.0  # lambda of Eq. 8, in that step
-        group, index = TableGroup.of_all_ranks(ranks.device), self._index
+        group, index = TableGroup.of_all_ranks(ranks.device), self.index
         if index.n_vectors:
             device = torch.device("cpu") if config.injection.placement == "cpu" else ranks.device
             dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
@@ -74,13 +75,13 @@ class Knowledge(Component):
         word = word_embedding(self._engine)
         self._fill_vectors(word)
         if self.bank is not None:
-            self.bank.initialise(token_means(word, *self._index.memory_tokens()))
+            self.bank.initialise(token_means(word, *self.index.memory_tokens()))
 
     def refresh_due(self, steps_done: int) -> bool:
         """Whether the schedule has the vectors computed anew before the next step."""
         injection = self._config.injection
         due = steps_done > 0 and injection.refresh_every > 0 and steps_done % injection.refresh_every == 0
-        return due and source_class(injection.source).refreshes
+        return due and (source_class(injection.source).refreshes or injection.projection == "fitted")
 
     def refresh(self) -> None:
         """Compute the vectors anew."""
@@ -140,7 +141,7 @@ class Knowledge(Component):
     def describe(self) -> dict[str, str]:
         """Say how large both are, and by what mentions are chosen."""
         sizes = ", ".join(f"{size:,} {name}" for name, size in self._sizes().items())
-        return {"knowledge": sizes, "selection": self._index.describe_importance()}
+        return {"knowledge": sizes, "selection": self.index.describe_importance()}
 
     def parameters(self) -> dict[str, Any]:
         """Give the sizes of both."""
@@ -149,7 +150,7 @@ class Knowledge(Component):
     def _sizes(self) -> dict[str, int]:
         """Count rows of both, and bytes of this rank's share."""
         tables = {"bytes of vectors on this rank": self.vectors, "bytes of memory on this rank": self.bank}
-        return self._index.describe() | {name: table.bytes for name, table in tables.items() if table is not None}
+        return self.index.describe() | {name: table.bytes for name, table in tables.items() if table is not None}
 
     def _fill_vectors(self, word: Tensor) -> None:
         if self.vectors is None:
@@ -157,7 +158,7 @@ class Knowledge(Component):
         config = self._config
         context = SourceContext(
             settings=config.injection,
-            index=self._index,
+            index=self.index,
             tokenizer=self._info,
             engine=self._engine,
             word=word,
@@ -167,7 +168,7 @@ class Knowledge(Component):
         source = fill_vectors(self.vectors, context)
         self.vectors.match(*word_statistics(word), centre_relations=not source.translates)
         if not source.translates and self.vectors.n_entities:  # none where only the decoder product reads relations
-            self.vectors.relate(self._index.graph, self._index.vector_entities)
+            self.vectors.relate(self.index.graph, self.index.vector_entities)
 
     def capture(self) -> Captured:
         """Give this rank's rows for a checkpoint, uncopied: nothing may change them before they are written."""
@@ -185,8 +186,11 @@ class Knowledge(Component):
         """Read this rank's rows from a checkpoint, of whatever steps_done of ranks.
 
         Raises:
-            UserError: a shard is missing or does not fit.
+            UserError: a shard is missing or does not fit, or the file is gone from which vectors are to be refreshed.
         """
+        injection = self._config.injection
+        if injection.projection == "fitted" and injection.refresh_every and not Path(injection.file or "").is_file():
+            raise UserError(f"injection.file: {injection.file} is gone; it is read again every injection.refresh_every")
         if self.vectors is not None:
             self.vectors.load(checkpoint / FOLDER, "vectors")
         if self.bank is not None:

@@ -12,7 +12,7 @@ from trelm_ds.config import Config, ModelConfig
 from trelm_ds.corpus import check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, load_pretrained
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, know_linear, load_pretrained
 from trelm_ds.routing import first_layer
 from trelm_ds.training.dataset import RunData
 
@@ -40,6 +40,9 @@ def build_model(config: Config, data: RunData) -> MaskedLanguageModel:
         )
     for name, objective in data.objectives.items():
         model.objectives[name] = objective.module(config, model.config, data.prepared)
+    annotator = data.prepared.annotator
+    if config.injection.projection == "trained" and annotator is not None and len(annotator.index.vector_entities):
+        model.know_linear = know_linear(model.config.hidden_size)
     return model
 
 
