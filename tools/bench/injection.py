@@ -4,8 +4,8 @@
 
 For every checkpoint (default: all that RUN keeps) the model predicts the same masked words of sequences with an
 injected mention four times, without memory: with the mention's own words, with h_e, with the mean word vector in its
-place, and with another mention's h_e. The gate: h_e is at least 20% of the way from the mean vector to the own words, and better
-than another mention's. Exit code 1 if a checkpoint does not pass it.
+place, and with another mention's h_e. The gate: h_e is at least 20% of the way from the mean vector to the own words,
+and better than another mention's. Exit code 1 if a checkpoint does not pass it.
 """
 
 from __future__ import annotations

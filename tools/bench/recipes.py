@@ -2,26 +2,30 @@
 
 python tools/bench/recipes.py --work WORK [--world sample|trex] [--seeds 0 1 2] [--jobs 2] [--only NAME ...]
 
-Everything runs through the `trelm` command. It may be stopped at any time: finished runs are kept, others resume.
+Everything runs through the `trelm` command. It may be stopped at any time and go on on another machine: what a finished
+run has shown is kept in docs/benchmarks/recipes_WORLD/, an unfinished run in WORK resumes. Seed by seed all recipes run
+before the next seed begins, so that differences between recipes are differences of pairs.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import gzip
+import hashlib
 import json
 import os
-import platform
+import re
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from few_shot import few_shot
+from recipes_report import plot, report, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "trelm_ds" / "recipes"
@@ -38,42 +42,39 @@ SAMPLE_SHAPE = [
     "--min-words",
     "4",
 ]
+HELD_OUT = 0.2  # share of the T-REx probes whose triples are taken out of the graph
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
-# name -> recipe file, overrides. Ablations also run without routing, so compare them with TRELM without routing.
-_DENSE = ["--routing.enabled", "false"]
-SAMPLE_PLAN: dict[str, tuple[str, list[str]]] = {
+# A recipe's own dose of facts is another thing than its method: the same number of facts as TRELM's in sizes/tiny.yaml.
+_DOSE = ["--cka.mentions", "all", "--cka.facts_per_mention", "2", "--cka.negatives", "0"]
+# name -> recipe file, overrides. "-" is TRELM less one part.
+PLAN: dict[str, tuple[str, list[str]]] = {
     "mlm": ("mlm", []),
-    "dkplm": ("dkplm", []),
-    "kepler": ("kepler", []),
+    "queries_only": ("queries_only", []),
     "trelm": ("trelm", []),
-    "trelm, without routing": ("trelm_without_routing", []),
-    "trelm, without injection": ("trelm_without_injection", _DENSE),
-    "trelm, without memory": ("trelm_without_memory", _DENSE),
-    "trelm, without assessing": ("trelm_without_assessing", []),
-    "trelm, product": ("trelm", ["--cka.decoder", "product", *_DENSE]),
-    "trelm, injection 1.0": ("trelm", ["--injection.probability", "1.0", *_DENSE]),
-    "trelm, product, injection 1.0": (
-        "trelm",
-        ["--cka.decoder", "product", "--injection.probability", "1.0", *_DENSE],
-    ),
-}
-TREX_PLAN = {name: SAMPLE_PLAN[name] for name in ("mlm", "dkplm", "trelm", "trelm, without routing")} | {
-    "trelm, routing 25%": ("trelm", ["--routing.density", "0.25"]),
-    "trelm, routing 100%": ("trelm", ["--routing.density", "1.0"]),
+    "trelm - injection": ("trelm_without_injection", []),
+    "trelm - memory": ("trelm_without_memory", []),
+    "trelm - routing": ("trelm_without_routing", []),
+    "trelm - 3.1": ("trelm_without_knowledge", []),
+    "dkplm": ("dkplm", []),
+    "dkplm, TRELM's dose": ("dkplm", _DOSE),
+    "dkplm, EasyNLP's": ("dkplm_easynlp", []),
+    "kepler": ("kepler", []),
     "trelm, ffn only": ("trelm", ["--routing.trainable", "ffn_only"]),
 }
+_DOSES = ("injected_per_sequence", "facts_per_sequence", "mentions_per_sequence", "memory_lambda")
 
 
 @dataclass
 class World:
-    """A dataset with its probes, and the recipes to run on it."""
+    """A dataset with its probes, and what its runs have in common."""
 
+    name: str
     dataset: Path
     lama: Path
-    plan: dict[str, tuple[str, list[str]]]
     overrides: list[str] = field(default_factory=list)
     probing: list[str] = field(default_factory=list)  # further arguments of `trelm evaluate lama`
+    fine_tuned: bool = False  # also with few examples, and read by a linear probe
 
 
 def run(log: Path, *command: str) -> None:
@@ -88,169 +89,131 @@ def trelm(log: Path, *arguments: str) -> None:
     run(log, sys.executable, "-m", "trelm_ds", *arguments)
 
 
-def sample_world(work: Path) -> World:
-    """Prepare the built-in world as the quickstart does."""
+def sample_world(work: Path, steps: int) -> World:
+    """Prepare the built-in world as the quickstart does, with scores of importance by a plain MLM model."""
     log, world, dataset = work / "prepare.log", work / "world", work / "dataset"
     if not (world / "lama").is_dir():
         run(log, sys.executable, str(ROOT / "tools" / "sample_world" / "generate.py"), "--out", str(world))
     text = ["--source", str(world / "wiki"), "--wikidata5m", str(world / "wikidata5m"), "--out", str(dataset)]
     trelm(log, "prepare", *text, *SAMPLE_SHAPE)
-    return World(dataset, world / "lama", SAMPLE_PLAN)
+    plain_model(work, dataset, steps)
+    return World("sample", dataset, world / "lama", probing=["--dataset", str(dataset)])
 
 
 def trex(work: Path, start_steps: int) -> World:
-    """Prepare LAMA's T-REx evidence and graph, and the plain MLM model that all recipes continue."""
-    log, dataset, start = work / "prepare.log", work / "dataset", work / "start"
+    """Prepare LAMA's T-REx evidence and graph without a fifth of the probes' facts, and the model that all continue."""
+    log, dataset, held_out = work / "prepare.log", work / "dataset", work / "held_out.tsv"
+    held_out.write_text("".join(f"{triple}\n" for triple in probe_triples() if draw(triple) < HELD_OUT))
     text = ["--source", str(SHARED / "corpus" / "trex_linked.jsonl.gz"), "--wikidata5m", str(SHARED / "wikidata5m")]
-    shape = ["--tokenizer", "train", "--vocab-size", "8000", "--max-length", "64"]
+    shape = ["--tokenizer", "train", "--vocab-size", "8000", "--max-length", "64", "--hold-out-facts", str(held_out)]
     trelm(log, "prepare", *text, *shape, "--out", str(dataset))
-    sizes = ["--config", str(RECIPES / "sizes" / "tiny.yaml")]
+    start = plain_model(work, dataset, start_steps)
+    settings = ["--model.init_from", str(start), "--optimizer.lr", "1e-3"]
+    return World("trex", dataset, SHARED / "lama", settings, ["--dataset", str(dataset)], fine_tuned=True)
+
+
+def probe_triples() -> list[str]:
+    """List the facts that LAMA's T-REx probes ask for, as lines of Wikidata5M's triples."""
+    found = set()
+    for path in sorted((SHARED / "lama" / "TREx").glob("P*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for probe in map(json.loads, lines):
+                found.add(f"{probe['sub_uri']}\t{probe['predicate_id']}\t{probe['obj_uri']}")
+    return sorted(found)
+
+
+def draw(text: str) -> float:
+    """Draw a number in [0, 1) that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def plain_model(work: Path, dataset: Path, steps: int) -> Path:
+    """Train a plain MLM model, score the mentions' importance with it, and return its folder."""
+    log, start = work / "prepare.log", work / "start"
     if not (start / "model").is_dir():
-        steps = ["--trainer.max_steps", str(start_steps), *QUIET]
-        mlm = ["--config", str(RECIPES / "mlm.yaml"), "--data", str(dataset), "--out", str(start / "run")]
-        trelm(log, "pretrain", *sizes, *mlm, *steps)
+        configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / "mlm.yaml")]
+        place = ["--data", str(dataset), "--out", str(start / "run")]
+        # A seed that no compared run has.
+        seeds = ["--trainer.seed", "1000", "--loader.seed", "1000", "--trainer.max_steps", str(steps)]
+        trelm(log, "pretrain", *configs, *place, *QUIET, *seeds)
         trelm(log, "export", str(start / "run"), str(start / "model"))
-    settings = ["--model.init_from", str(start / "model"), "--optimizer.lr", "1e-3"]
-    return World(dataset, SHARED / "lama", TREX_PLAN, settings, ["--dataset", str(dataset)])
+    trelm(log, "importance", str(dataset), "--model", str(start / "model"))
+    return start / "model"
 
 
-def check_settings(run_folder: Path, settings: list[str]) -> None:
-    """Exit if the run exists with other settings; settings of the model are those of the start model."""
-    made = run_folder / "config.yaml"
-    if not made.is_file():
-        return
+def wanted_settings(settings: list[str]) -> dict[str, Any]:
+    """Resolve settings; without those that concern the machine, and without what the start model decides."""
     command = [sys.executable, "-m", "trelm_ds", "pretrain", *settings, "--print-config"]
-    wanted = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    for section, values in yaml.safe_load(made.read_text()).items():
-        for name, value in values.items():
-            now = wanted.get(section, {}).get(name, value)  # default: the setting no longer exists
-            if section != "model" and now != value:
-                raise SystemExit(
-                    f"{run_folder}: made with {section}.{name} {value}, now {now}; remove it, or another --work"
-                )
+    printed = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    kept = {section: values for section, values in printed.items() if section not in ("model", "tracking", "guards")}
+    return {section: values for section, values in kept.items() if section != "loader"} | {
+        "loader": {name: kept["loader"][name] for name in ("seed", "window_blocks", "tail")}
+    }
 
 
-def finish(world: World, runs: Path, name: str, seed: int, steps: int) -> Path:
-    """Train, export and probe one run, or do what is missing; return its folder."""
-    recipe, overrides = world.plan[name]
-    folder = runs / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+def finish(world: World, work: Path, name: str, seed: int, steps: int) -> Path:
+    """Train, export and probe one run, or do what is missing; return its record."""
+    recipe, overrides = PLAN[name]
+    slug = f"{re.sub('[^a-z0-9.]+', '_', name.lower()).strip('_')}-{seed}"
+    record = ROOT / "docs" / "benchmarks" / f"recipes_{world.name}" / f"{slug}.json"
+    folder = work / f"runs-{steps}" / slug
     folder.mkdir(parents=True, exist_ok=True)
     log, result = folder / "log.txt", folder / "lama.json"
     configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
     seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
+    half = ["--trainer.checkpoint_every", str(steps // 2), "--trainer.keep_every", str(steps // 2)]
     place = ["--data", str(world.dataset), "--out", str(folder / "run")]
-    settings = [*configs, *place, *QUIET, *seeds, *world.overrides, *overrides]
-    check_settings(folder / "run", settings)
-    if result.is_file():
-        return folder
+    settings = [*configs, *place, *QUIET, *seeds, *half, *world.overrides, *overrides]
+    wanted = wanted_settings(settings)
+    if record.is_file():
+        made = json.loads(record.read_text())["settings"]
+        if made != wanted:
+            raise SystemExit(
+                f"{record}: made with other settings: {different(made, wanted)}; remove it to run it again"
+            )
+        return record
     trelm(log, "pretrain", *settings)
     trelm(log, "export", str(folder / "run"), str(folder / "model"))
     where = ["--model", str(folder / "model"), "--data", str(world.lama), "--out", str(result)]
     trelm(log, "evaluate", "lama", *where, *world.probing)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    found = {"name": name, "seed": seed, "steps": steps, "settings": wanted, **shown(folder, wanted)}
+    if world.fine_tuned:
+        found["few_shot"] = few_shot(folder / "model", work)
+    record.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name}, seed {seed}: done", flush=True)
-    return folder
+    return record
 
 
-def percents(folder: Path, key: str) -> dict[str, float]:
-    """Read P@1, or that of the "majority_baseline", of a run's probes in percent: by tier and over all.
+def different(made: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name the settings in which two runs differ."""
+    flat = [{f"{section}.{name}": value for section, part in one.items() for name, value in part.items()}
+            for one in (made, wanted)]  # fmt: skip
+    return ", ".join(name for name in sorted({*flat[0], *flat[1]}) if flat[0].get(name) != flat[1].get(name))
 
-    The tiers are the probes' own, or the long tail and the frequent subjects.
-    """
+
+def shown(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Collect what a run has shown: P@1 by kind of fact in percent, doses, and the curve of its MLM loss."""
     part = json.loads((folder / "lama.json").read_text())["parts"]["trex"]
-    tiers = {**part["groups"].get("tier", part["groups"].get("subject", {})), "all": part}
-    return {tier: 100 * (score[key] if key == "p_at_1" else score[key]["p_at_1"]) for tier, score in tiers.items()}
-
-
-def log_points(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
-def curve(folders: list[Path]) -> dict[str, list[float]]:
-    """Read the first seed's MLM loss at every log point, by step and by seconds of training.
-
-    Seconds assume the fastest seed's median speed, because other seeds shared the machine with more load.
-    """
-    points = log_points(folders[0])
-    batch = yaml.safe_load((folders[0] / "run" / "config.yaml").read_text())["trainer"]["global_batch_size"]
-    speed = max(statistics.median(point["sequences_per_s"] for point in log_points(folder)) for folder in folders)
-    steps = [point["step"] for point in points]
-    seconds = [round(step * batch / speed, 1) for step in steps]
-    return {"step": steps, "seconds": seconds, "mlm_loss": [round(point["mlm_loss"], 4) for point in points]}
-
-
-def report(found: dict[str, list[Path]], steps: int, seeds: list[int]) -> dict[str, Any]:
-    """Collect mean and spread over the seeds, every single figure, and the curves of the first seed."""
-    recipes = {}
-    for name, folders in found.items():
-        each = [percents(folder, "p_at_1") for folder in folders]
-        recipes[name] = {
-            "mean": {tier: round(statistics.mean(one[tier] for one in each), 1) for tier in each[0]},
-            "lowest": {tier: round(min(one[tier] for one in each), 1) for tier in each[0]},
-            "highest": {tier: round(max(one[tier] for one in each), 1) for tier in each[0]},
-            "seeds": [{tier: round(value, 1) for tier, value in one.items()} for one in each],
-            "curve": curve(folders),
-        }
-    majority = percents(next(iter(found.values()))[0], "majority_baseline")
+    groups = part["groups"]
+    kinds = {**(groups.get("tier") or groups.get("graph", {})), **groups.get("subject", {}), "all": part}
+    points = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    batch = settings["trainer"]["global_batch_size"]
     return {
-        "device": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
-        "date": datetime.date.today().isoformat(),
-        "steps": steps,
-        "seeds": seeds,
-        "majority": {tier: round(value, 1) for tier, value in majority.items()},
-        "recipes": recipes,
+        "p_at_1": {kind: round(100 * score["p_at_1"], 2) for kind, score in kinds.items()},
+        "majority": {kind: round(100 * score["majority_baseline"]["p_at_1"], 2) for kind, score in kinds.items()},
+        "facts": {kind: score["n_facts"] for kind, score in kinds.items()},
+        "doses": {
+            name: round(statistics.mean(values), 3)
+            for name in _DOSES
+            if (values := [point[name] for point in points if name in point])
+        },
+        "seconds_per_step": round(batch / statistics.median(point["sequences_per_s"] for point in points), 4),
+        "curve": {
+            "step": [point["step"] for point in points],
+            "mlm_loss": [round(point["mlm_loss"], 4) for point in points],
+        },
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    """Markdown: P@1 in percent, mean and range over the seeds, by tier."""
-    tiers = list(result["majority"])
-    rows = ["| recipe | " + " | ".join(tiers) + " |", "|---" * (len(tiers) + 1) + "|"]
-    for name, recipe in result["recipes"].items():
-        cells = [
-            f"{recipe['mean'][tier]:.1f} ({recipe['lowest'][tier]:.1f}-{recipe['highest'][tier]:.1f})" for tier in tiers
-        ]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    rows.append("| most frequent answer | " + " | ".join(f"{result['majority'][tier]:.1f}" for tier in tiers) + " |")
-    return "\n".join(rows)
-
-
-def origin(result: dict[str, Any]) -> str:
-    """Where the figures come from."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return f"{result['steps']} steps, seeds {result['seeds']}; {result['device']}; {versions}; {result['date']}."
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Plot P@1 by tier with the range over the seeds, and MLM loss by step and by time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    recipes, tiers = result["recipes"], list(result["majority"])
-    figure = Figure(figsize=(11, 2.2 + 0.9 * len(tiers) + 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.2 + 0.9 * len(tiers), 3.5])
-    axes = upper.subplots()
-    height = 0.8 / len(recipes)
-    for number, (name, recipe) in enumerate(recipes.items()):
-        means = [recipe["mean"][tier] for tier in tiers]
-        below = [recipe["mean"][tier] - recipe["lowest"][tier] for tier in tiers]
-        above = [recipe["highest"][tier] - recipe["mean"][tier] for tier in tiers]
-        places = [place + (number + 0.5) * height - 0.4 for place in range(len(tiers))]
-        axes.barh(places, means, height * 0.9, xerr=[below, above], label=name, error_kw={"elinewidth": 0.8})
-    for place, tier in enumerate(tiers):
-        axes.plot([result["majority"][tier]] * 2, [place - 0.4, place + 0.4], color="black", linestyle=":")
-    axes.set_yticks(range(len(tiers)), tiers)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"P@1, percent; range over seeds {result['seeds']}; dotted: most frequent answer")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    for panel, key, label in zip(lower.subplots(1, 2, sharey=True), ("step", "seconds"), ("step", "s"), strict=True):
-        for name, recipe in recipes.items():
-            panel.plot(recipe["curve"][key], recipe["curve"]["mlm_loss"], label=name, linewidth=1)
-        panel.set_xlabel(label)
-        panel.set_ylabel("MLM loss")
-        panel.set_yscale("log")
-    figure.savefig(path, dpi=130)
 
 
 def arguments() -> argparse.Namespace:
@@ -273,25 +236,21 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     work = options.work.resolve()
     steps = options.steps or (2200 if options.world == "sample" else 600)
-    world = sample_world(work) if options.world == "sample" else trex(work, options.start_steps)
-    names = [name for name in world.plan if not options.only or name in options.only]
+    world = sample_world(work, steps) if options.world == "sample" else trex(work, options.start_steps)
+    names = [name for name in PLAN if not options.only or name in options.only]
     jobs = [(name, seed) for seed in options.seeds for name in names]
-    runs = work / f"runs-{steps}"
     with ThreadPoolExecutor(options.jobs) as pool:
-        folders = list(pool.map(lambda job: finish(world, runs, *job, steps), jobs))
-    found: dict[str, list[Path]] = {name: [] for name in names}
-    for (name, _), folder in zip(jobs, folders, strict=True):
-        found[name].append(folder)
-    result = report(found, steps, options.seeds)
+        records = list(pool.map(lambda job: finish(world, work, *job, steps), jobs))
+    result = report([json.loads(record.read_text()) for record in records])
     out = options.out or ROOT / "docs" / "benchmarks" / f"recipes_{options.world}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out.with_suffix(".png"))
-    print(table(result))
+    print(tables(result))
     if options.out is None:
         page = ROOT / "docs" / "recipes.md"
         before, start, rest = page.read_text().partition(f"<!-- {options.world}-table -->\n")
         _, end, after = rest.partition(f"<!-- /{options.world}-table -->")
-        page.write_text(f"{before}{start}{table(result)}\n\n{origin(result)}\n{end}{after}")
+        page.write_text(f"{before}{start}{tables(result)}\n{end}{after}")
 
 
 if __name__ == "__main__":
