@@ -88,6 +88,8 @@ class InjectionConfig:
     brings its entities nearest to the mean word embeddings of their names, fitted anew at every refresh"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
+    places: Literal["all", "text", "queries"] = "all"
+    """where h_e stands: in the text and in the queries about it, or in one of the two only"""
     refresh_every: int = 10000
     """steps between recomputations of the vectors with the current model; 0: computed at the start only"""
     max_name_tokens: int = 32

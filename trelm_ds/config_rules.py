@@ -141,6 +141,8 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
     if config.cka.decoder == "mention" and injection.source == "none":
         yield "cka.decoder", "mention decodes what was injected, injection.source is none"
+    if injection.places == "queries" and config.cka.decoder != "query":
+        yield "injection.places", f"queries needs cka.decoder query, got {config.cka.decoder}"
     if not 1 <= config.cka.facts_per_mention <= 8:
         yield "cka.facts_per_mention", f"must lie between 1 and 8, got {config.cka.facts_per_mention}"
     if memory.beta < 1:

@@ -56,6 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "memory__enabled": False,
     },
     "mention": {"cka__decoder": "mention", "injection__probability": 0.8, "memory__enabled": False},
+    "in queries only": {"injection__places": "queries", "cka__max_token_share": 100.0},
+    "in the text only": {"injection__places": "text", "cka__max_token_share": 100.0},
     "no assessing": {"cka__decoder": "none"},
     "nothing": {"selection__strategy": "none", "memory__enabled": False},
 }

@@ -110,6 +110,18 @@ class Literal:
             if fact.query is None or draw < min(1, self.config.cka.max_token_share * len(self.tokens) / total):
                 injected = fact.injected and place is not None and (fact.injected[0], order.index(place))
                 facts.append(fact._replace(injected=injected or None))
+        return self.in_places(items, facts)
+
+    def in_places(self, items: list[Item], facts: list[Fact]) -> tuple[list[Item], list[Fact]]:
+        """Take h_e out of the text, or out of the queries."""
+        if self.config.injection.places == "text":
+            facts = [fact._replace(injected=None) for fact in facts]
+        if self.config.injection.places == "queries":
+            inside = {fact.injected[1] for fact in facts if fact.injected is not None}
+            items = [
+                item if item.entity < 0 else item._replace(applied=number in inside, tokens=())
+                for number, item in enumerate(items)
+            ]
         return items, facts
 
     def uniform(self, stream: Stream, *number: int) -> float:

@@ -64,7 +64,8 @@ def check_counts(variant: str, config: Config, seen: Counter[str], made: Batch) 
     assert (seen["words"] > 100) == (config.memory.enabled and config.memory.words)
     injects = config.injection.probability > 0 and (config.injection.source != "none" or config.memory.enabled)
     assert (seen["injected"] > 20) == (chooses and injects)
-    assert (seen["inside_queries"] > 0) == (chooses and injects and config.cka.decoder == "query")
+    in_queries = config.cka.decoder == "query" and config.injection.places != "text"
+    assert (seen["inside_queries"] > 0) == (chooses and injects and in_queries)
     assert (facts_of(made) is None) == (not asks or not chooses)
     assert (made.items is None) == (variant in ("nothing", "no memory, own embeddings"))
 

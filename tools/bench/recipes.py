@@ -151,19 +151,29 @@ def wanted_settings(settings: list[str]) -> dict[str, Any]:
     }
 
 
+def run_settings(world: World, name: str, seed: int, steps: int, every: int) -> list[str]:
+    """Write out the settings of a run that keeps a checkpoint every so many steps."""
+    recipe, overrides = PLAN[name]
+    configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
+    seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
+    kept = ["--trainer.checkpoint_every", str(every), "--trainer.keep_every", str(every)]
+    return [*configs, *QUIET, *seeds, *kept, *world.overrides, *overrides]
+
+
+def slug_of(name: str, seed: int) -> str:
+    """Name a run's folder and record."""
+    return f"{re.sub('[^a-z0-9.]+', '_', name.lower()).strip('_')}-{seed}"
+
+
 def finish(world: World, work: Path, name: str, seed: int, steps: int) -> Path:
     """Train, export and probe one run, or do what is missing; return its record."""
-    recipe, overrides = PLAN[name]
-    slug = f"{re.sub('[^a-z0-9.]+', '_', name.lower()).strip('_')}-{seed}"
+    slug = slug_of(name, seed)
     record = ROOT / "docs" / "benchmarks" / f"recipes_{world.name}" / f"{slug}.json"
     folder = work / f"runs-{steps}" / slug
     folder.mkdir(parents=True, exist_ok=True)
     log, result = folder / "log.txt", folder / "lama.json"
-    configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
-    seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
-    half = ["--trainer.checkpoint_every", str(steps // 2), "--trainer.keep_every", str(steps // 2)]
     place = ["--data", str(world.dataset), "--out", str(folder / "run")]
-    settings = [*configs, *place, *QUIET, *seeds, *half, *world.overrides, *overrides]
+    settings = [*place, *run_settings(world, name, seed, steps, every=steps // 2)]
     wanted = wanted_settings(settings)
     if record.is_file():
         made = json.loads(record.read_text())["settings"]

@@ -209,7 +209,11 @@ class Annotator:
         spans = mentions.of(listed).beside(words)
         order = np.argsort(spans.first)
         items = items_of(sequences, spans.of(order), self.config.memory.window)
-        if not len(queries.lengths):
+        places = self.config.injection.places
+        if places == "queries":  # what has no triple, as a word, stays in the text
+            kept = items.entity[items.token_items] < 0
+            items = items._replace(token_rows=items.token_rows[kept], token_items=items.token_items[kept])
+        if places == "text" or not len(queries.lengths):
             return items
         item = np.full(len(mentions.first), -1)  # of each mention
         item[listed] = np.argsort(order)[: len(listed)]
