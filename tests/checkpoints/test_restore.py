@@ -111,7 +111,7 @@ CASES = {
         Case(2, 2, 2, "round robin"),
         Case(2, 2, 3, "round robin"),
     ],
-    4: [*same_stage(1), *same_stage(2), *same_stage(4), Case(2, 3, 3, "ffn_only"), Case(2, 1, 0, "mlm")],
+    4: [*same_stage(2), Case(4, 3, 3), Case(2, 3, 3, "ffn_only"), Case(2, 1, 0, "mlm")],
 }
 
 

@@ -4,7 +4,8 @@
 
 MODEL is a Hugging Face folder of a BERT; the data is ../shared/data. Ours runs through the `trelm` command, and
 transformers' `BertForSequenceClassification` under its `Trainer` (`pip install accelerate`), with the same weights,
-settings and threads. Their runs and ours take turns, seed by seed; the times are those of training and scoring dev.
+settings and threads. Their runs and ours take turns, seed by seed; compared is the CPU time of the whole process, which
+other load on the machine changes little.
 
 It may be stopped at any time: records of finished runs are kept in WORK (docs/benchmarks/finetuning), and
 docs/benchmarks/finetuning.json and docs/results.md are written after each run.
@@ -17,10 +18,10 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def main() -> None:
             else:
                 glue = ["--data", str(SHARED / "glue"), "--tasks", name, "--epochs", str(EPOCHS)]
                 glue += ["--batch-size", str(BATCH), "--early-stopping", "0"]
-                ours(name, "glue", glue, options.model, options.work / f"{name}-ours.json", seeds)
+                used = ours(name, "glue", glue, options.model, options.work / f"{name}-ours.json", seeds)
+                record = options.work / f"{name}-ours-seed{seeds}.json"
+                if not record.is_file():  # else the run was there already
+                    record.write_text(json.dumps({"seed": seeds, "cpu_seconds": used}) + "\n")
                 theirs(name, options.model, options.work, seeds)
             write(options.work, options.model)
 
@@ -73,26 +77,34 @@ def random_weights(model: Path, folder: Path) -> Path:
     return folder
 
 
-def ours(name: str, task: str, arguments: list[str], model: Path, out: Path, seeds: int) -> None:
-    """Fine-tune with the `trelm` command, which keeps what it has done."""
+def ours(name: str, task: str, arguments: list[str], model: Path, out: Path, seeds: int) -> float:
+    """Fine-tune with the `trelm` command, which keeps what it has done; return the CPU seconds of what was missing."""
     print(f"{name}: {model.name}, {seeds} seeds, ours", flush=True)
     out.unlink(missing_ok=True)  # it may name the model's folder on another machine; the records of its runs stay
     command = [sys.executable, "-m", "trelm_ds", "evaluate", task, "--model", str(model), "--out", str(out)]
     command += ["--seeds", str(seeds), "--lr", str(LR), "--no-tracking", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    return cpu_seconds(command, environment)
+
+
+def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
+    """Run a command; return the CPU time of its process, start and reading included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
 
 
 def theirs(name: str, model: Path, work: Path, seed: int) -> None:
     """Fine-tune in a process of its own; its record is kept."""
     record = work / f"{name}-transformers-seed{seed}.json"
-    if not record.is_file():
+    if not (record.is_file() and "cpu_seconds" in json.loads(record.read_text())):
         print(f"{name}: {model.name}, seed {seed}, transformers", flush=True)
         code = f"from finetuning import trainer; trainer({name!r}, {str(model)!r}, {str(record)!r}, {seed})"
         path = os.pathsep.join(map(str, (ROOT / "tools" / "bench", ROOT, ROOT / "kernels")))
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        )
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        used = cpu_seconds([sys.executable, "-c", code], environment)
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"cpu_seconds": used}) + "\n")
 
 
 def trainer(name: str, model: str, record: str, seed: int) -> None:
@@ -144,13 +156,11 @@ def trainer(name: str, model: str, record: str, seed: int) -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )
-    started = time.monotonic()
     loop.train()
-    seconds = time.monotonic() - started
     logits = loop.predict(loop.eval_dataset).predictions
     predicted = [task.labels[index] for index in logits.argmax(-1)]
     scores = task.score([example.target for example in dev], predicted)
-    Path(record).write_text(json.dumps({"seed": seed, "scores": scores, "seconds": seconds}) + "\n")
+    Path(record).write_text(json.dumps({"seed": seed, "scores": scores}) + "\n")
 
 
 def write(work: Path, model: Path) -> None:
@@ -172,17 +182,18 @@ def write(work: Path, model: Path) -> None:
                 for kind, of in kinds.items()
             }
     for name in GLUE:
-        runs = [of for stem, of in read.items() if stem.startswith(f"{name}-transformers-seed")]
+        runs = [of for stem, of in read.items() if stem.startswith(f"{name}-transformers-seed") and "cpu_seconds" in of]
         if f"{name}-ours" in read and runs:
             mine = read[f"{name}-ours"]["tasks"][name]
             pairs = list(zip(mine["runs"], sorted(runs, key=lambda run: run["seed"]), strict=False))
             metric = mine["metric"]
+            seconds = [(read[f"{name}-ours-seed{a['seed']}"]["cpu_seconds"], b["cpu_seconds"]) for a, b in pairs]
             result["tasks"][name] = {
                 "metric": metric,
                 "ours": spread([run["scores"]["dev"][metric] for run, _ in pairs]),
                 "transformers": spread([run["scores"][metric] for _, run in pairs]),
-                "seconds": {"ours": [a["seconds"] for a, _ in pairs], "transformers": [b["seconds"] for _, b in pairs]},
-                "time_ours_over_transformers": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+                "cpu_seconds": {"ours": [a for a, _ in seconds], "transformers": [b for _, b in seconds]},
+                "time_ours_over_transformers": statistics.median(a / b for a, b in seconds),
             }
     OUT.write_text(json.dumps(result, indent=2) + "\n")
     page = PAGE.read_text()
@@ -200,7 +211,7 @@ def tables(result: dict[str, Any]) -> str:
             pretrained, random = (kinds[kind]["scores"][metric] for kind in ("pretrained", "random"))
             cells = [percent(pretrained), percent(random), f"{100 * kinds['random']['baseline'][metric]:.1f}"]
             lines.append(f"| {name}, {metric.replace('_', ' ')} | {' | '.join(cells)} | {len(random['values'])} |")
-    lines += ["", "| dev, percent | `trelm evaluate` | transformers' Trainer | time, ours / theirs | seeds |"]
+    lines += ["", "| dev, percent | `trelm evaluate` | transformers' Trainer | CPU time, ours / theirs | seeds |"]
     lines.append("|---|---|---|---|---|")
     for name in GLUE:
         if of := result["tasks"].get(name):

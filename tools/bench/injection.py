@@ -128,6 +128,7 @@ def vectors(trainer: Trainer) -> dict[str, float]:
         found["norm, entity"] = float(entities.norm(dim=1).mean())
         found["norm, relation"] = float(relations.norm(dim=1).mean())
         head, relation, tail = edges_within(index)
+    if table is not None and table.n_entities and len(head):
         h_e = entities[tail] - relations[relation]
         own = token_means(word, index.names.entity_offsets, index.names.entity_tokens)(
             torch.from_numpy(np.asarray(index.vector_entities)[head])
