@@ -45,7 +45,7 @@ routing: {enabled: false}
 loader: {workers: 0}
 optimizer: {lr: 3.0e-3, warmup_steps: 20}
 trainer: {max_steps: 300, global_batch_size: 32, micro_batch_tokens: 1024, precision: fp32,
-          keep_every: 150, checkpoint_every: 150}
+          checkpoint_every: 300}
 tracking: {enabled: false}
 """
 
@@ -60,12 +60,10 @@ def test_a_small_trained_model_passes_the_gate(tmp_path: Path) -> None:
     assert prepared.returncode == 0, prepared.stderr
     trained = trelm("pretrain", "--config", tmp_path / "run.yaml", "--data", data, "--out", out)
     assert trained.returncode == 0, trained.stderr
-    script = str(ROOT / "tools" / "bench" / "injection.py")
-    done = run([script, str(out), "--data", str(data), "--steps", "12", "--out", str(tmp_path / "found.json")])
+    script = (str(ROOT / "tools" / "bench" / "injection.py"), str(out), "--data", str(data))
+    done = run([*script, "--steps", "12", "--out", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
-    print(json.dumps(found, indent=1))
     assert done.returncode == 0, done.stderr
-    assert set(found["checkpoints"]) == {"150", "300"}
     last = found["checkpoints"]["300"]
     assert last["loss"]["own words"] < last["loss"]["h_e"] < last["loss"]["mean vector"]
     assert last["looked at"]["injected"] > 50
