@@ -104,9 +104,9 @@ def _with_ranks(device: str, options: VectorOptions) -> Trained | None:
     ranks = connect()
     try:
         trained = train_vectors(options, ranks)
-        return trained if ranks.rank == 0 or trained.code else None
     except CommonError as error:
         ranks.report(error)
-        raise
-    finally:
         disconnect()
+        raise
+    disconnect()  # not after a failure of one rank: it would wait for the others
+    return trained if ranks.rank == 0 or trained.code else None

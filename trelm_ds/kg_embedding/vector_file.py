@@ -53,7 +53,7 @@ def write_vectors(
         "entity_ids": ("I64", [counts[0]], 8),
         "relation_ids": ("I64", [counts[1]], 8),
     }
-    header = _header(arrays, {"method": method.name, ABOUT: json.dumps(about, sort_keys=True)})
+    header = _header(arrays, {"method": method.name, ABOUT: json.dumps(about)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     first = ranks.rank == 0
     stream = ranks.all_agree(lambda: _open(temporary, path) if first else None)
