@@ -16,8 +16,8 @@ import torch
 from tests.distributed import run_distributed_test
 from tests.e2e.launch import environment
 from trelm_ds import log
-from trelm_ds.distributed import Ranks, connect, disconnect
-from trelm_ds.errors import CommonError
+from trelm_ds.distributed import OneProcess, Ranks, connect, disconnect
+from trelm_ds.errors import CommonError, UserError
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is built where there are GPUs")
@@ -43,6 +43,19 @@ def test_a_file_that_one_rank_cannot_read_ends_all(one_rank: Ranks, number: int,
     with pytest.raises(CommonError, match=f"/data/lengths.npy: {os.strerror(number)}") as error:
         one_rank.all_agree(fail)
     assert error.value.passes is passes
+
+
+def test_a_process_by_itself_agrees_with_itself() -> None:
+    alone = OneProcess(torch.device("cpu"))
+    alone.barrier()
+    assert (alone.sum(1.5, 2.0), alone.max(3), alone.gather("a"), alone.from_first("b")) == ([1.5, 2.0], 3, ["a"], "b")
+    assert alone.all_agree(lambda: 4) == 4
+
+    def fail() -> None:
+        raise UserError("--out: is a folder")
+
+    with pytest.raises(CommonError, match=r"^--out: is a folder$"):
+        alone.all_agree(fail)
 
 
 def test_no_rank_ends_before_rank_0_has_told_their_mistake(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ ROOMS = (
     "batches",
     "relatives",
     "importance",
+    "kg_embedding",
     "routing",
     "model",
     "corpus",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from trelm_ds import __version__, log
-from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs
+from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs, vectors
 from trelm_ds.errors import MAY_PASS, RankError, UserError
 from trelm_ds.launched import is_launched
 
@@ -95,6 +95,7 @@ def _run(arguments: list[str]) -> int:
     mentions.add_importance(commands)
     mentions.add_strategies(commands)
     models.add_neurons(commands)
+    vectors.add_vectors(commands)
     if arguments[:1] == ["pretrain"]:  # its options are the settings, parsed by jsonargparse
         return runs.pretrain_command(arguments[1:])
     if arguments[:1] == ["submit"]:

@@ -107,6 +107,28 @@ class Ranks:
             self.barrier()
 
 
+class OneProcess(Ranks):
+    """A process by itself, without a process group: it starts at once and needs no DeepSpeed."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(0, 1, 0, device, control=cast(dist.ProcessGroup, None))
+
+    def barrier(self) -> None:
+        pass
+
+    def sum(self, *values: float) -> list[float]:
+        return list(values)
+
+    def max(self, value: int) -> int:
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def from_first(self, value: Any) -> Any:
+        return value
+
+
 def import_deepspeed() -> ModuleType:
     """Import DeepSpeed with its logging turned down and its C++ op cached in this environment."""
     if not torch.cuda.is_available():

@@ -34,6 +34,11 @@ class Stream(IntEnum):
     ROUTED_SEQUENCE = 38
     KEPLER_TRIPLE = 41
     FINETUNING_ORDER = 51
+    KG_HELD_OUT = 61
+    KG_TRIPLE_ORDER = 62
+    KG_NEGATIVE = 63
+    KG_INITIAL = 64
+    KG_EVALUATED = 65
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -54,6 +54,19 @@ def tensors(**names: str) -> dict[str, torch.Tensor]:
     }
 
 
+def test_ids_as_numbers_in_safetensors(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    ids = {"entity_ids": torch.arange(1, 53), "relation_ids": torch.tensor([551], dtype=torch.int32)}
+    save_file(tensors() | ids, path, {"method": "transe"})
+    assert torch.equal(opened(path), expected())
+    save_file(tensors() | ids | {"entity_ids": torch.arange(1.0, 53.0)}, path)
+    with pytest.raises(UserError, match=r"entity_ids is float32 \[52\]; write numbers, 42 for Q42, as int64 \[n\]"):
+        opened(path)
+    save_file(tensors() | ids, path, {"method": "rotate"})
+    with pytest.raises(UserError, match=r"holds vectors of rotate, for which .* `trelm vectors train --method transe`"):
+        opened(path)
+
+
 def expected() -> torch.Tensor:
     """float32 [52 + 1, D]: the table before it is matched."""
     matrix = projection(W, D, seed=0)

@@ -1,7 +1,8 @@
 """Vectors of entities and relations with their ids, as KG-embedding libraries leave them. No pickle is ever opened.
 
 One .npz or .safetensors file holds both kinds of vectors. Their ids (Q42, P31) are in the file as well, or in the
-library's own tables beside it: PyKEEN's entity_to_id.tsv.gz, DGL-KE's entities.tsv, both `row TAB id`.
+library's own tables beside it: PyKEEN's entity_to_id.tsv.gz, DGL-KE's entities.tsv, both `row TAB id`. In .safetensors
+they are lines of the metadata or, as `trelm vectors train` writes them, arrays of numbers: 42 for Q42.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Kind(NamedTuple):
     Attributes:
         noun: for messages.
         letter: an id is this letter and a number.
-        vectors, ids: our names of the two arrays; ids of .safetensors are in its metadata.
+        vectors, ids: our names of the two arrays; ids of .safetensors may be in its metadata.
         pykeen: PyKEEN's name of the vectors in a model's state.
         dglke: how the name of DGL-KE's array of vectors ends.
         tables: files beside the vectors that may name their rows.
@@ -63,6 +64,8 @@ RELATIONS = Kind(
     "_relation",
     ("relation_to_id.tsv.gz", "relation_to_id.tsv", "relations.tsv"),
 )
+TRANSLATION = "transe"  # the method whose vectors fit, where the metadata names one
+_INTEGERS = (torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # tokenize.TokenError and OverflowError: of numpy, where a header of .npy is damaged.
 _DAMAGED = (
@@ -162,9 +165,20 @@ def _read_npz(path: Path, where: str) -> tuple[NamedVectors, NamedVectors]:
 def _read_safetensors(path: Path, where: str) -> tuple[NamedVectors, NamedVectors]:
     with safe_open(path, "pt") as file:
         about: dict[str, str] = file.metadata() or {}
+        if (method := about.get("method", TRANSLATION).lower()) != TRANSLATION:
+            raise UserError(
+                f"{where}: holds vectors of {method}, for which v_tail = v_head + v_relation does not hold; train it "
+                f"with `trelm vectors train --method {TRANSLATION}`"
+            )
 
         def ids_of(kind: Kind) -> list[str] | None:
-            return about[kind.ids].splitlines() if kind.ids in about else None
+            if kind.ids not in file.keys():  # noqa: SIM118  # no mapping
+                return about[kind.ids].splitlines() if kind.ids in about else None
+            numbers = file.get_tensor(kind.ids)
+            if numbers.dtype not in _INTEGERS or numbers.ndim != 1:
+                shape = f"{str(numbers.dtype).removeprefix('torch.')} {list(numbers.shape)}"
+                raise UserError(f"{where}: {kind.ids} is {shape}; write numbers, 42 for {kind.letter}42, as int64 [n]")
+            return [f"{kind.letter}{number}" for number in numbers.tolist()]
 
         entities, relations = (
             _named(kind, file.keys(), file.get_tensor, ids_of(kind), path, where) for kind in (ENTITIES, RELATIONS)

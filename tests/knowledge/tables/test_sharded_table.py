@@ -39,8 +39,9 @@ def test_a_world_of_one_needs_no_group() -> None:
     assert torch.equal(lookup.wait(), content(rows).float())
     assert torch.equal(lookup.wait(), content(rows).float())
     assert table.start_lookup(rows[:0]).wait().shape == (0, WIDTH)
-    named, values = table.send(rows, content(rows))
-    assert torch.equal(named, rows)
+    for where in (rows, table.route(rows)):
+        named, values = table.send(where, content(rows))
+        assert torch.equal(named, rows)
     assert torch.equal(values, content(rows))
 
 
@@ -75,6 +76,7 @@ def lookups_and_sending(n_rows: int, dtype: torch.dtype) -> None:
         rows, values = table.send(mine, torch.stack([mine, place[sender == group.rank]], 1).to(dtype))
         assert torch.equal(rows, everything[here])  # by rank, then as sent
         assert torch.equal(values, torch.stack([everything, place], 1)[here].to(dtype))
+        assert torch.equal(table.send(route, mine[:, None])[1][:, 0], everything[here])
     nothing = torch.zeros(0, dtype=torch.int64)
     assert table.start_lookup(nothing).wait().shape == (0, WIDTH)
     assert table.send(nothing, torch.zeros(0, 3))[1].shape == (0, 3)

@@ -177,11 +177,11 @@ class ShardedTable:
         work = self._all_to_all(values, found, route.sent, route.received)
         return Lookup(values, route.order.to(values.device), (work, found))
 
-    def send(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def send(self, rows: Tensor | Route, values: Tensor) -> tuple[Tensor, Tensor]:
         """Send values to the owners of their rows; collective.
 
         Args:
-            rows: int64 [n] on the CPU; n may be 0.
+            rows: int64 [n] on the CPU; n may be 0. Or the route of such rows.
             values: [n, W'], any width and dtype.
 
         Returns:
@@ -189,9 +189,9 @@ class ShardedTable:
             by sending rank, then as sent.
         """
         values = values.to(self.local.device)
-        route = self.route(rows)
+        route = rows if isinstance(rows, Route) else self.route(rows)
         if self.group.world_size == 1:
-            return rows, values
+            return route.rows, values
         arrived = values.new_empty(len(route.rows), *values.shape[1:])
         sorted_values = values.index_select(0, route.order.to(values.device))
         self._all_to_all(arrived, sorted_values, route.received, route.sent).wait()
