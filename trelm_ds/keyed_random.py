@@ -33,6 +33,7 @@ class Stream(IntEnum):
     ROUTED_FACT = 37
     ROUTED_SEQUENCE = 38
     KEPLER_TRIPLE = 41
+    HELD_OUT_FACT = 42
     FINETUNING_ORDER = 51
 
 
