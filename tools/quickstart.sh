@@ -29,7 +29,7 @@ for recipe in mlm trelm; do
     run trelm evaluate lama --model $out/$recipe-model --data $out/world/lama --out $out/$recipe-lama.json
 done
 
-say "5. Side by side: facts stated often, once, or only in the knowledge graph"
+say "5. Side by side: facts stated often, once, or only in the knowledge graph, and facts that were not trained"
 run python tools/quickstart_report.py --folder $out
 
 cat <<END

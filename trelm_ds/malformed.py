@@ -40,8 +40,8 @@ class MalformedRecords:
         if not self.count:
             return
         if self.count > self._budget * total:
-            share = f"{self.count} of {total:,} records malformed, --max-malformed {self._budget:g} allows less"
-            raise UserError(f"{self._places[0]} ({share})")
+            allowed = f"--max-malformed {self._budget:g} allows less" if self._budget else "none is allowed"
+            raise UserError(f"{self._places[0]} ({self.count} of {total:,} records malformed, {allowed})")
         for message in self._places:  # once: files of names are read more than once
             log.warning_once(f"left out: {message}")
         if self.count > len(self._places):

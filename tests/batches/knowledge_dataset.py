@@ -96,13 +96,11 @@ def write_knowledge_corpus(folder: Path, documents: int = 400) -> None:
         stream.write("P17\tcountry of the place\n")
 
 
-def prepare_knowledge(folder: Path, tokenizer: str = "train") -> Path:
+def prepare_knowledge(folder: Path, tokenizer: str = "train", documents: int = 400, **changes: Any) -> Path:
     """The dataset of that corpus, at most 64 tokens a sequence."""
-    write_knowledge_corpus(folder / "text")
-    options = PrepareOptions(
-        folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m", tokenizer, folder / "dataset", 64, 110
-    )
-    prepare(options)
+    write_knowledge_corpus(folder / "text", documents)
+    source, graph = folder / "text" / "corpus.jsonl", folder / "text" / "wikidata5m"
+    prepare(PrepareOptions(source, graph, tokenizer, folder / "dataset", 64, 110, **changes))
     return folder / "dataset"
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "sample_world" / "generate.py"
+TRAINED = {"often": range(6, 31), "once": range(1, 3), "graph_only": range(1)}  # tier -> statements of a fact
+DERIVED = {1: "derived_inverse", 2: "derived_two_step"}  # facts that a rule combines -> tier
+UNTRAINED = (*DERIVED.values(), "held_out")
 NAMESPACE = "{http://www.mediawiki.org/xml/export-0.10/}"
+Triple = tuple[str, str, str]
 LINK = re.compile(r"\[\[(?!Category:)([^\]|]+)(?:\|([^\]]*))?\]\]")
 MARKUP = re.compile(r"<ref[^>]*/>|<ref>.*?</ref>|<!--.*?-->|\{\{.*?\}\}|\[\[Category:.*?\]\]|^==[^\n]*==$", re.S | re.M)
 
@@ -29,6 +33,21 @@ def read_rows(path: Path) -> list[list[str]]:
 
 def upper_first(title: str) -> str:
     return title[0].upper() + title[1:]
+
+
+def wordings() -> dict[str, tuple[str, bool]]:
+    """Every wording of a fact with _ for both entities -> relation, and whether the subject comes first."""
+    found = {}
+    for relation, template in read_rows(TOOL.parent / "templates.tsv"):
+        template = re.sub(r" ([.,])", r"\1", template)
+        found[template.replace("[X]", "_").replace("[Y]", "_")] = (
+            relation,
+            template.index("[X]") < template.index("[Y]"),
+        )
+    return found
+
+
+WORDINGS = wordings()
 
 
 class SampleWorld:
@@ -57,16 +76,34 @@ class SampleWorld:
             else:
                 self.articles[title] = page.findtext(f"{NAMESPACE}revision/{NAMESPACE}text")
         self.qid_of_title = {names[0]: qid for qid, names in self.names.items()}
-        self.sentences = [
-            (LINK.sub(lambda link: link[2] or link[1], sentence), self.linked(sentence))
+        marked = [
+            sentence.strip()
             for text in self.articles.values()
             for sentence in re.split(r"(?<=\.)\s+", MARKUP.sub("", text).replace("'''", ""))
             if LINK.search(sentence)
         ]
+        self.sentences = [
+            (LINK.sub(lambda link: link[2] or link[1], sentence), frozenset(self.linked(sentence)))
+            for sentence in marked
+        ]
+        self.stated = Counter(self.fact(sentence) for sentence in marked if len(self.linked(sentence)) == 2)
 
-    def linked(self, sentence: str) -> frozenset[str]:
+    def linked(self, sentence: str) -> list[str]:
         titles = [upper_first(link[1]) for link in LINK.finditer(sentence)]
-        return frozenset(self.qid_of_title[self.redirects.get(title, title)] for title in titles)
+        return [self.qid_of_title[self.redirects.get(title, title)] for title in titles]
+
+    def fact(self, sentence: str) -> Triple:
+        """What a sentence with two links states, told by its wording."""
+        relation, subject_first = WORDINGS[LINK.sub("_", sentence)]
+        first, second = self.linked(sentence)
+        return (first, relation, second) if subject_first else (second, relation, first)
+
+    def of_tiers(self, *tiers: str) -> set[Triple]:
+        return {triple_of(probe) for probe in self.probes if probe["tier"] in tiers}
+
+
+def triple_of(probe: dict[str, str]) -> Triple:
+    return probe["sub_uri"], probe["predicate_id"], probe["obj_uri"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +151,10 @@ def test_foreign_output_is_refused(tmp_path: Path, kind: str) -> None:
 def test_promised_counts(world: SampleWorld) -> None:
     mentions = Counter(qid for _, linked in world.sentences for qid in linked)
     words = Counter(word for text, _ in world.sentences for word in re.findall(r"\w+", text.lower()))
-    assert len(world.probes) == len(world.triples) >= 1500
+    assert len(world.triples) >= 1500
+    tiers = Counter(probe["tier"] for probe in world.probes)
+    assert set(tiers) == {*TRAINED, *UNTRAINED}
+    assert all(tiers[tier] >= 40 for tier in UNTRAINED)
     assert len(world.relations) >= 12
     assert len(world.names) >= 1000
     assert 8_000 <= len(world.sentences) <= 12_000
@@ -132,25 +172,89 @@ def test_names_are_unique(world: SampleWorld) -> None:
     assert {row[0] for row in world.texts} == set(world.names)
 
 
-def test_every_relation_has_every_tier_and_one_answer_per_subject(world: SampleWorld) -> None:
-    keys = Counter((head, relation) for head, relation, _ in world.triples)
+def test_every_relation_has_every_trained_tier_and_one_answer_per_subject(world: SampleWorld) -> None:
+    keys = Counter(triple_of(probe)[:2] for probe in world.probes)
     assert max(keys.values()) == 1
     tiers = Counter((probe["predicate_id"], probe["tier"]) for probe in world.probes)
     for relation in world.relations:
-        shares = [tiers[relation["relation"], tier] for tier in ("often", "once", "graph_only")]
+        shares = [tiers[relation["relation"], tier] for tier in TRAINED]
         assert all(share >= 0.15 * sum(shares) for share in shares)
-    probed = {(probe["sub_uri"], probe["predicate_id"], probe["obj_uri"]) for probe in world.probes}
-    assert probed == set(world.triples)
+
+
+def test_the_graph_has_the_trained_tiers_and_no_others(world: SampleWorld) -> None:
+    assert len(world.triples) == len(set(world.triples))
+    assert world.of_tiers(*TRAINED) == set(world.triples)
+    assert not world.of_tiers(*UNTRAINED) & set(world.triples)
 
 
 def test_statements_match_the_tiers(world: SampleWorld) -> None:
-    stated = Counter(linked for _, linked in world.sentences if len(linked) == 2)
-    allowed = {"often": range(6, 31), "once": range(1, 3), "graph_only": range(1)}
     for probe in world.probes:
-        pair = frozenset((probe["sub_uri"], probe["obj_uri"]))
-        assert stated[pair] in allowed[probe["tier"]], probe
-        assert bool(probe["evidences"]) <= (probe["tier"] != "graph_only")
+        assert world.stated[triple_of(probe)] in TRAINED.get(probe["tier"], range(1)), probe
+        assert bool(probe["evidences"]) <= (probe["tier"] in ("often", "once"))
+    assert set(world.stated) <= set(world.triples)
     assert all(len(linked) <= 2 for _, linked in world.sentences)
+
+
+def test_a_pair_of_entities_has_one_fact_and_perhaps_its_inverse(world: SampleWorld) -> None:
+    inverses = {(pid, path[1:]) for pid, path in rules() if " " not in path}
+    by_pair: dict[frozenset[str], list[Triple]] = {}
+    for probe in world.probes:
+        by_pair.setdefault(frozenset((probe["sub_uri"], probe["obj_uri"])), []).append(triple_of(probe))
+    for first, *others in by_pair.values():
+        for other in others:
+            assert (other[0], other[2]) == (first[2], first[0])
+            assert (other[1], first[1]) in inverses or (first[1], other[1]) in inverses
+        assert len(others) <= 1
+    assert max(map(len, by_pair.values())) == 2
+
+
+def rules() -> list[list[str]]:
+    return read_rows(TOOL.parent / "rules.tsv")
+
+
+def followed(triples: set[Triple], path: str) -> dict[tuple[str, str], list[Triple]]:
+    """Every (first, last) entity that a rule's path connects in the graph -> the facts on the way."""
+    found: dict[tuple[str, str], list[Triple]] | None = None
+    for step in path.split():
+        ways: dict[str, list[tuple[str, Triple]]] = {}
+        for head, relation, tail in triples:
+            if relation == step.lstrip("^"):
+                start, end = (tail, head) if step.startswith("^") else (head, tail)
+                ways.setdefault(start, []).append((end, (head, relation, tail)))
+        if found is None:
+            found = {(start, end): [fact] for start, some in ways.items() for end, fact in some}
+        else:
+            found = {
+                (start, end): [*facts, fact]
+                for (start, middle), facts in found.items()
+                for end, fact in ways.get(middle, ())
+            }
+    return found or {}
+
+
+def test_derived_facts_follow_from_the_graph_by_rules_that_can_be_learned(world: SampleWorld) -> None:
+    explained: dict[str, set[Triple]] = {tier: set() for tier in DERIVED.values()}
+    for relation, path in rules():
+        tier = DERIVED[len(path.split())]
+        concluded = {(a, relation, b): facts for (a, b), facts in followed(set(world.triples), path).items()}
+        derived = world.of_tiers(tier) & set(concluded)
+        explained[tier] |= derived
+        assert len(derived) > 30
+        assert len(set(concluded) & set(world.triples)) >= len(concluded) / 2
+        assert set(concluded) <= derived | set(world.triples)
+        in_text = sum(all(world.stated[fact] for fact in concluded[triple]) for triple in derived)
+        assert len(derived) / 10 < in_text < len(derived)
+    assert explained == {tier: world.of_tiers(tier) for tier in DERIVED.values()}
+
+
+def test_nothing_derives_a_held_out_fact(world: SampleWorld) -> None:
+    near: dict[str, set[str]] = {}
+    for head, _, tail in world.triples:
+        near.setdefault(head, set()).add(tail)
+        near.setdefault(tail, set()).add(head)
+    for head, _, tail in world.of_tiers("held_out"):
+        assert tail not in near.get(head, set())
+        assert not near.get(head, set()) & near.get(tail, set())
 
 
 def test_every_entity_occurs_and_answers_occur_three_times(world: SampleWorld) -> None:

@@ -40,8 +40,8 @@ def write_wiki(folder: Path, articles: list[Article], seed: int) -> None:
 
 
 def write_graph(folder: Path, world: World) -> None:
-    """Write all facts and names in the layout of Wikidata5M."""
-    triples = [f"{fact.subject.qid}\t{fact.relation.pid}\t{fact.object.qid}" for fact in world.facts]
+    """Write the facts of the graph and all names in the layout of Wikidata5M."""
+    triples = [f"{fact.subject.qid}\t{fact.relation.pid}\t{fact.object.qid}" for fact in world.graph]
     names, texts = [], []
     for entity in world.entities.values():
         label = () if entity.title == entity.label else (entity.label,)

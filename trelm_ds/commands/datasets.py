@@ -47,6 +47,13 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
     )
     content.add_argument("--link-threshold", type=float, help="drop found mentions that score below this; 0 to 1")
     content.add_argument("--max-malformed", type=float, help="largest share of malformed lines allowed in a file")
+    content.add_argument(
+        "--hold-out-facts",
+        metavar="SHARE|FILE",
+        help="take facts out of the graph, to be probed: a share of the triples such as 0.1, drawn by "
+        "--hold-out-seed, or a file of Qh<TAB>Pr<TAB>Qt lines; the text stays as it is",
+    )
+    content.add_argument("--hold-out-seed", type=int, metavar="N", help="which share is held out (default: 0)")
     content.add_argument("--license", help="license of the text, for the data card")
     content.add_argument("--shard-mb", type=int, help="size of a tar shard in MB")
     work = parser.add_argument_group("parallelism (does not change the result)")

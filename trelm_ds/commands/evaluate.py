@@ -68,7 +68,8 @@ def add_lama(tasks: argparse._SubParsersAction) -> None:
         "--dataset",
         type=Path,
         metavar="DIR",
-        help="prepared dataset: subjects that it mentions less often than the mean entity are the long tail",
+        help="prepared dataset: subjects that it mentions less often than the mean entity are the long tail; facts "
+        "in its graph are trained, those of `prepare --hold-out-facts` held out",
     )
     lama.add_argument("--batch-size", type=int, default=64, help="masks per forward pass (default: %(default)s)")
     lama.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda (default: %(default)s)")

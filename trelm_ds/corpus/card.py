@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trelm_ds.shards import CARD, Manifest
+from trelm_ds.corpus.graph_stage import DERIVABLE, HELD_OUT
+from trelm_ds.corpus.options import HOLD_OUT_SETTINGS
+from trelm_ds.shards import CARD, HELD_OUT_FACTS, Manifest
 
 _LISTED = 20  # templates that are listed by name
 _FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
@@ -48,6 +50,7 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray, left
         "## From source to sequence",
         "",
         *_table(("what", "number"), ((name, f"{value:,}") for name, value in manifest.counts.items())),
+        *_about_held_out(manifest),
         *_about_templates(left_out),
         "## Shape",
         "",
@@ -59,6 +62,20 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray, left
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _about_held_out(manifest: Manifest) -> list[str]:
+    if HOLD_OUT_SETTINGS[0] not in manifest.request:
+        return []
+    return [
+        "## Facts held out",
+        "",
+        f"{manifest.counts[HELD_OUT]:,} facts are in `{HELD_OUT_FACTS}` and not in `graph/`, so that what a model says "
+        "of them is not what it was trained on. The text is as it was and may state them. Of "
+        f"{manifest.counts.get(DERIVABLE, 0):,} the two entities are connected by another fact of the graph, such as "
+        "an inverse, from which they may be derived.",
+        "",
+    ]
 
 
 def _about_templates(left_out: Counter[str]) -> list[str]:

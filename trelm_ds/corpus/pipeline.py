@@ -3,7 +3,8 @@
 text --extract--> documents --titles--> QIDs --encode--> sequences --assemble--> dataset
 (chunks, parallel)          (once)           (chunks, parallel)    (once)
 
-Also made once: the graph, the tokenizer, and from both the encoded names of entities and relations.
+Also made once: the graph (without the facts held out), the tokenizer, and from both the encoded names of entities and
+relations.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from trelm_ds.corpus.extract import (
     read_titles,
 )
 from trelm_ds.corpus.funnel import ordered, total
+from trelm_ds.corpus.graph_stage import HELD_OUT_FOLDER, graph_arrays
 from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.name_stage import name_arrays
-from trelm_ds.corpus.options import TRAIN, PrepareOptions
+from trelm_ds.corpus.options import HOLD_OUT_SETTINGS, TRAIN, PrepareOptions
 from trelm_ds.corpus.page_props import read_page_props
 from trelm_ds.corpus.parts import PartMarkers
 from trelm_ds.corpus.sources import Chunk, Source, chunks_of, with_data
@@ -43,10 +45,10 @@ from trelm_ds.corpus.titles import TitleResolver, TitleTable, follow
 from trelm_ds.corpus.tokenizer import describe, load_tokenizer, train_tokenizer, word_starts
 from trelm_ds.corpus.words import WordCounter, WordTable
 from trelm_ds.errors import UserError
-from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names, read_triples
+from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names
 from trelm_ds.malformed import MalformedRecords
 from trelm_ds.progress import ProgressBar, track
-from trelm_ds.shards import Manifest, ShardWriter
+from trelm_ds.shards import HELD_OUT_FACTS, Manifest, ShardWriter
 
 TOKENIZER_FOLDER = "tokenizer"
 GRAPH_FOLDER = "graph"
@@ -59,7 +61,7 @@ _STARTS = "word_starts.npy"
 _MIN_WORD_COUNT = 2  # words seen once are half of all, and never get a row in the memory bank
 
 
-Role = Literal["text", "graph", "page_props"]
+Role = Literal["text", "graph", "page_props", "hold_out"]
 
 
 def source_name(role: Role, path: Path) -> str:
@@ -175,24 +177,10 @@ class Pipeline:
 
     def _graph(self) -> Artifact:
         paths = sorted({file.path for file in self.files.triples})
-        key = key_of(
-            "graph", self._hash_of("graph", *paths), [file.member for file in self.files.triples], self._budget
-        )
-        folder = self.work / GRAPH_FOLDER
-        artifact = find(folder, key)
-        if artifact is None:
-            with make(folder, key) as (work, notes):
-                triples, repeated, malformed = read_triples(self.files.triples, self.options.max_malformed)
-                graph = KnowledgeGraph.from_triples(triples)
-                graph.save(work)
-                notes["counts"] = {
-                    "graph: triples": graph.n_triples,
-                    "graph: triples repeated": repeated,
-                    "graph: lines left out, malformed": malformed,
-                    "graph: entities": len(graph.entities),
-                    "graph: relations": len(graph.relations),
-                }
-            artifact = obtain(folder, key)
+        held_out: list[object] = [self.request[name] for name in HOLD_OUT_SETTINGS if name in self.request]
+        if self.options.hold_out_file:
+            held_out += self._hash_of("hold_out", self.options.hold_out_file)
+        artifact = graph_arrays(self.files, self._hash_of("graph", *paths), held_out, self.options, self.work)
         self.counts.update(artifact.notes["counts"])
         return artifact
 
@@ -350,6 +338,9 @@ class Pipeline:
             raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
         np.save(built / TOKEN_COUNTS, token_counts)
         _copy(graph.folder, built / GRAPH_FOLDER)
+        held_out = graph.folder / HELD_OUT_FOLDER / HELD_OUT_FACTS
+        if held_out.is_file():
+            shutil.copyfile(held_out, built / HELD_OUT_FACTS)
         _copy(names.folder, built / NAMES_FOLDER)
         _copy(files, built / TOKENIZER_FOLDER)
         for name in (ENTITIES_FOLDER, WORDS_FOLDER):

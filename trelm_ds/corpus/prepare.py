@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trelm_ds.corpus.options import TRAIN, PrepareOptions
+from trelm_ds.corpus.options import HOLD_OUT_SETTINGS, TRAIN, PrepareOptions
 from trelm_ds.corpus.parts import PartMarkers
 from trelm_ds.corpus.pipeline import Pipeline, extract_part, source_name
 from trelm_ds.corpus.sources import Source, find_sources
@@ -117,6 +117,8 @@ def _request(
     inputs |= {source_name("graph", path): path for path in files.paths}
     if options.page_props:
         inputs[source_name("page_props", options.page_props)] = options.page_props
+    if options.hold_out_file:
+        inputs[source_name("hold_out", options.hold_out_file)] = options.hold_out_file
     hashes = {}
     for name, path in track(inputs.items(), "hashing sources", total=len(inputs)):
         try:
@@ -130,11 +132,11 @@ def _settings(options: PrepareOptions, sources: list[Source], tokenizer: dict[st
     """Return the request without the hashes of the sources."""
     names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
     names += ["link_threshold"] if options.link_entities else []
-    return {
-        "kind": sources[0].kind,
-        "sources": {},
-        "tokenizer": tokenizer,
-    } | {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names}
+    if options.hold_out_facts is not None:
+        held_out = ("file", None) if options.hold_out_file else (options.hold_out_share, options.hold_out_seed or 0)
+        settings |= dict(zip(HOLD_OUT_SETTINGS, held_out, strict=True))
+    return {"kind": sources[0].kind, "sources": {}, "tokenizer": tokenizer} | settings
 
 
 def _compare(manifest: Manifest, request: dict[str, Any], out: Path) -> None:

@@ -5,6 +5,7 @@ The tables of a training run are in `trelm_ds.knowledge.tables`: they need torch
 
 from trelm_ds.knowledge.facts import TripleDraw, Triples
 from trelm_ds.knowledge.graph import KnowledgeGraph
+from trelm_ds.knowledge.held_out import draw_held_out, read_held_out, write_held_out
 from trelm_ds.knowledge.long_tail import EntityFrequencies, long_tail_words
 from trelm_ds.knowledge.names import Names, encode_names
 from trelm_ds.knowledge.selection import (
@@ -31,11 +32,14 @@ __all__ = [
     "Wikidata5M",
     "cosine_bar",
     "cosine_histogram",
+    "draw_held_out",
     "encode_names",
     "find_wikidata5m",
     "histogram_values",
     "long_tail_words",
+    "read_held_out",
     "read_names",
     "read_triples",
     "semantic_importance",
+    "write_held_out",
 ]

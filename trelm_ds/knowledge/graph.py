@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trelm_ds.knowledge.arrays import Arrays
+from trelm_ds.ragged import spread
 
 
 def _rows(sources: np.ndarray, relations: np.ndarray, others: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
@@ -26,7 +27,8 @@ class KnowledgeGraph(Arrays):
     Attributes:
         entities: int32 [E], QID numbers, ascending.
         relations: int32 [R], PID numbers, ascending.
-        out_offsets, out_relations, out_entities: int64 [E + 1], int32 [N], int32 [N]; triples by head.
+        out_offsets, out_relations, out_entities: int64 [E + 1], int32 [N], int32 [N]; triples by head, in the order
+            they were given.
         in_offsets, in_relations, in_entities: the same by tail.
     """
 
@@ -59,3 +61,27 @@ class KnowledgeGraph(Arrays):
         row = np.minimum(np.searchsorted(self.entities, qids), len(self.entities) - 1)
         degree = sum(offsets[row + 1] - offsets[row] for offsets in (self.out_offsets, self.in_offsets))
         return np.where(self.entities[row] == qids, degree, 0)
+
+    def find(self, triples: np.ndarray) -> np.ndarray:
+        """Find triples int32 [n, 3] (head, relation, tail numbers); int64 [n], their places among all; -1 if absent."""
+        query, edge = self._edges(triples[:, 0], triples[:, 2])
+        same = self.relations[self.out_relations[edge]] == triples[query, 1]
+        places = np.full(len(triples), -1)
+        places[query[same]] = edge[same]
+        return places
+
+    def connects(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Whether a triple, in either direction, connects QID numbers int32 `first` [n] and `second` [n]; bool [n]."""
+        found = np.zeros(len(first), dtype=bool)
+        for heads, tails in ((first, second), (second, first)):
+            found[self._edges(heads, tails)[0]] = True
+        return found
+
+    def _edges(self, heads: np.ndarray, tails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """List all triples from heads[i] to tails[i]: i, and the triple's place in the arrays by head."""
+        row = np.minimum(np.searchsorted(self.entities, heads), len(self.entities) - 1)
+        first = self.out_offsets[row]
+        length = np.where(self.entities[row] == heads, self.out_offsets[row + 1] - first, 0)
+        query, edge = np.repeat(np.arange(len(heads)), length), spread(first, length)
+        to_tail = self.entities[self.out_entities[edge]] == tails[query]
+        return query[to_tail], edge[to_tail]

@@ -1,7 +1,7 @@
 """The dataset on disk: webdataset tar shards, manifest, verification, sample order, reader."""
 
 from trelm_ds.shards.format import Block, Sequence
-from trelm_ds.shards.manifest import CARD, DROPPED, Manifest
+from trelm_ds.shards.manifest import CARD, DROPPED, HELD_OUT_FACTS, Manifest
 from trelm_ds.shards.order import SampleOrder
 from trelm_ds.shards.reader import Damage, ShardReader
 from trelm_ds.shards.repair import repair
@@ -14,6 +14,7 @@ __all__ = [
     "BLOCK_SEQUENCES",
     "CARD",
     "DROPPED",
+    "HELD_OUT_FACTS",
     "Block",
     "Damage",
     "Manifest",

@@ -17,6 +17,7 @@ SCHEMA = 3
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 DROPPED = "sequences dropped by repair"
+HELD_OUT_FACTS = "held_out_facts.tsv"  # triples that were taken out of the graph, if any
 CARD = "README.md"  # people may edit it, so it is not verified
 LENGTHS_NEXT = "lengths.npy.next"  # written by a repair, until its last rename
 
@@ -85,7 +86,7 @@ class Manifest:
         of the libraries that write them.
         """
         shards = [dataclasses.asdict(shard) for shard in self.shards]
-        files = {name: about for name, about in self.files.items() if name.endswith(".npy")}
+        files = {name: about for name, about in self.files.items() if name.endswith(".npy") or name == HELD_OUT_FACTS}
         content = [self.schema, self.tokenizer, self.max_length, shards, files]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 

@@ -36,8 +36,9 @@ _GOOGLE_RE = {  # scripts/run_experiments.py of LAMA
     "date_of_birth": "[X] (born [Y]).",
     "place_of_death": "[X] died in [Y] .",
 }
+_PROPERTIES = {"place_of_birth": "P19", "date_of_birth": "P569", "place_of_death": "P20"}  # in Wikidata
 _SEVERAL = 2  # sentences a question may have: BERT reads a pair
-_QID = re.compile(r"Q(\d{1,12})")
+_QID, _PID = re.compile(r"Q(\d{1,12})"), re.compile(r"P(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Fact:
         subject, obj: the labels; the subject is "" where a file gives none.
         texts: one sentence, or a pair, with `MASK` in place of the object.
         qid: number of the subject's Wikidata id, if the file gives one.
+        object_qid: likewise of the object.
         groups: grouping -> group, such as {"tier": "often"}.
         from_template: whether the texts are a template with the subject in it.
     """
@@ -56,6 +58,7 @@ class Fact:
     obj: str
     texts: tuple[str, ...]
     qid: int | None = None
+    object_qid: int | None = None
     groups: dict[str, str] = field(default_factory=dict)
     from_template: bool = True
 
@@ -69,6 +72,12 @@ class Relation:
     label: str
     facts: list[Fact]
     skipped: Counter[str]
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the relation's Wikidata property; None for the relations of ConceptNet and SQuAD."""
+        found = _PID.fullmatch(_PROPERTIES.get(self.id, self.id)) if self.part in ("trex", "google_re") else None
+        return int(found[1]) if found else None
 
 
 def read_parts(folder: str | Path) -> dict[str, list[Relation]]:
@@ -179,7 +188,8 @@ def _by_template(part: str, name: str, label: str, template: str, path: Path) ->
         if _rejected(line, place):
             skipped[NEGATIVE_JUDGMENT] += 1
             continue
-        fact = Fact(subject, obj, (asked.replace(SUBJECT, subject),), _qid(line), _groups(line))
+        qids = (_qid(line, ("sub_uri", "sub_w")), _qid(line, ("obj_uri", "obj_w")))
+        fact = Fact(subject, obj, (asked.replace(SUBJECT, subject),), *qids, _groups(line))
         _add(facts, (subject, obj), fact, skipped)
     return Relation(part, name, label, list(facts.values()), skipped)
 
@@ -230,7 +240,7 @@ def _add_sentence(facts: dict[Any, Fact], skipped: Counter[str], place: str, lin
         skipped[NO_MASK] += 1
         return
     subject = next((line[key] for key in ("sub_label", "sub") if isinstance(line.get(key), str)), "")
-    fact = Fact(subject, obj, tuple(texts), None, _groups(line), from_template=False)
+    fact = Fact(subject, obj, tuple(texts), groups=_groups(line), from_template=False)
     _add(facts, (fact.texts, obj), fact, skipped)
 
 
@@ -248,9 +258,9 @@ def _existing(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _qid(line: dict[str, Any]) -> int | None:
-    """Read the subject's Wikidata id: `sub_uri` in T-REx, `sub_w` in Google-RE, where most have none."""
-    for key in ("sub_uri", "sub_w"):
+def _qid(line: dict[str, Any], keys: tuple[str, str]) -> int | None:
+    """Read a Wikidata id from the key of T-REx or else from that of Google-RE, where most records have none."""
+    for key in keys:
         if isinstance(line.get(key), str) and (found := _QID.fullmatch(line[key])):
             return int(found[1])
     return None

@@ -16,7 +16,7 @@ from trelm_ds.evaluation.lama import data, probes, uhn
 from trelm_ds.evaluation.lama.answers import answer, answer_several_tokens, longest_prompt
 from trelm_ds.evaluation.lama.candidates import Candidates, common_vocabulary
 from trelm_ds.evaluation.lama.data import Relation, read_parts
-from trelm_ds.evaluation.lama.groups import Grouping, apply, subject_frequency
+from trelm_ds.evaluation.lama.groups import Grouping, apply, graph_membership, subject_frequency
 from trelm_ds.evaluation.lama.probes import MultiToken, Probe, make_probes
 from trelm_ds.evaluation.lama.scoring import macro_average, micro_average, score_facts
 
@@ -46,7 +46,8 @@ class LamaOptions:
         multi_token: objects of several tokens are skipped, or scored apart by the mean log-probability of their tokens.
         uhn_model: folder of the masked language model that says what names are common where; None: LAMA-UHN is
             computed by string match alone, unless its files are there.
-        dataset: prepared dataset whose entity frequencies say which subjects are in the long tail.
+        dataset: prepared dataset whose entity frequencies say which subjects are in the long tail, and whose graph
+            which facts a model was trained on.
         batch_size: masks per forward pass: prompts, except for objects of several tokens.
         device: "auto" (a GPU if there is one), or a torch device.
     """
@@ -102,7 +103,9 @@ def evaluate_lama(options: LamaOptions) -> LamaResult:
         raise UserError(f"--batch-size: must be at least 1, got {options.batch_size}")
     device = find_device(options.device)
     parts = [_Part(name, relations) for name, relations in read_parts(options.data).items()]
-    groupings = {"subject": subject_frequency(options.dataset)} if options.dataset else {}
+    groupings: dict[str, Grouping] = {}
+    if options.dataset:
+        groupings = {"subject": subject_frequency(options.dataset), "graph": graph_membership(options.dataset)}
     others = [(folder, _of_option("--common-with", load_tokenizer_of, folder)) for folder in options.common_with]
     model, tokenizer = load_masked_lm(options.model)
     vocabulary = options.vocabulary or (None if others else common_vocabulary(options.data, tokenizer))
@@ -158,7 +161,7 @@ def _group(parts: list[_Part], groupings: dict[str, Grouping], options: LamaOpti
     """Put every probe into its groups."""
     asked = [probe for part in parts for probe in part.asked]
     if options.dataset and not any(probe.fact.qid for probe in asked):
-        log.warning("--dataset: no subject has a Wikidata id, so none is known to be in the long tail")
+        log.warning("--dataset: no subject has a Wikidata id, so none is known to be in the long tail or in the graph")
     apply(groupings, asked)
     named = [part for part in parts if part.name in uhn.PARTS]
     names = None
