@@ -17,15 +17,19 @@ run trelm prepare --source $out/world/wiki --wikidata5m $out/world/wikidata5m \
     --tokenizer train --vocab-size 6000 --unit sentence --max-length 64 --min-words 4 --out $out/dataset
 run trelm verify $out/dataset
 
-say "3. Pre-training twice, plain MLM and TRELM: two ranks, DeepSpeed ZeRO 1, MLflow"
-for recipe in mlm trelm; do
+train() {
     run torchrun --standalone --nproc-per-node 2 -m trelm_ds pretrain --config trelm_ds/recipes/sizes/tiny.yaml \
-        --config trelm_ds/recipes/$recipe.yaml --data $out/dataset --out $out/$recipe
-done
+        --config "trelm_ds/recipes/$1.yaml" --data $out/dataset --out "$out/$1"
+    run trelm export "$out/$1" "$out/$1-model"
+}
+
+say "3. Pre-training twice, plain MLM and TRELM: two ranks, DeepSpeed ZeRO 1, MLflow"
+train mlm
+run trelm importance $out/dataset --model $out/mlm-model # which mentions matter to it (Eq. 1), for TRELM
+train trelm
 
 say "4. Plain Hugging Face folders, probed for facts"
 for recipe in mlm trelm; do
-    run trelm export $out/$recipe $out/$recipe-model
     run trelm evaluate lama --model $out/$recipe-model --data $out/world/lama --out $out/$recipe-lama.json
 done
 
