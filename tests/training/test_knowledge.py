@@ -159,7 +159,10 @@ def test_the_parts_change_what_is_learned(one_rank: Ranks, tiny_dataset: Path, t
         "mostly mlm": lambda s: with_cka(s, mlm_weight=0.9),
         "log q": lambda s: with_cka(s, log_q=True),
         "fewer queries": lambda s: with_cka(s, max_token_share=0.2),
-        "short names": lambda s: with_injection(s, max_name_tokens=1),
+        "unscaled memory": lambda s: replace(s, memory=replace(s.memory, match_norm=False)),
+        "global memory as it is": lambda s: replace(s, memory=replace(s.memory, centre_global=False)),
+        "in the text": lambda s: with_injection(s, places="text"),
+        "in queries": lambda s: with_injection(s, places="queries"),
         "never refreshed": lambda s: with_injection(s, refresh_every=0),
     }
     for name, vary in variants.items():
