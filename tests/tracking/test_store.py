@@ -75,9 +75,10 @@ def _log_with_a_full_disk(run: Path, uri: str, output: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     with output.open("w") as stream, contextlib.redirect_stderr(stream):
         log.setup()
-        mlflow_run._WAIT_STOPPED_S = 5
+        mlflow_run._WAIT_STOPPED_S = 1
         tracker = tracked(run, uri)
         tracker.log(1, point(1))
+        until(lambda: "training goes on" in output.read_text())
         tracker.end("KILLED")
 
 

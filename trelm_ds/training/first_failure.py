@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import torch.distributed as dist
 
 from trelm_ds import log
-from trelm_ds.errors import CommonError, RankError, UserError
+from trelm_ds.errors import CommonError, UserError
 
-_KEY = "trelm/failed"
-_GRACE_S = 5.0  # for the rank that failed to say so before a rank that has only lost its connection to it
+_KEY, _TOLD = "trelm/failed", "trelm/told"
+# For the rank that failed to say so, before a rank that has only lost its connection to it, and before another ends:
+# the launcher would then end it as well.
+_GRACE_S = 5.0
 # gloo reports a lost peer as a plain RuntimeError, whose text alone tells it from other errors; "Broken pipe" comes
 # where it was sending.
 _GLOO_LOST_PEER = ("Connection closed", "Connection reset", "Connection refused", "Connection timed out", "Broken pipe")
@@ -42,9 +44,7 @@ def first_failure_speaks() -> Iterator[None]:
         lost = _lost_peer(error)
         try:
             if lost:  # a symptom: give the rank with the cause time to speak
-                deadline = time.monotonic() + _GRACE_S
-                while not store.check([_KEY]) and time.monotonic() < deadline:
-                    time.sleep(0.1)
+                _wait_for(store, _KEY)
             line = f"rank {rank} on {socket.gethostname()}: {_in_a_line(error)}"
             first = store.compare_set(_KEY, "", line).decode()
         except RuntimeError:  # the store is gone, with the process that kept it
@@ -53,12 +53,23 @@ def first_failure_speaks() -> Iterator[None]:
             log.info(f"trelm: rank {rank} on {socket.gethostname()} has lost the others")
             raise FailedElsewhereError("the rank that kept the store") from None
         if first == line:
+            log.error(str(error) if isinstance(error, UserError) else line)
             if isinstance(error, UserError):
-                raise RankError(str(error)) from None  # the command line prints it, whichever rank this is
-            log.error(line)
+                error.reported = True
+            with contextlib.suppress(RuntimeError):
+                store.set(_TOLD, "")
             raise
+        with contextlib.suppress(RuntimeError):
+            _wait_for(store, _TOLD)
         log.info(f"trelm: rank {rank} ends because of {first}")
         raise FailedElsewhereError(first) from None
+
+
+def _wait_for(store: dist.Store, key: str) -> None:
+    """Wait until another rank has set a key, for a few seconds at most."""
+    deadline = time.monotonic() + _GRACE_S
+    while not store.check([key]) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _lost_peer(error: Exception) -> bool:
