@@ -91,14 +91,14 @@ class Timed:
         self.steps.append(time.perf_counter() - begun - self.reading[-1])
 
 
-def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Measure each variant's median seconds per step and for reading, and its tokens per step."""
+def take_turns(configs: dict[str, Config], data: Path, rounds: int) -> dict[str, Timed]:
+    """Train every config in this process, step by step in turns, so that other load affects all of them alike."""
     ranks = connect()
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             timed = {}
-            for number, (name, variant) in enumerate(variants(config).items()):
-                trainer = build_run(variant, str(data), Path(folder) / str(number), ranks, signals)
+            for number, (name, config) in enumerate(configs.items()):
+                trainer = build_run(config, str(data), Path(folder) / str(number), ranks, signals)
                 trainer.engine.train()
                 timed[name] = Timed(trainer)
             for _ in range(WARM_UP + rounds):
@@ -106,6 +106,12 @@ def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, floa
                     one.step()
     finally:
         disconnect()
+    return timed
+
+
+def measure(config: Config, data: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure each variant's median seconds per step and for reading, and its tokens per step."""
+    timed = take_turns(variants(config), data, rounds)
     return {
         name: {
             "step_s": statistics.median(one.steps[WARM_UP:]),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -23,9 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from few_shot import few_shot
 from recipes_report import plot, report, tables
+
+from trelm_ds.knowledge import draw_held_out, write_held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "trelm_ds" / "recipes"
@@ -103,7 +105,8 @@ def sample_world(work: Path, steps: int) -> World:
 def trex(work: Path, start_steps: int) -> World:
     """Prepare LAMA's T-REx evidence and graph without a fifth of the probes' facts, and the model that all continue."""
     log, dataset, held_out = work / "prepare.log", work / "dataset", work / "held_out.tsv"
-    held_out.write_text("".join(f"{triple}\n" for triple in probe_triples() if draw(triple) < HELD_OUT))
+    probed = probe_triples()
+    write_held_out(held_out, probed[draw_held_out(probed, HELD_OUT, seed=0)])
     text = ["--source", str(SHARED / "corpus" / "trex_linked.jsonl.gz"), "--wikidata5m", str(SHARED / "wikidata5m")]
     shape = ["--tokenizer", "train", "--vocab-size", "8000", "--max-length", "64", "--hold-out-facts", str(held_out)]
     trelm(log, "prepare", *text, *shape, "--out", str(dataset))
@@ -112,19 +115,14 @@ def trex(work: Path, start_steps: int) -> World:
     return World("trex", dataset, SHARED / "lama", settings, ["--dataset", str(dataset)], fine_tuned=True)
 
 
-def probe_triples() -> list[str]:
-    """List the facts that LAMA's T-REx probes ask for, as lines of Wikidata5M's triples."""
+def probe_triples() -> np.ndarray:
+    """Collect the facts that LAMA's T-REx probes ask for: int [N, 3], numbers of head, relation and tail."""
     found = set()
     for path in sorted((SHARED / "lama" / "TREx").glob("P*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for probe in map(json.loads, lines):
-                found.add(f"{probe['sub_uri']}\t{probe['predicate_id']}\t{probe['obj_uri']}")
-    return sorted(found)
-
-
-def draw(text: str) -> float:
-    """Draw a number in [0, 1) that depends on nothing but the text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+                found.add(tuple(int(probe[key][1:]) for key in ("sub_uri", "predicate_id", "obj_uri")))
+    return np.array(sorted(found))
 
 
 def plain_model(work: Path, dataset: Path, steps: int) -> Path:

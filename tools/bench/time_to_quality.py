@@ -16,21 +16,17 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from objectives import WARM_UP, Timed
+from objectives import WARM_UP, take_turns
 from recipes import ROOT, World, run_settings, sample_world, slug_of, trelm, trex
 
-from trelm_ds.distributed import connect, disconnect
 from trelm_ds.run_folder import committed, step_of
 from trelm_ds.settings import add_settings, parse
-from trelm_ds.stopping import StopSignals
-from trelm_ds.training.build import build_run
 
 RECIPES = ("mlm", "queries_only", "trelm", "trelm - routing", "dkplm", "dkplm, TRELM's dose")
 GOAL = "dkplm"  # whose final score the others have to reach
@@ -39,22 +35,12 @@ CLAIM = 0.375
 
 def seconds_per_step(world: World, steps: int, rounds: int) -> dict[str, float]:
     """Measure the median step of every recipe, all in this process and in turns."""
-    ranks, timed = connect(), {}
-    try:
-        with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
-            for name in RECIPES:
-                parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
-                add_settings(parser)
-                run = Path(folder) / slug_of(name, 0)
-                config, _ = parse(parser, run_settings(world, name, 0, steps, every=steps))
-                trainer = build_run(config, str(world.dataset), run, ranks, signals)
-                trainer.engine.train()
-                timed[name] = Timed(trainer)
-            for _ in range(WARM_UP + rounds):
-                for one in timed.values():
-                    one.step()
-    finally:
-        disconnect()
+    configs = {}
+    for name in RECIPES:
+        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+        add_settings(parser)
+        configs[name], _ = parse(parser, run_settings(world, name, 0, steps, every=steps))
+    timed = take_turns(configs, world.dataset, rounds)
     return {name: statistics.median(one.steps[WARM_UP:]) for name, one in timed.items()}
 
 
