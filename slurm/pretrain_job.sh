@@ -112,9 +112,10 @@ set_rendezvous() {
 }
 
 # launch NAME COMMAND... -- ARGUMENT...: runs COMMAND with torchrun's arguments on all nodes and waits for it; leaves
-# exit codes in $work/exit, one file per node. torchrun has to be the Slurm task itself, because on most clusters a signal
-# reaches nothing else. It passes signals to its workers and kills those still running after --shutdown-timeout, which
-# must therefore be shorter than the 180 s of --signal.
+# exit codes in $work/exit, one file per node, and a file rank-N of a rank that was asked to stop or met a mistake.
+# torchrun has to be the Slurm task itself, because on most clusters a signal reaches nothing else. It passes signals to
+# its workers and kills those still running after --shutdown-timeout, which must therefore be shorter than the 180 s of
+# --signal.
 launch() {
     local name=$1 command=() more
     read -rd '' -a more <<<"$TRELM_TORCHRUN_ARGS" || true
@@ -200,7 +201,7 @@ settle() {
     local codes
     mapfile -t codes < <(cat "$work"/exit/* 2>/dev/null | sort -un)
     local all=" ${codes[*]} "
-    if [[ $trained && $all == " 0 " && $(find "$work/exit" -type f | wc -l) == "$SLURM_NNODES" ]]; then
+    if [[ $trained && $all == " 0 " && $(find "$work/exit" -name '[0-9]*' | wc -l) == "$SLURM_NNODES" ]]; then
         finish 0 "done"
     fi
     unless_ended

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.launch import trelm
 from trelm_ds.errors import UserError
-from trelm_ds.launched import complete_environment, is_launched
+from trelm_ds.launched import complete_environment, is_launched, leave_exit_code
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -73,3 +74,21 @@ def test_a_rank_left_in_the_environment_stops_no_message() -> None:
     assert said.stderr.startswith("trelm: error: RANK is set, but not WORLD_SIZE")
     refused = trelm("pretrain", "--trainer.max_stepz", "3", RANK="1")
     assert refused.stderr.startswith("trelm: error: --trainer.max_stepz: unknown setting")
+
+
+def test_a_rank_leaves_its_exit_code_where_a_batch_script_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_exit_code(130)  # nobody asks
+    monkeypatch.setenv("TRELM_EXIT_FOLDER", str(tmp_path))
+    leave_exit_code(130)  # no rank
+    assert not list(tmp_path.iterdir())
+    os.environ.update(WHOLE)
+    leave_exit_code(130)
+    assert (tmp_path / "rank-1").read_text() == "130\n"
+    monkeypatch.setenv("TRELM_EXIT_FOLDER", str(tmp_path / "gone"))
+    leave_exit_code(130)
+
+
+def test_a_mistake_leaves_its_exit_code(tmp_path: Path) -> None:
+    done = trelm("pretrain", "--data", "nowhere", **WHOLE, TRELM_EXIT_FOLDER=str(tmp_path))
+    assert done.returncode == 2
+    assert (tmp_path / "rank-1").read_text() == "2\n"

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from trelm_ds import __version__, log
 from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs, vectors
 from trelm_ds.errors import MAY_PASS, RankError, UserError
-from trelm_ds.launched import is_launched
+from trelm_ds.launched import is_launched, leave_exit_code
 
 _DESCRIPTION = "Pre-train TRELM, a knowledge-enhanced BERT/RoBERTa, with DeepSpeed."
 # Before they have met, ranks cannot wait for rank 0 to report an error; its launcher ends it once another has failed.
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = 1 if error.errno in MAY_PASS else 2
     except KeyboardInterrupt:
         code = 130
+    if code == 2:
+        leave_exit_code(code)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(code)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from pathlib import Path
 
 from trelm_ds import log
 from trelm_ds.errors import UserError
@@ -15,6 +17,18 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def is_launched() -> bool:
     """Tell whether this process is a rank. One variable alone, such as a RANK that a shell has left, does not count."""
     return all(os.environ.get(name) for name in _NEEDED)
+
+
+def leave_exit_code(code: int) -> None:
+    """Write the code with which this rank will end to TRELM_EXIT_FOLDER/rank-N, where a batch script has set that.
+
+    The launchers report the codes too, but one that loses another, or that Slurm ends because another has ended, does
+    not know what its ranks would have said: the request to stop would be taken for a crash, and the job started again.
+    """
+    folder = os.environ.get("TRELM_EXIT_FOLDER")
+    if folder and is_launched():
+        with contextlib.suppress(OSError):
+            Path(folder, f"rank-{os.environ['RANK']}").write_text(f"{code}\n")
 
 
 def complete_environment() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,27 @@ def test_it_ends_as_its_ranks_end(tmp_path: Path, ends: tuple[str, ...], code: i
     if code:
         assert done.stderr.splitlines()[-1].startswith("trelm launcher: exit codes on ")
         assert f"rank 0 {code}" in done.stderr or f"rank 1 {code}" in done.stderr
+
+
+def test_a_launcher_that_loses_another_says_so(tmp_path: Path) -> None:
+    """The one that keeps the store of both ends first, as when its rank is the first to answer a stop file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "exit").mkdir()
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    ends = f"touch {tmp_path}/$RANK; until [ -f {tmp_path}/0 ] && [ -f {tmp_path}/1 ]; do sleep 0.1; done; {{}}"
+    processes = []
+    for node, end in enumerate(("exit 130", "sleep 100")):
+        command = [sys.executable, "-m", "trelm_ds.cluster.launcher", *meeting, f"--rdzv-conf=is_host={node == 0}"]
+        more = {"TRELM_EXIT_FOLDER": str(tmp_path / "exit"), "SLURM_NODEID": str(node)}
+        script = ["--no-python", "bash", "-c", ends.format(end)]
+        processes.append(subprocess.Popen([*command, *script], env=environment() | more, stderr=-1, text=True))
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [130, 1]
+    assert said[1].splitlines()[-1] == "trelm launcher: has lost the launcher of another node"
+    assert "Traceback" not in said[0] + said[1]
+    assert [(tmp_path / "exit" / name).read_text() for name in "01"] == ["130\n", "1\n"]
 
 
 def _case(ends: tuple[str, ...]) -> str:

@@ -71,8 +71,11 @@ def committed(run: Path) -> int:
     return int(json.loads((run / "checkpoints" / "latest.json").read_text())["step"])
 
 
-def test_a_file_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_file_stops_a_run(
+    settings: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
+    monkeypatch.setenv("TRELM_EXIT_FOLDER", str(tmp_path))
     arguments = ["pretrain", "--config", settings, "--data", tiny_dataset, "--out", run]
     process = started(forked(arguments), run, 3)
     (run / "stop").touch()
@@ -80,6 +83,7 @@ def test_a_file_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) 
     assert process.returncode == 130, output
     assert f"stopped by the file 'stop'; the same command continues: step {committed(run)}" in output
     assert not (run / "stop").exists()
+    assert (tmp_path / "rank-0").read_text() == "130\n"
 
 
 def test_a_closed_terminal_stops_a_run(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:

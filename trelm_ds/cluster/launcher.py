@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from trelm_ds import log
 from trelm_ds.files import write_atomically
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"exit codes on {socket.gethostname()}: {ranks}"
     except SystemExit as error:  # an argument torchrun does not know
         code, reason = (error.code if isinstance(error.code, int) else 1), ""
+    except RendezvousError:  # the launcher that kept the store of all of them has ended
+        code, reason = 1, "has lost the launcher of another node"
     except SignalException as error:
         code, reason = 128 + error.sigval, f"ended by {signal.Signals(error.sigval).name}"
     if folder := os.environ.get("TRELM_EXIT_FOLDER"):

@@ -18,6 +18,7 @@ from trelm_ds.distributed import Ranks
 from trelm_ds.engine import SkippableAdamW
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
+from trelm_ds.launched import leave_exit_code
 from trelm_ds.progress import ProgressBar
 from trelm_ds.run_folder import committed
 from trelm_ds.stopping import StopRequests, exit_code
@@ -125,8 +126,10 @@ class Trainer:
                 self._end(stop, failed=False)
                 # A rank that leaves early makes launchers end the others, rank 0's last words with them.
                 self.ranks.barrier()
+                code = exit_code(stop) if stop and self.step < self.config.trainer.max_steps else 0
+                leave_exit_code(code)
                 self.requests.answered()  # where a rank is lost before, the next start must hear it as well
-        return exit_code(stop) if stop and self.step < self.config.trainer.max_steps else 0
+        return code
 
     def _begin(self) -> None:
         for component in self.components:
