@@ -88,6 +88,9 @@ class InjectionConfig:
     brings its entities nearest to the mean word embeddings of their names, fitted anew at every refresh"""
     probability: float = 0.5
     """share of the passes in which a chosen mention or long-tail word follows Eq. 7; 1.0 is the paper's form"""
+    weight: float = 1.0
+    """weight of h_e where it stands; the rest is the mention's own word embeddings, which then go on learning. 1.0 is
+    Eq. 7"""
     places: Literal["all", "text", "queries"] = "all"
     """where h_e stands: in the text and in the queries about it, or in one of the two only"""
     refresh_every: int = 10000

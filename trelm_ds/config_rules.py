@@ -65,6 +65,7 @@ _SHARES = (
     "masking.random_share",
     "selection.quantile",
     "injection.probability",
+    "injection.weight",
     "memory.gamma",
     "memory.initial_lambda",
     "memory.release_fraction",
@@ -141,6 +142,8 @@ def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "cka.max_token_share", "must be greater than 0; decoder none asks nothing"
     if config.cka.decoder == "mention" and injection.source == "none":
         yield "cka.decoder", "mention decodes what was injected, injection.source is none"
+    if config.cka.decoder == "mention" and injection.weight < 1:
+        yield "injection.weight", "must be 1 with cka.decoder mention, or the input holds the answer"
     if injection.places == "queries" and config.cka.decoder != "query":
         yield "injection.places", f"queries needs cka.decoder query, got {config.cka.decoder}"
     if not 1 <= config.cka.facts_per_mention <= 8:

@@ -298,10 +298,12 @@ def test_scores_behind_a_url(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
         build_run(settings, tiny_dataset.as_uri(), tmp_path / "run", one_rank, signals)
 
 
-def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_eq_7_of_a_step(weight: float, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     """I_p = (1 - lambda) h_e + lambda/2 (local + global), item by item, from the tables themselves."""
     rate = 0.3
     settings = replace(config(), memory=replace(config().memory, initial_lambda=rate))
+    settings = replace(settings, injection=replace(settings.injection, weight=weight))
     with StopSignals() as signals:
         trainer = build_run(settings, str(tiny_dataset), tmp_path / "run", one_rank, signals)
     knowledge, read = trainer.component(Knowledge), next(trainer.reader.loader)
@@ -322,12 +324,12 @@ def test_eq_7_of_a_step(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> 
         assert torch.equal(made.items, items.token_items)
         for item in range(len(items.memory)):
             local, global_ = bank.table.local[read.memory_rows[items.memory[item]]].split(32)
-            expected, keep = rate / 2 * (local + global_), 0.0
+            expected, keep = rate / 2 * (local + global_), (1 - rate) * (1 - weight)
             if items.entity[item] >= 0:
                 entity = vectors.local[read.vector_rows[items.entity[item]]]
                 relation = vectors.local[read.vector_rows[items.relation[item]]]
                 h_e = entity - relation if items.sign[item] < 0 else entity + relation
-                expected = expected + (1 - rate) * h_e
+                expected = expected + (1 - rate) * weight * h_e
                 checked["entity"] += 1
             else:
                 keep = 1 - rate  # h_e is the word embedding of each token

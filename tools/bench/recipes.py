@@ -1,10 +1,13 @@
 """Compare recipes: pre-train each with several seeds for equal steps, probe it for facts, and write JSON and plots.
 
-python tools/bench/recipes.py --work WORK [--world sample|trex] [--seeds 0 1 2] [--jobs 2] [--only NAME ...]
+python tools/bench/recipes.py --work WORK [--world sample|trex] [--tried] [--seeds 0 1 2] [--jobs 2] [--only NAME ...]
 
 Everything runs through the `trelm` command. It may be stopped at any time and go on on another machine: what a finished
 run has shown is kept in docs/benchmarks/recipes_WORLD/, an unfinished run in WORK resumes. Seed by seed all recipes run
 before the next seed begins, so that differences between recipes are differences of pairs.
+
+--tried runs other settings of TRELM beside TRELM itself and the control, in search of better defaults; its results are
+docs/benchmarks/recipes_WORLD_tried.json and a table of their own.
 """
 
 from __future__ import annotations
@@ -64,6 +67,26 @@ PLAN: dict[str, tuple[str, list[str]]] = {
     "kepler": ("kepler", []),
     "trelm, ffn only": ("trelm", ["--routing.trainable", "ffn_only"]),
 }
+# Settings in which injection and memory might pay, "+" to TRELM's. VECTORS: a file of `trelm vectors train`.
+_TRANSE = ["--injection.source", "transe", "--injection.file", "VECTORS"]
+TRIED: dict[str, tuple[str, list[str]]] = {
+    "queries_only": PLAN["queries_only"],
+    "trelm": PLAN["trelm"],
+    "+ names' mean": ("trelm", ["--injection.source", "alias_mean"]),
+    "+ transe, fitted": ("trelm", [*_TRANSE, "--injection.projection", "fitted"]),
+    "+ transe, trained": ("trelm", [*_TRANSE, "--injection.projection", "trained"]),
+    "+ encoder, trained": ("trelm", ["--injection.projection", "trained"]),
+    "+ all mentions": ("trelm", ["--selection.strategy", "all", "--selection.importance", "none"]),
+    "+ half the weight": ("trelm", ["--injection.weight", "0.5"]),
+    "+ in queries": ("trelm", ["--injection.places", "queries"]),
+    "+ in text": ("trelm", ["--injection.places", "text"]),
+    "+ in every pass": ("trelm", ["--injection.probability", "1.0"]),
+    "+ memory to the end": ("trelm", ["--memory.beta", "1", "--memory.initial_lambda", "0.25"]),
+    "+ fast memory": ("trelm", ["--memory.gamma", "0.5", "--memory.global_update", "ema"]),
+    "+ near memory": ("trelm", ["--memory.window", "4"]),
+    "+ queries at half the cost": ("trelm", ["--cka.max_token_share", "1.5"]),
+    "+ more MLM": ("trelm", ["--cka.mlm_weight", "0.7"]),
+}
 _DOSES = ("injected_per_sequence", "facts_per_sequence", "mentions_per_sequence", "memory_lambda")
 
 
@@ -77,13 +100,14 @@ class World:
     overrides: list[str] = field(default_factory=list)
     probing: list[str] = field(default_factory=list)  # further arguments of `trelm evaluate lama`
     fine_tuned: bool = False  # also with few examples, and read by a linear probe
+    vectors: Path = Path()  # of the graph, by `trelm vectors train`
 
 
-def run(log: Path, *command: str) -> None:
-    """Run a command with its output in `log`; show the end of the log if it fails."""
+def run(log: Path, *command: str, fails: int = 0) -> None:
+    """Run a command with its output in `log`; show the end of the log if it ends otherwise than with 0 or `fails`."""
     with log.open("a") as stream:
         done = subprocess.run(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
+    if done.returncode not in (0, fails):
         raise SystemExit(f"{' '.join(command)}\nfailed; {log} ends with\n{log.read_text()[-2000:]}")
 
 
@@ -99,7 +123,8 @@ def sample_world(work: Path, steps: int) -> World:
     text = ["--source", str(world / "wiki"), "--wikidata5m", str(world / "wikidata5m"), "--out", str(dataset)]
     trelm(log, "prepare", *text, *SAMPLE_SHAPE)
     plain_model(work, dataset, steps)
-    return World("sample", dataset, world / "lama", probing=["--dataset", str(dataset)])
+    vectors = trained_vectors(work, dataset)
+    return World("sample", dataset, world / "lama", probing=["--dataset", str(dataset)], vectors=vectors)
 
 
 def trex(work: Path, start_steps: int) -> World:
@@ -112,7 +137,16 @@ def trex(work: Path, start_steps: int) -> World:
     trelm(log, "prepare", *text, *shape, "--out", str(dataset))
     start = plain_model(work, dataset, start_steps)
     settings = ["--model.init_from", str(start), "--optimizer.lr", "1e-3"]
-    return World("trex", dataset, SHARED / "lama", settings, ["--dataset", str(dataset)], fine_tuned=True)
+    probing = ["--dataset", str(dataset)]
+    return World("trex", dataset, SHARED / "lama", settings, probing, True, trained_vectors(work, dataset))
+
+
+def trained_vectors(work: Path, dataset: Path) -> Path:
+    """Train vectors of the dataset's graph, or take them as they are."""
+    file = work / "transe.safetensors"
+    if not file.is_file():
+        trelm(work / "prepare.log", "vectors", "train", str(dataset), "--out", str(file), "--dim", "128")
+    return file
 
 
 def probe_triples() -> np.ndarray:
@@ -144,6 +178,8 @@ def wanted_settings(settings: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "trelm_ds", "pretrain", *settings, "--print-config"]
     printed = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     kept = {section: values for section, values in printed.items() if section not in ("model", "tracking", "guards")}
+    if file := kept["injection"]["file"]:
+        kept["injection"]["file"] = Path(file).name
     return {section: values for section, values in kept.items() if section != "loader"} | {
         "loader": {name: kept["loader"][name] for name in ("seed", "window_blocks", "tail")}
     }
@@ -151,7 +187,8 @@ def wanted_settings(settings: list[str]) -> dict[str, Any]:
 
 def run_settings(world: World, name: str, seed: int, steps: int, every: int) -> list[str]:
     """Write out the settings of a run that keeps a checkpoint every so many steps."""
-    recipe, overrides = PLAN[name]
+    recipe, overrides = (PLAN | TRIED)[name]
+    overrides = [str(world.vectors) if value == "VECTORS" else value for value in overrides]
     configs = ["--config", str(RECIPES / "sizes" / "tiny.yaml"), "--config", str(RECIPES / f"{recipe}.yaml")]
     seeds = ["--trainer.seed", str(seed), "--loader.seed", str(seed), "--trainer.max_steps", str(steps)]
     kept = ["--trainer.checkpoint_every", str(every), "--trainer.keep_every", str(every)]
@@ -185,6 +222,10 @@ def finish(world: World, work: Path, name: str, seed: int, steps: int) -> Path:
     where = ["--model", str(folder / "model"), "--data", str(world.lama), "--out", str(result)]
     trelm(log, "evaluate", "lama", *where, *world.probing)
     record.parent.mkdir(parents=True, exist_ok=True)
+    if wanted["injection"]["source"] != "none" and wanted["selection"]["strategy"] != "none":
+        gate = folder / "gate.json"
+        look = [str(ROOT / "tools" / "bench" / "injection.py"), str(folder / "run"), "--data", str(world.dataset)]
+        run(log, sys.executable, *look, "--steps", "24", "--out", str(gate), fails=1)
     found = {"name": name, "seed": seed, "steps": steps, "settings": wanted, **shown(folder, wanted)}
     if world.fine_tuned:
         found["few_shot"] = few_shot(folder / "model", work)
@@ -216,6 +257,7 @@ def shown(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             for name in _DOSES
             if (values := [point[name] for point in points if name in point])
         },
+        "gate": gate_of(folder / "gate.json"),
         "seconds_per_step": round(batch / statistics.median(point["sequences_per_s"] for point in points), 4),
         "curve": {
             "step": [point["step"] for point in points],
@@ -224,10 +266,19 @@ def shown(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def gate_of(file: Path) -> dict[str, dict[str, Any]]:
+    """Collect, by step, how far h_e is on the way from the mean vector to the own words; none without injection."""
+    if not file.is_file():
+        return {}
+    checkpoints = json.loads(file.read_text())["checkpoints"].items()
+    return {step: {"loss": one["loss"], "way": one["way"], "passes": one["passes"]} for step, one in checkpoints}
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", choices=("sample", "trex"), default="sample")
     parser.add_argument("--work", type=Path, required=True, help="folder for dataset and runs")
+    parser.add_argument("--tried", action="store_true", help="other settings of TRELM instead of the recipes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of every run (default: sample 2200, trex 600)")
     parser.add_argument(
@@ -245,19 +296,20 @@ def main() -> None:
     work = options.work.resolve()
     steps = options.steps or (2200 if options.world == "sample" else 600)
     world = sample_world(work, steps) if options.world == "sample" else trex(work, options.start_steps)
-    names = [name for name in PLAN if not options.only or name in options.only]
+    plan, kind = (TRIED, f"{options.world}_tried") if options.tried else (PLAN, options.world)
+    names = [name for name in plan if not options.only or name in options.only]
     jobs = [(name, seed) for seed in options.seeds for name in names]
     with ThreadPoolExecutor(options.jobs) as pool:
         records = list(pool.map(lambda job: finish(world, work, *job, steps), jobs))
     result = report([json.loads(record.read_text()) for record in records])
-    out = options.out or ROOT / "docs" / "benchmarks" / f"recipes_{options.world}.json"
+    out = options.out or ROOT / "docs" / "benchmarks" / f"recipes_{kind}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out.with_suffix(".png"))
     print(tables(result))
     if options.out is None:
         page = ROOT / "docs" / "recipes.md"
-        before, start, rest = page.read_text().partition(f"<!-- {options.world}-table -->\n")
-        _, end, after = rest.partition(f"<!-- /{options.world}-table -->")
+        before, start, rest = page.read_text().partition(f"<!-- {kind}-table -->\n")
+        _, end, after = rest.partition(f"<!-- /{kind}-table -->")
         page.write_text(f"{before}{start}{tables(result)}\n{end}{after}")
 
 

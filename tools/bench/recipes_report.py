@@ -60,9 +60,37 @@ def of_recipe(runs: Runs, kinds: list[str]) -> dict[str, Any]:
         "mean": {kind: round(mean.mean, 2) for kind, mean in means.items()},
         "half": {kind: round(mean.half, 2) if mean.n > 1 else None for kind, mean in means.items()},
         "doses": first["doses"],
+        "gate": gate([run["gate"] for run in runs.values() if run["gate"]]),
         "seconds_per_step": seconds,
         "curve": {**first["curve"], "seconds": [round(step * seconds, 1) for step in first["curve"]["step"]]},
     }
+
+
+def gate(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Summarise what runs read of what is injected: by step, how far h_e is on the way from the mean vector's loss to
+    the own words', in percent, and the number of runs that pass the gate (`injection.py`)."""
+    return {
+        step: {
+            "way": str(interval([100 * (run[step]["way"] or 0.0) for run in runs])),
+            "passes": sum(run[step]["passes"] for run in runs),
+            "runs": len(runs),
+        }
+        for step in (runs[0] if runs else {})
+    }
+
+
+def gate_table(result: dict[str, Any]) -> str:
+    """Markdown: the gate of every recipe that injects; empty where none does."""
+    gates = {name: of["gate"] for name, of in result["recipes"].items() if of["gate"]}
+    if not gates:
+        return ""
+    steps = list(next(iter(gates.values())))
+    header = "".join(f" h_e's way at step {step}, percent | passes |" for step in steps)
+    rows = [
+        f"| {name} |" + "".join(f" {of[step]['way']} | {of[step]['passes']} of {of[step]['runs']} |" for step in steps)
+        for name, of in gates.items()
+    ]
+    return "\n".join([f"| recipe |{header}", f"{'|---' * (2 * len(steps) + 1)}|", *rows])
 
 
 def paired(runs: Runs, others: Runs, kinds: list[str]) -> dict[str, Any]:
@@ -93,7 +121,7 @@ def tables(result: dict[str, Any]) -> str:
         rows = [f"| {name} | {' | '.join(of['cells'][kind] for kind in kinds)} |" for name, of in others.items()]
         if rows:
             parts.append("\n".join([header, *rows]))
-    return "\n\n".join([*parts, origin(result)])
+    return "\n\n".join([*parts, *filter(None, [gate_table(result)]), origin(result)])
 
 
 def _known(values: dict[str, float], kind: str, form: str) -> str:

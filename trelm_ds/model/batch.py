@@ -134,6 +134,7 @@ class StepTables(NamedTuple):
         memory_lambda: lambda of Eq. 8.
         candidates: int64 [C], tokens that compete with every answer (Eq. 2); none of them: the whole vocabulary does.
         log_counts: float32 [V], log of how often each token is expected among the candidates; None: no logQ correction.
+        h_e_weight: weight of h_e beside the token's own word embedding; 1 in Eq. 7.
     """
 
     vectors: Tensor
@@ -141,6 +142,7 @@ class StepTables(NamedTuple):
     memory_lambda: float
     candidates: Tensor
     log_counts: Tensor | None = None
+    h_e_weight: float = 1.0
 
 
 def map_tensors(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:

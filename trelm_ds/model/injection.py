@@ -37,7 +37,8 @@ def know_linear(size: int) -> nn.Linear:
 def injected(items: KnowledgeItems, tables: StepTables, size: int, project: nn.Linear | None = None) -> Injected:
     """Compute I_p = (1 - lambda) h_e + lambda / 2 (M_local + M_global) of each item (Eq. 7).
 
-    Without a triple h_e is the token's own word embedding, which the encoder has: the item keeps 1 - lambda of it.
+    Without a triple h_e is the token's own word embedding, which the encoder has: the item keeps 1 - lambda of it. With
+    one it keeps 1 - `tables.h_e_weight` of that, which in Eq. 7 is nothing.
 
     Args:
         tables: of its step.
@@ -52,9 +53,10 @@ def injected(items: KnowledgeItems, tables: StepTables, size: int, project: nn.L
         h_e = entity + items.sign[:, None] * relation
     if project is not None:
         h_e = project(h_e.to(project.weight.dtype))
-    h_e = h_e.float() * has_triple[:, None]
+    weight = tables.h_e_weight * has_triple
+    h_e = h_e.float() * weight[:, None]
     if len(tables.memories):
         share = tables.memory_lambda * (items.memory >= 0)
         memories = tables.memories[items.memory.clamp(min=0)]
     vectors = (1 - share)[:, None] * h_e + (share / 2)[:, None] * memories
-    return Injected(rows=items.token_rows, items=items.token_items, keep=(1 - share) * ~has_triple, vectors=vectors)
+    return Injected(rows=items.token_rows, items=items.token_items, keep=(1 - share) * (1 - weight), vectors=vectors)

@@ -97,6 +97,7 @@ class Knowledge(Component):
             bank=bank,
             word_norm=self._word_norm(bank),
             memory_lambda=self.memory_lambda,
+            h_e_weight=self._config.injection.weight,
             size=self.size,
             log_counts=self._log_counts,
             ranks=self._ranks,
@@ -205,6 +206,7 @@ class StepLookup:
         vectors, bank: to look up in; None where there is none, or where it has no part in this step.
         word_norm: [], mean norm of the word embeddings (`memory.match_norm`).
         memory_lambda: lambda of Eq. 8.
+        h_e_weight: `injection.weight`.
         size: D.
         log_counts: float32 [V], as in `StepTables`.
         ranks: all of which look up.
@@ -217,12 +219,14 @@ class StepLookup:
         bank: MemoryBank | None,
         word_norm: Tensor,
         memory_lambda: float,
+        h_e_weight: float,
         size: int,
         log_counts: Tensor | None,
         ranks: Ranks,
     ) -> None:
         self._bank, self._word_norm = bank, word_norm
-        self._memory_lambda, self._size, self._device = memory_lambda, size, ranks.device
+        self._memory_lambda, self._h_e_weight = memory_lambda, h_e_weight
+        self._size, self._device = size, ranks.device
         self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
         self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
@@ -250,6 +254,7 @@ class StepLookup:
             memory_lambda=self._memory_lambda,
             candidates=self._negatives,
             log_counts=self._log_counts,
+            h_e_weight=self._h_e_weight,
         )
 
     def observe(self, items: KnowledgeItems, states: Tensor) -> None:
