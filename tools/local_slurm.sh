@@ -136,7 +136,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=15
 MinJobAge=600
 SlurmdTimeout=10
 EnforcePartLimits=ALL

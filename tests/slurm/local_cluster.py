@@ -18,7 +18,7 @@ LOCAL_SLURM = REPO / "tools" / "local_slurm.sh"
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 
-def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 300) -> None:
+def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 900) -> None:
     """Polls; the limit is there to end a hanging test, not to measure."""
     deadline = time.monotonic() + seconds
     while not true():
