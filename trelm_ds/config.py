@@ -34,7 +34,7 @@ class ModelConfig:
     """longest sequence the model can read, in tokens"""
     hidden_dropout_prob: float = 0.1
     """dropout after embeddings, attention output and feed-forward"""
-    attention_probs_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.0
     """dropout on attention probabilities"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass: less memory, about a third more work"""
@@ -265,6 +265,8 @@ class TrainerConfig:
     """maximum tokens per forward pass and rank; at least the dataset's max_length; accumulation follows from it"""
     precision: Literal["bf16", "fp32"] = "bf16"
     """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
+    compile: bool = False
+    """compile the encoder's layers (torch.compile, Inductor): the first steps take minutes, the others are faster"""
     ds_config: str = "ds_configs/zero1.json"
     """DeepSpeed file; its "auto" values are filled from this configuration"""
     seed: int = 0

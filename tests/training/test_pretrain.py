@@ -88,17 +88,14 @@ def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
         trainer = build_run(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
-    with torch.no_grad():  # every position is "masked": the head then runs on all of them
+    with torch.no_grad():
         return _all_logits(trainer)
 
 
 def _all_logits(trainer: Trainer) -> np.ndarray:
-    kept = []
-    hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
-    rows = torch.arange(10)
-    trainer.engine(Batch.of_documents(*PROBE)._replace(mlm_positions=rows, mlm_labels=rows))
-    hook.remove()
-    return kept[0].float().numpy()
+    states = trainer.engine(Batch.of_documents(*PROBE)).states
+    logits: np.ndarray = trainer.engine.module.logits(states).float().numpy()
+    return logits
 
 
 def train_then_continue(config: Config, data: Path, run: Path) -> np.ndarray:

@@ -10,12 +10,13 @@ from trelm_ds.batches import StepLoader, StepReader
 from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import build_engine, resolve_ds_config
+from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
 from trelm_ds.stopping import StopRequests, StopSignals
 from trelm_ds.tracking import SystemMetrics
+from trelm_ds.training.compiling import Compiling
 from trelm_ds.training.component import Component
 from trelm_ds.training.dataset import RunData, open_dataset, warn_of_idle_settings
 from trelm_ds.training.guards import Guard
@@ -62,9 +63,13 @@ def build_run(
         ranks.all_agree(lambda: _take_folder(run, ranks, held))  # before its checkpoints are looked at
         resumed = _find_checkpoint(config, run, common, ranks)
         ranks.all_agree(lambda: restrict(model, config))
+        if config.trainer.compile:
+            compile_layers(model, ds_config["zero_optimization"]["stage"])
         engine, optimizer = build_engine(model, config, ds_config, ranks.device)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
         components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks), *pooler]
+        if config.trainer.compile:
+            components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         objectives = ["mlm", *opened.objectives]

@@ -1,0 +1,34 @@
+"""Compile the encoder's layers with torch.compile, whatever their number of tokens."""
+
+from __future__ import annotations
+
+from trelm_ds.distributed import import_deepspeed
+from trelm_ds.model import EncoderLayer, MaskedLanguageModel
+
+BACKEND = "inductor"
+
+
+def compile_layers(model: MaskedLanguageModel, zero_stage: int) -> None:
+    """Have every encoder layer compiled at its first pass, one graph for all layers and all numbers of tokens.
+
+    Embeddings and head, whose shapes differ from step to step in more ways, stay as they are. Call it before the
+    DeepSpeed engine is built: under ZeRO 3 it has a layer gathered as a whole, since what gathers a part of it cannot
+    be compiled with it.
+    """
+    import torch
+
+    for layer in model.encoder.blocks:
+        # Not layer.compile(), which would take DeepSpeed's hooks of the layer into the graph.
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=BACKEND)  # type: ignore[method-assign]
+    if zero_stage == 3:
+        import_deepspeed()
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, [EncoderLayer])
+
+
+def compiled_graphs() -> int:
+    """Count the graphs that were compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
