@@ -13,6 +13,7 @@ from trelm_ds.batches import Annotator, Step
 from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
+from trelm_ds.device import on_device
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import word_embedding
 from trelm_ds.errors import UserError
@@ -227,7 +228,7 @@ class StepLookup:
         self._bank, self._word_norm = bank, word_norm
         self._memory_lambda, self._h_e_weight = memory_lambda, h_e_weight
         self._size, self._device = size, ranks.device
-        self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
+        self._negatives, self._log_counts = on_device(step.negatives, ranks.device), log_counts
         self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
         self._learned = MemoryUpdate(step.memory_rows, bank.size, ranks.device) if bank is not None else None

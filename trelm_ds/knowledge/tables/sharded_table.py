@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trelm_ds.device import on_device
 from trelm_ds.errors import UserError
 
 
@@ -48,9 +49,9 @@ class TableGroup:
         return self.control if device.type == "cpu" else self.payload
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a CPU tensor over the ranks in place, and return it; collective."""
+        """Sum a tensor over the ranks in place, and return it; collective."""
         if self.world_size > 1:
-            dist.all_reduce(values, group=self.control)
+            dist.all_reduce(values, group=self.group_for(values.device))
         return values
 
 
@@ -124,7 +125,7 @@ class ShardedTable:
 
     def place(self, rows: Tensor) -> Tensor:
         """Map rows [m] owned by this rank to their indices in `local`, int64 [m] on its device."""
-        return (rows // self.group.world_size).to(self.local.device)
+        return on_device(rows // self.group.world_size, self.local.device)
 
     def fill(self, values_of: Callable[[Tensor], Tensor], batch: int = 8192) -> None:
         """Set every row; each rank sets its own.
@@ -175,7 +176,7 @@ class ShardedTable:
             return Lookup(found, route.order, None)
         values = found.new_empty(len(route.order), self.width)
         work = self._all_to_all(values, found, route.sent, route.received)
-        return Lookup(values, route.order.to(values.device), (work, found))
+        return Lookup(values, on_device(route.order, values.device), (work, found))
 
     def send(self, rows: Tensor | Route, values: Tensor) -> tuple[Tensor, Tensor]:
         """Send values to the owners of their rows; collective.
@@ -188,12 +189,12 @@ class ShardedTable:
             what all ranks sent to this one: rows int64 [m] on the CPU and values [m, W'] on the table's device, ordered
             by sending rank, then as sent.
         """
-        values = values.to(self.local.device)
+        values = on_device(values, self.local.device)
         route = rows if isinstance(rows, Route) else self.route(rows)
         if self.group.world_size == 1:
             return route.rows, values
         arrived = values.new_empty(len(route.rows), *values.shape[1:])
-        sorted_values = values.index_select(0, route.order.to(values.device))
+        sorted_values = values.index_select(0, on_device(route.order, values.device))
         self._all_to_all(arrived, sorted_values, route.received, route.sent).wait()
         return route.rows, arrived
 
