@@ -168,6 +168,12 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         ),
         (["--optimizer.betas", "[0.9, 0.9999]"], "--optimizer.betas: with routing at most"),
         (["--trainer.max_steps", "5"], "--optimizer.warmup_steps: must be less than trainer.max_steps 5, got 1000"),
+        (["--optimizer.decay_steps", "5"], "decay_steps: goes with optimizer.schedule wsd, got linear; leave it out"),
+        (
+            ["--optimizer.schedule", "wsd", "--trainer.max_steps", "2000", "--optimizer.decay_steps", "1001"],
+            "--optimizer.decay_steps: must be at most trainer.max_steps 2000 - optimizer.warmup_steps 1000, got 1001",
+        ),
+        (["--optimizer.schedule", "wsd", "--optimizer.decay_steps", "-1"], "decay_steps: must not be negative, got -1"),
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
         (["--guards.spike_window", "100000000000000000000"], "--guards.spike_window: must be at most 1000000"),
         (["--guards.hang_minutes", "1e300"], "--guards.hang_minutes: must be at most 1000000"),

@@ -245,10 +245,14 @@ class OptimizerConfig:
     """AdamW's epsilon"""
     weight_decay: float = 0.01
     """decoupled weight decay; biases and LayerNorm are left out"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """shape of the decay to 0 after the warm-up"""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """shape of the decay to 0 after the warm-up. wsd (warm-up, stable, decay) stays at the peak until decay_steps
+    before the end, so one stable phase can be continued into runs of several lengths (docs/checkpoints.md)"""
     warmup_steps: int = 1000
     """steps of linear warm-up"""
+    decay_steps: int | None = None
+    """schedule wsd: last steps of the run, over which the learning rate falls to 0 by 1 - sqrt (Hägele et al. 2024);
+    0: none, the stable phase alone; default: the last 10%"""
     max_grad_norm: float = 1.0
     """gradient clipping; 0 turns it off"""
 

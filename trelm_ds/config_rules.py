@@ -50,6 +50,7 @@ _NOT_NEGATIVE = (
     "optimizer.lr",
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
+    "optimizer.decay_steps",
     "optimizer.max_grad_norm",
     "trainer.seed",
     "guards.spike_sigma",
@@ -95,7 +96,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if value[name] is not None and not value[name] > 0:
             yield name, f"must be greater than 0, got {value[name]}"
     for name in _NOT_NEGATIVE:
-        if not value[name] >= 0:
+        if value[name] is not None and not value[name] >= 0:
             yield name, f"must not be negative, got {value[name]}"
     for name in _SHARES:
         if not 0 <= value[name] <= 1:
@@ -122,6 +123,17 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if optimizer.warmup_steps >= trainer.max_steps and optimizer.schedule != "constant":
         limit = f"trainer.max_steps {trainer.max_steps}"
         yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"
+    yield from _decay_problems(config)
+
+
+def _decay_problems(config: Config) -> Iterator[tuple[str, str]]:
+    optimizer, total = config.optimizer, config.trainer.max_steps
+    steps, warmup = optimizer.decay_steps, optimizer.warmup_steps
+    if steps is not None and optimizer.schedule != "wsd":
+        yield "optimizer.decay_steps", f"goes with optimizer.schedule wsd, got {optimizer.schedule}; leave it out"
+    elif steps is not None and warmup + steps > total:
+        room = f"trainer.max_steps {total} - optimizer.warmup_steps {warmup}"
+        yield "optimizer.decay_steps", f"must be at most {room}, got {steps}"
 
 
 def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trelm_ds.batches import StepLoader, StepReader
-from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
+from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import build_engine, resolve_ds_config
@@ -125,7 +125,10 @@ def _find_checkpoint(config: Config, run: Path, common: dict[str, object], ranks
     """Let rank 0 find and verify the checkpoint to continue from, for all."""
 
     def find() -> Resumed | None:
-        return choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        chosen = choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        if chosen is not None:
+            check_decay(*chosen, config)
+        return chosen
 
     found: Resumed | None = ranks.from_first(ranks.all_agree(find))
     return found

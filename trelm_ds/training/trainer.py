@@ -15,7 +15,7 @@ from trelm_ds.batches import Step, StepDataset, StepReader
 from trelm_ds.checkpoints import CheckpointInfo, Saver
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import SkippableAdamW
+from trelm_ds.engine import SkippableAdamW, decay_of
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.launched import leave_exit_code
@@ -289,6 +289,7 @@ class Trainer:
             return
         self.save_due = False
         self.saved_step = self.step
+        decay = decay_of(self.config)
         fields = {name: value for part in self.components for name, value in part.manifest().items()}
         info = CheckpointInfo(
             step=self.step,
@@ -296,6 +297,7 @@ class Trainer:
             zero_stage=self.zero_stage,
             identity=self.identity,
             order=reading_position(self.config, self.steps, self.step),
+            decay=None if decay is None else list(decay),
             **fields,
         )
         with self.watchdog.patient():
