@@ -44,8 +44,9 @@ class ModelConfig:
 class MaskingConfig:
     """Masked language modelling: which tokens are predicted and what stands in their place."""
 
-    probability: float = 0.15
-    """share of the tokens to predict"""
+    probability: float | tuple[float, float] = 0.15
+    """share of the tokens to predict; or a pair such as [0.3, 0.15]: of the first step and of the last, linear between
+    them (Yang et al. 2023)"""
     mask_share: float = 0.8
     """share of those shown as the mask token"""
     random_share: float = 0.1

@@ -61,7 +61,6 @@ _NOT_NEGATIVE = (
 _SHARES = (
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",
-    "masking.probability",
     "masking.mask_share",
     "masking.random_share",
     "selection.quantile",
@@ -105,8 +104,12 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if value[name] >= 1 << 63:
             yield name, f"must be less than 2^63, got {value[name]}"
     model, masking, trainer, optimizer = config.model, config.masking, config.trainer, config.optimizer
-    if masking.probability == 0:
-        yield "masking.probability", "must be greater than 0, or there is nothing to learn"
+    rates = masking.probability if isinstance(masking.probability, tuple) else (masking.probability,)
+    for rate in rates:
+        if not 0 <= rate <= 1:
+            yield "masking.probability", f"must lie between 0 and 1, got {rate}"
+        elif rate == 0:
+            yield "masking.probability", "must be greater than 0, or there is nothing to learn"
     if masking.mask_share + masking.random_share > 1:
         total = f"{masking.mask_share} + {masking.random_share}"
         yield "masking.random_share", f"mask_share + random_share must be at most 1, got {total}"

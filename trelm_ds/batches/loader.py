@@ -125,7 +125,7 @@ class StepDataset(Dataset[Step | UserError]):
             mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
             batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
             for rows in mine:
-                batch, counted = self._build(epochs[rows], ids[rows])
+                batch, counted = self._build(epochs[rows], ids[rows], step)
                 batches.append(batch)
                 counts.update(counted)
                 targets.update(batch.targets)
@@ -143,14 +143,14 @@ class StepDataset(Dataset[Step | UserError]):
             targets=dict(targets),
         )
 
-    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, dict[str, int]]:
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray, step: int) -> tuple[Batch, dict[str, int]]:
         """Read, mask and pack the samples of a micro-batch; return it, and what was counted."""
         readable = self.substitution.readable(epochs, sample_ids)
         tokens_of = self.reader.tokens(readable)
         lengths = np.array([len(tokens) for tokens in tokens_of])
         tokens = np.concatenate(tokens_of).astype(np.int64)
         # A substitute is masked by the key of the sample whose place it takes.
-        input_ids, positions = self._masker(tokens, lengths, epochs, sample_ids)
+        input_ids, positions = self._masker(tokens, lengths, epochs, sample_ids, step)
         mentions, blocks, places = self.reader.mentions(readable) if self._collators else _NO_MENTIONS
         sequences = Sequences(
             tokens=tokens,

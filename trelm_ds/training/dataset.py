@@ -77,7 +77,7 @@ def open_dataset(config: Config, data: str, ranks: Ranks) -> RunData:
         order=SampleOrder(
             reader.block_sizes, loader.seed, loader.window_blocks, batch_size if loader.tail == "drop" else 1
         ),
-        masker=Masker(config.masking, info, starts, loader.seed),
+        masker=Masker(config.masking, info, starts, loader.seed, config.trainer.max_steps),
         substitution=Substitution(reader, loader.seed, loader.max_corrupted),
         global_batch_size=batch_size,
         micro_batch_tokens=config.trainer.micro_batch_tokens,

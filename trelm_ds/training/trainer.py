@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from trelm_ds import faults, log
-from trelm_ds.batches import Step, StepDataset, StepReader
+from trelm_ds.batches import Step, StepDataset, StepReader, mask_rate
 from trelm_ds.checkpoints import CheckpointInfo, Saver
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
@@ -278,6 +278,8 @@ class Trainer:
         norm = self.engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
         if norm is not None:
             metrics["grad_norm"] = float(norm)
+        if isinstance(self.config.masking.probability, tuple):  # the last step's, as the learning rate is
+            metrics["mask_rate"] = mask_rate(self.config.masking, self.step - 1, self.config.trainer.max_steps)
         for component in self.components:
             metrics |= component.metrics(seconds)
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
