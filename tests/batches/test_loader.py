@@ -111,7 +111,7 @@ def test_a_changing_mask_rate_is_the_same_for_any_number_of_ranks_and_workers(da
     shares = []
     for step in (0, 4):
         (one,) = [sorted(sequences(step_dataset(dataset, **changing)[step].micro_batches))]
-        parts = [step_dataset(dataset, rank, 3, **changing)[step].micro_batches for rank in range(3)]
+        parts = [step_dataset(dataset, rank, 4, **changing)[step].micro_batches for rank in range(4)]
         assert sorted(sequence for part in parts for sequence in sequences(part)) == one
         shares.append(sum(len(labels) for _, _, labels in one) / sum(len(shown) - 2 for _, shown, _ in one))
     assert shares[0] > 0.7
