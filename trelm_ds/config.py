@@ -276,6 +276,11 @@ class TrainerConfig:
     """seed of the initial weights and of dropout"""
     log_every: int = 10
     """steps between log points (progress bar, MLflow)"""
+    eval_every: int = 0
+    """steps between evaluations on the text of `trelm prepare --held-out`, a multiple of log_every, and one at the end;
+    0: never"""
+    eval_sequences: int = 1024
+    """sequences of that text, always the same ones; all where it has fewer"""
     checkpoint_every: int = 1000
     """steps between checkpoints; one is always written at the end and when the run is stopped"""
     max_minutes: float | None = None

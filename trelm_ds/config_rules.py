@@ -33,6 +33,7 @@ _POSITIVE = (
     "trainer.global_batch_size",
     "trainer.micro_batch_tokens",
     "trainer.log_every",
+    "trainer.eval_sequences",
     "trainer.checkpoint_every",
     "guards.spike_window",
     "trainer.keep_every",
@@ -53,6 +54,7 @@ _NOT_NEGATIVE = (
     "optimizer.decay_steps",
     "optimizer.max_grad_norm",
     "trainer.seed",
+    "trainer.eval_every",
     "guards.spike_sigma",
     "guards.max_skipped",
     "guards.hang_minutes",
@@ -127,6 +129,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         limit = f"trainer.max_steps {trainer.max_steps}"
         yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"
     yield from _decay_problems(config)
+    if trainer.log_every > 0 and trainer.eval_every % trainer.log_every:
+        yield "trainer.eval_every", f"must be a multiple of log_every {trainer.log_every}, got {trainer.eval_every}"
 
 
 def _decay_problems(config: Config) -> Iterator[tuple[str, str]]:

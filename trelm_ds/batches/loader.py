@@ -121,16 +121,24 @@ class StepDataset(Dataset[Step | UserError]):
     def __getitem__(self, step: int) -> Step | UserError:
         """Build this rank's part of a step; return a `UserError`, since raising in a worker would bury its message."""
         try:
-            epochs, ids = self.order.samples(step * self._global, self._global)
-            mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
-            batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
-            for rows in mine:
-                batch, counted = self._build(epochs[rows], ids[rows], step)
-                batches.append(batch)
-                counts.update(counted)
-                targets.update(batch.targets)
+            return self.build(step * self._global, self._global, step)
         except UserError as error:
             return error
+
+    def build(self, start: int, count: int, step: int) -> Step:
+        """Build this rank's part of the samples at the run's positions [start, start + count), as those of a step.
+
+        Raises:
+            UserError: too much of the dataset is damaged.
+        """
+        epochs, ids = self.order.samples(start, count)
+        mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
+        batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
+        for rows in mine:
+            batch, counted = self._build(epochs[rows], ids[rows], step)
+            batches.append(batch)
+            counts.update(counted)
+            targets.update(batch.targets)
         batches, memory_rows, vector_rows = number_rows(batches)
         negatives = np.zeros(0, dtype=np.int64) if self.annotator is None else self.annotator.negatives(step)
         return Step(

@@ -19,6 +19,7 @@ from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.component import Component
 from trelm_ds.training.dataset import RunData, open_dataset, warn_of_idle_settings
 from trelm_ds.training.guards import Guard
+from trelm_ds.training.held_out import HeldOutLosses
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
@@ -64,7 +65,8 @@ def build_run(
         ranks.all_agree(lambda: restrict(model, config))
         engine, optimizer = build_engine(model, config, ds_config, ranks.device)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
-        components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks), *pooler]
+        parts = _knowledge_parts(config, opened, engine, ranks)
+        components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         objectives = ["mlm", *opened.objectives]
@@ -141,6 +143,15 @@ def _knowledge_parts(config: Config, opened: RunData, engine: DeepSpeedEngine, r
         return []
     knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks)
     return [knowledge, *([Routing(config, engine, knowledge, ranks)] if config.routes else [])]
+
+
+def _evaluation(
+    config: Config, opened: RunData, engine: DeepSpeedEngine, parts: list[Component], ranks: Ranks
+) -> list[Component]:
+    if (held_out := opened.held_out) is None:
+        return []
+    knowledge = next((part for part in parts if isinstance(part, Knowledge)), None)
+    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks)]
 
 
 def _restore(

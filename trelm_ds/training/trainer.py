@@ -267,7 +267,8 @@ class Trainer:
         for component in self.components:
             component.log(self.step, metrics)
         faults.reach("log-written")
-        return f"loss {metrics['loss']:.3f}  {metrics['tokens_per_s']:,.0f} tokens/s"
+        held_out = f"  held-out mlm {metrics['eval_mlm_loss']:.3f}" if "eval_mlm_loss" in metrics else ""
+        return f"loss {metrics['loss']:.3f}{held_out}  {metrics['tokens_per_s']:,.0f} tokens/s"
 
     def _take_metrics(self, since: float) -> dict[str, float]:
         """Measure over all ranks what came since the last log point, and begin the next window."""
@@ -280,8 +281,9 @@ class Trainer:
             metrics["grad_norm"] = float(norm)
         if isinstance(self.config.masking.probability, tuple):  # the last step's, as the learning rate is
             metrics["mask_rate"] = mask_rate(self.config.masking, self.step - 1, self.config.trainer.max_steps)
-        for component in self.components:
-            metrics |= component.metrics(seconds)
+        with self.watchdog.patient():  # an evaluation may take minutes
+            for component in self.components:
+                metrics |= component.metrics(seconds)
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
         return metrics | {"checkpoint_wait_s": pause, "lr": self.lr, "epoch": epoch} | self.system.means()
 
