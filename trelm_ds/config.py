@@ -44,8 +44,9 @@ class ModelConfig:
 class MaskingConfig:
     """Masked language modelling: which tokens are predicted and what stands in their place."""
 
-    probability: float = 0.15
-    """share of the tokens to predict"""
+    probability: float | tuple[float, float] = 0.15
+    """share of the tokens to predict; or a pair such as [0.3, 0.15]: of the first step and of the last, linear between
+    them (Yang et al. 2023)"""
     mask_share: float = 0.8
     """share of those shown as the mask token"""
     random_share: float = 0.1
@@ -245,10 +246,14 @@ class OptimizerConfig:
     """AdamW's epsilon"""
     weight_decay: float = 0.01
     """decoupled weight decay; biases and LayerNorm are left out"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """shape of the decay to 0 after the warm-up"""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """shape of the decay to 0 after the warm-up. wsd (warm-up, stable, decay) stays at the peak until decay_steps
+    before the end, so one stable phase can be continued into runs of several lengths (docs/checkpoints.md)"""
     warmup_steps: int = 1000
     """steps of linear warm-up"""
+    decay_steps: int | None = None
+    """schedule wsd: last steps of the run, over which the learning rate falls to 0 by 1 - sqrt (Hägele et al. 2024);
+    0: none, the stable phase alone; default: the last 10%"""
     max_grad_norm: float = 1.0
     """gradient clipping; 0 turns it off"""
 
@@ -273,6 +278,11 @@ class TrainerConfig:
     """seed of the initial weights and of dropout"""
     log_every: int = 10
     """steps between log points (progress bar, MLflow)"""
+    eval_every: int = 0
+    """steps between evaluations on the text of `trelm prepare --held-out`, a multiple of log_every, and one at the end;
+    0: never"""
+    eval_sequences: int = 1024
+    """sequences of that text, always the same ones; all where it has fewer"""
     checkpoint_every: int = 1000
     """steps between checkpoints; one is always written at the end and when the run is stopped"""
     max_minutes: float | None = None

@@ -4,7 +4,7 @@ from trelm_ds.batches.annotator import Annotator
 from trelm_ds.batches.collator import BatchPart, Collator, Sequences, SideDocuments
 from trelm_ds.batches.knowledge_index import KNOWLEDGE_FILES, KnowledgeIndex
 from trelm_ds.batches.loader import Step, StepDataset, StepLoader
-from trelm_ds.batches.masking import Masker
+from trelm_ds.batches.masking import Masker, mask_rate
 from trelm_ds.batches.step_reader import StepReader
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "StepDataset",
     "StepLoader",
     "StepReader",
+    "mask_rate",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trelm_ds.batches import StepLoader, StepReader
-from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
+from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
@@ -20,6 +20,7 @@ from trelm_ds.training.compiling import Compiling
 from trelm_ds.training.component import Component
 from trelm_ds.training.dataset import RunData, open_dataset, warn_of_idle_settings
 from trelm_ds.training.guards import Guard
+from trelm_ds.training.held_out import HeldOutLosses
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
@@ -67,7 +68,8 @@ def build_run(
             compile_layers(model, ds_config["zero_optimization"]["stage"])
         engine, optimizer = build_engine(model, config, ds_config, ranks.device)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
-        components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks), *pooler]
+        parts = _knowledge_parts(config, opened, engine, ranks)
+        components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
         if config.trainer.compile:
             components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
@@ -130,7 +132,10 @@ def _find_checkpoint(config: Config, run: Path, common: dict[str, object], ranks
     """Let rank 0 find and verify the checkpoint to continue from, for all."""
 
     def find() -> Resumed | None:
-        return choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        chosen = choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        if chosen is not None:
+            check_decay(*chosen, config)
+        return chosen
 
     found: Resumed | None = ranks.from_first(ranks.all_agree(find))
     return found
@@ -143,6 +148,15 @@ def _knowledge_parts(config: Config, opened: RunData, engine: DeepSpeedEngine, r
         return []
     knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks)
     return [knowledge, *([Routing(config, engine, knowledge, ranks)] if config.routes else [])]
+
+
+def _evaluation(
+    config: Config, opened: RunData, engine: DeepSpeedEngine, parts: list[Component], ranks: Ranks
+) -> list[Component]:
+    if (held_out := opened.held_out) is None:
+        return []
+    knowledge = next((part for part in parts if isinstance(part, Knowledge)), None)
+    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks)]
 
 
 def _restore(

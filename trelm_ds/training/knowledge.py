@@ -91,8 +91,15 @@ class Knowledge(Component):
     def before_step(self, step: Step, steps_done: int) -> None:
         """Start the look-ups of a step; with lambda at 0 the bank is left alone."""
         self.memory_lambda = self._memory_lambda(steps_done)
+        self.lookup = self._look_up(step)
+
+    def tables_of(self, step: Step) -> StepTables:
+        """Look up what a step needs that is none of training, with lambda as it is now; collective."""
+        return self._look_up(step).tables()
+
+    def _look_up(self, step: Step) -> StepLookup:
         bank = self.bank if self.memory_lambda > 0 else None
-        self.lookup = StepLookup(
+        return StepLookup(
             step=step,
             vectors=self.vectors,
             bank=bank,
