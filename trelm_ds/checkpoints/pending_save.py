@@ -100,7 +100,8 @@ class PendingSave:
     def _pinned(self, state: Any) -> Iterator[None]:
         """Have torch copy through pinned memory; it takes one tensor at a time, and keeps the memory for the next."""
         largest = max((tensor.untyped_storage().nbytes() for tensor in tensors_of(state)), default=0)
-        with torch_save.patch({"save.use_pinned_memory_for_d2h": self._side is not None and largest <= _MOST_PINNED}):
+        pinned = self._side is not None and largest <= _MOST_PINNED
+        with torch_save.patch({"save.use_pinned_memory_for_d2h": pinned}):  # type: ignore[attr-defined]  # in this thread
             yield
 
     def wait(self) -> tuple[FileDigests, str | None]:
