@@ -1,16 +1,27 @@
-"""Compile every Triton kernel for A100 (sm_80) and H100 (sm_90), without a GPU, and print the resources of each.
+"""Compile every Triton kernel ahead of time, without a GPU, for each architecture, and print what it asks of one.
 
-python tools/compile_kernels.py     (exit code 1 if a kernel spills registers or needs too much shared memory)
+python tools/bench/kernels_aot.py [--sm 75 86] [--kernels "weight gradient"] [--out docs/benchmarks/kernels_aot.json]
+    [--markdown docs/routing.md]
+
+A kernel that takes more shared memory than a GPU gives to one block cannot be launched there. Exit code 1 if there is
+one, or if a kernel spills more registers than is known (`Chip.may_spill`) in a precision that training uses: fp16 is
+none. bf16 is left out for sm_75, which has none: `trelm pretrain` refuses it there. With --markdown the table between
+the marks of that file is replaced.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import datetime
+import io
+import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +29,36 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: an interp
 
 import triton
 from trelm_kernels import MAX_STEPS, activation, adamw, path_mask, riemann, weight_gradient
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # most bytes of one program, by architecture
+MARKS = "<!-- kernels-aot -->\n", "<!-- /kernels-aot -->\n"
 FLOATS = ("bf16", "fp16", "fp32")
+
+
+class Chip(NamedTuple):
+    """GPUs of an architecture.
+
+    Attributes:
+        shared_memory: most bytes of a block (CUDA C++ Programming Guide, compute capabilities).
+        may_spill: bytes of registers per thread that a kernel may keep in memory there.
+    """
+
+    name: str
+    shared_memory: int
+    may_spill: int = 0
+
+
+CHIPS = {
+    75: Chip("T4, RTX 20", 64 << 10, may_spill=32),
+    80: Chip("A100", 163 << 10),
+    86: Chip("A40, RTX 30", 99 << 10, may_spill=32),
+    89: Chip("L4, L40, RTX 40", 99 << 10, may_spill=32),
+    90: Chip("H100, H200", 227 << 10),
+    100: Chip("B200", 227 << 10),
+    120: Chip("RTX 50", 99 << 10),
+}
 
 
 class Variant(NamedTuple):
@@ -30,6 +66,7 @@ class Variant(NamedTuple):
 
     kernel: Any
     name: str
+    dtype: str
     types: dict[str, str]
     constants: dict[str, Any]
     warps: int = 4
@@ -49,28 +86,28 @@ def variants() -> Iterator[Variant]:
         types = common | dict.fromkeys(data, f"*{dtype}") | {"weights": "*fp32", "kept": "*u8", "slots": "*i32"}
         for kind in activation.ACTIVATIONS:
             blocks = {"BLOCK_T": activation.BLOCK_T, "BLOCK_F": activation.BLOCK_F}
-            kernel, name = activation.backward_and_compact, f"activation backward, {kind}, {dtype}"
-            yield Variant(kernel, name, types, {"ACTIVATION": kind, **blocks})
+            kernel, name = activation.backward_and_compact, f"activation backward, {kind}"
+            yield Variant(kernel, name, dtype, types, {"ACTIVATION": kind, **blocks})
         blocks = {"BLOCK_S": weight_gradient.BLOCK_S, "BLOCK_D": weight_gradient.BLOCK_D}
         blocks |= {"BLOCK_T": weight_gradient.BLOCK_T, "WIDEN": False}
         for with_bias in (True, False):
-            kernel, name = weight_gradient.partial_products, f"weight gradient, {'bias, ' * with_bias}{dtype}"
-            yield Variant(kernel, name, types, {"WITH_BIAS": with_bias, **blocks}, weight_gradient.WARPS)
+            kernel, name = weight_gradient.partial_products, f"weight gradient{', bias' * with_bias}"
+            yield Variant(kernel, name, dtype, types, {"WITH_BIAS": with_bias, **blocks}, weight_gradient.WARPS)
         constants = {"WITH_BIAS": True, "BLOCK_D": weight_gradient.BLOCK_D}
-        yield Variant(weight_gradient.sum_splits, f"weight gradient, sum, {dtype}", types, constants, warps=1)
+        yield Variant(weight_gradient.sum_splits, "weight gradient, sum", dtype, types, constants, warps=1)
         constants = {"TARGETS_PER_SPLIT": riemann.SPLIT, "BLOCK_T": riemann.BLOCK_T, "BLOCK_F": riemann.BLOCK_F}
         constants |= {"BLOCK_D": riemann.BLOCK_D}
-        yield Variant(riemann.partial_scores, f"riemann, {dtype}", types, constants)
+        yield Variant(riemann.partial_scores, "riemann", dtype, types, constants)
         constants = {"BLOCK_S": path_mask.BLOCK_S, "BLOCK_D": path_mask.BLOCK_D}
-        yield Variant(path_mask.mask_rows, f"path mask, {dtype}", types, constants)
+        yield Variant(path_mask.mask_rows, "path mask", dtype, types, constants)
     moments = dict.fromkeys(("weight", "gradient", "exp_avg", "exp_avg_sq", "corrections"), "*fp32")
     numbers = dict.fromkeys(("lr", "decay", "beta1", "beta2", "eps"), "fp32")
     types = {**moments, **numbers, "updates": "*i16", "size": "i64"}
-    yield Variant(adamw.update_blocks, "lazy AdamW, fp32", types, {"LAST": MAX_STEPS, "BLOCK": adamw.BLOCK})
+    yield Variant(adamw.update_blocks, "lazy AdamW", "fp32", types, {"LAST": MAX_STEPS, "BLOCK": adamw.BLOCK})
 
 
 def resources(variant: Variant, architecture: int) -> dict[str, int]:
-    """Compile a variant and return registers per thread, bytes of shared memory per program, and bytes spilled."""
+    """Compile a variant and return registers per thread, bytes of shared memory per block, and bytes spilled."""
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types[name] for name in names}
     # Declare what the just-in-time compiler would detect: torch's allocations and rows of usual widths are aligned.
@@ -83,39 +120,85 @@ def resources(variant: Variant, architecture: int) -> dict[str, int]:
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
-    compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(compiled.asm["ptx"])
-        file.flush()
-        suffix = "a" if architecture == 90 else ""
-        command = [assembler(), "-v", f"--gpu-name=sm_{architecture}{suffix}", file.name, "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    said = io.StringIO()
+    knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True  # the assembler counts registers
+    with contextlib.redirect_stdout(said):
+        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    counts = re.search(r"Used (\d+) registers", said.getvalue())
+    assert counts is not None
     return {
-        "registers": int(re.search(r"Used (\d+) registers", said)[1]),
-        "shared memory, bytes": compiled.metadata.shared,
-        "spilled, bytes": spilled,
+        "registers": int(counts[1]),
+        "shared_memory": compiled.metadata.shared,
+        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", said.getvalue()))),
     }
 
 
-def assembler() -> str:
-    """Return the path of NVIDIA's assembler, which Triton ships."""
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas")
+def measured(number: int, architecture: int) -> dict[str, Any]:
+    """Compile the variant of that number and say what it asks for, beside what the GPU has."""
+    variant = [*variants()][number]
+    found = resources(variant, architecture)
+    return {"kernel": variant.name, "dtype": variant.dtype, "sm": architecture, **found} | {
+        "shared_memory_limit": CHIPS[architecture].shared_memory
+    }
+
+
+def problem(row: dict[str, Any]) -> str | None:
+    """Say what is wrong with a kernel on a GPU, if anything."""
+    name = f"{row['kernel']}, {row['dtype']}, on sm_{row['sm']}"
+    if row["shared_memory"] > row["shared_memory_limit"]:
+        return f"{name}: takes {row['shared_memory']:,} bytes of shared memory of {row['shared_memory_limit']:,}"
+    if row["spilled"] > CHIPS[row["sm"]].may_spill and row["dtype"] != "fp16":  # in which nothing is trained
+        return f"{name}: spills {row['spilled']:,} bytes of registers"
+    return None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write a line for each kernel: registers and KiB of shared memory on every GPU; the worst of its precisions."""
+    chips = sorted({row["sm"] for row in rows})
+    lines = ["| registers, KiB of shared memory | " + " | ".join(f"sm_{sm}: {CHIPS[sm].name}" for sm in chips) + " |"]
+    lines += ["|---" * (len(chips) + 1) + "|"]
+    lines += ["| a block's limit | " + " | ".join(f"255, {CHIPS[sm].shared_memory >> 10}" for sm in chips) + " |"]
+    for name in dict.fromkeys(row["kernel"] for row in rows):
+        cells = []
+        for sm in chips:
+            own = [row for row in rows if (row["kernel"], row["sm"]) == (name, sm)]
+            registers, shared = (max(row[key] for row in own) for key in ("registers", "shared_memory"))
+            spills = "".join(f"; {row['dtype']} spills {row['spilled']}" for row in own if row["spilled"])
+            cells.append(f"{registers}, {shared / 1024:.3g}{spills}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sm", type=int, nargs="+", choices=CHIPS, default=[*CHIPS])
+    parser.add_argument("--kernels", default="", help="regular expression: only those whose 'name, dtype' has it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
 
 
 def main() -> int:
-    bad = []
-    print(f"triton {triton.__version__}\n| kernel | sm | registers | shared memory, bytes | spilled, bytes |")
-    print("|---" * 5 + "|")
-    for variant in variants():
-        for architecture, most in SHARED_MEMORY.items():
-            found = resources(variant, architecture)
-            print(f"| {variant.name} | {architecture} | " + " | ".join(map(str, found.values())) + " |", flush=True)
-            if found["spilled, bytes"] or found["shared memory, bytes"] > most:
-                bad.append(f"{variant.name} on sm_{architecture}")
-    if bad:
-        print("spills registers or takes too much shared memory: " + "; ".join(bad), file=sys.stderr)
-    return bool(bad)
+    o = options()
+    work = [
+        (number, sm)
+        for number, variant in enumerate(variants())
+        for sm in o.sm
+        if re.search(o.kernels, f"{variant.name}, {variant.dtype}") and not (sm < 80 and variant.dtype == "bf16")
+    ]
+    with ProcessPoolExecutor(o.workers, mp_context=get_context("fork")) as pool:
+        rows = [*pool.map(measured, *zip(*work, strict=True))]
+    print(f"triton {triton.__version__}\n{table(rows)}", end="")
+    if o.out:
+        head = {"date": datetime.date.today().isoformat(), "triton": triton.__version__}
+        o.out.write_text(json.dumps(head | {"kernels": rows}, indent=1) + "\n")
+    if o.markdown:
+        before, rest = o.markdown.read_text().split(MARKS[0])
+        o.markdown.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.split(MARKS[1])[1])
+    problems = [found for row in rows if (found := problem(row))]
+    print("".join(f"{found}\n" for found in problems), file=sys.stderr, end="")
+    return bool(problems)
 
 
 if __name__ == "__main__":
