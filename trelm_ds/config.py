@@ -269,7 +269,8 @@ class TrainerConfig:
     micro_batch_tokens: int = 16384
     """maximum tokens per forward pass and rank; at least the dataset's max_length; accumulation follows from it"""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
+    """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights;
+    a GPU for bf16 has compute capability 8.0 or newer"""
     compile: bool = False
     """compile the encoder's layers (torch.compile, Inductor): the first steps take minutes, the others are faster"""
     ds_config: str = "ds_configs/zero1.json"

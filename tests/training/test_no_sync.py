@@ -37,7 +37,7 @@ class NoWaiting(TorchDispatchMode):
         kwargs = kwargs or {}
         copied = func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu"
         if copied and torch.device(kwargs.get("device") or "cpu").type == "meta":
-            assert kwargs.get("non_blocking"), "a copy to the device waits: see trelm_ds.device"
+            assert kwargs.get("non_blocking"), "a copy to the device waits: see trelm_ds.streams"
             self.copies += 1
         if func is torch.ops.aten.copy_.default and args[0].device.type == "meta":
             assert args[1].device.type == "meta", "a copy into a tensor of the device waits"

@@ -5,6 +5,7 @@ from trelm_ds.batches.collator import BatchPart, Collator, Sequences, SideDocume
 from trelm_ds.batches.knowledge_index import KNOWLEDGE_FILES, KnowledgeIndex
 from trelm_ds.batches.loader import Step, StepDataset, StepLoader
 from trelm_ds.batches.masking import Masker, mask_rate
+from trelm_ds.batches.prefetch import DevicePrefetcher
 from trelm_ds.batches.step_reader import StepReader
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Annotator",
     "BatchPart",
     "Collator",
+    "DevicePrefetcher",
     "KnowledgeIndex",
     "Masker",
     "Sequences",

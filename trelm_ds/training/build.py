@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from trelm_ds.batches import StepLoader, StepReader
 from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
@@ -54,6 +56,7 @@ def build_run(
     # First, since building may take long: the time limit counts from here, and the launcher may end meanwhile.
     requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
     ds_config = resolve_ds_config(config, ranks.world_size)
+    ranks.all_agree(lambda: check_precision(config.trainer.precision, ranks.device))
     # Nodes may see different files, so all ranks hear of what any of them misses.
     opened = ranks.all_agree(lambda: open_dataset(config, data, ranks))
     model = ranks.all_agree(lambda: build_model(config, opened))
@@ -112,6 +115,23 @@ def build_run(
             requests=requests,
             watchdog=watchdog or Watchdog(ranks, run, 0),
             held=held.pop_all(),
+        )
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a number format that the GPU has not: torch would emulate bf16, and Triton may fail to compile it.
+
+    Raises:
+        UserError: `device` is a GPU without bf16.
+    """
+    if device.type != "cuda" or precision != "bf16":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(
+            f"trainer.precision: bf16 needs a GPU of compute capability 8.0 or newer, and {name} has {major}.{minor}; "
+            "set fp32"
         )
 
 

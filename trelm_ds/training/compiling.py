@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from trelm_ds import log
 from trelm_ds.engine import compiled_graphs
 from trelm_ds.training.component import Component
@@ -15,7 +17,7 @@ class Compiling(Component):
     def __init__(self) -> None:
         self._before, self._steps, self._settled = compiled_graphs(), 0, 0
 
-    def after_step(self, taken: bool) -> dict[str, int]:
+    def after_step(self, taken: bool) -> dict[str, int | Tensor]:
         """Count the step."""
         self._steps += 1
         if self._steps == _SETTLED_AFTER:

@@ -13,7 +13,6 @@ from trelm_ds.batches import Annotator, Step
 from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.corpus import TokenizerInfo
-from trelm_ds.device import on_device
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import word_embedding
 from trelm_ds.errors import UserError
@@ -30,6 +29,7 @@ from trelm_ds.knowledge.tables import (
     word_statistics,
 )
 from trelm_ds.model import Batch, KnowledgeItems, ModelOutput, StepTables
+from trelm_ds.streams import on_device
 from trelm_ds.training.component import Component
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from trelm_ds import faults, log
-from trelm_ds.batches import Step, StepDataset, StepReader, mask_rate
+from trelm_ds.batches import DevicePrefetcher, Step, StepDataset, StepReader, mask_rate
 from trelm_ds.checkpoints import CheckpointInfo, Saver
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
@@ -82,6 +82,7 @@ class Trainer:
         self.steps, self.reader, self.engine, self.optimizer = steps, reader, engine, optimizer
         self.weights, self.guard, self.components = weights, guard, components
         self.saver, self.system, self.requests, self.watchdog, self.held = saver, system, requests, watchdog, held
+        self.on_device = DevicePrefetcher(ranks.device)
         self.step = first_step
         self.saved_step = first_step if committed(run) else None
         self.window = Window()
@@ -209,8 +210,7 @@ class Trainer:
             name: weight * self.ranks.world_size / max(1.0, step.targets[name]) for name, weight in self.weights.items()
         }
         total, last = torch.zeros((), device=self.ranks.device), len(step.micro_batches) - 1
-        for index, stored in enumerate(step.micro_batches):
-            batch = stored.to(self.ranks.device)
+        for index, batch in enumerate(self.on_device(step.micro_batches)):
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
             self.engine.set_gradient_accumulation_boundary(index == last)

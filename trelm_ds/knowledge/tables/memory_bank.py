@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trelm_ds.config import MemoryConfig
-from trelm_ds.device import on_device
 from trelm_ds.knowledge.tables.sharded_table import Lookup, ShardedTable, TableGroup
+from trelm_ds.streams import on_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trelm_ds.device import on_device
 from trelm_ds.errors import UserError
+from trelm_ds.streams import on_device
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trelm_ds.device import on_device
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
 from trelm_ds.ragged import gather, offsets_of
+from trelm_ds.streams import on_device
 
 _BATCH = 65536  # rows held in double precision at a time
 
