@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flops import training_flops
 from jsonargparse import ArgumentParser
 from objectives import Timed
 
-from trelm_ds.batches import mask_rate
 from trelm_ds.config import Config
 from trelm_ds.distributed import connect, disconnect
 from trelm_ds.settings import add_settings, parse
@@ -84,14 +84,11 @@ def predicted(config: Config, sequence: float, vocabulary: int) -> dict[str, flo
         sequence: number of tokens that a token attends to.
         vocabulary: vocabulary size V.
     """
-    model = config.model
-    size, neurons, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
-    memory, projections, scores = 4 * size * neurons, 8 * size * size, 4 * sequence * size
-    head = mask_rate(config.masking, 0, 1) * (2 * size * size + 2 * size * vocabulary)
-    dense = 3 * (layers * (memory + projections + scores) + head)  # scores have no weights but two inputs each
-    routed = dense - (1 - config.routing.density) * layers * memory
-    frozen = routed - layers * projections - head - (projections + 2 * scores) - memory / 2  # backward ends in layer 0
-    return {"routed, all": routed / dense, "routed, ffn_only": frozen / dense}
+    dense = training_flops(config, sequence, vocabulary)
+    return {
+        f"routed, {trainable}": training_flops(config, sequence, vocabulary, config.routing.density, trainable) / dense
+        for trainable in ("all", "ffn_only")
+    }
 
 
 def main() -> None:
