@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.pooler import read_pooler
-from trelm_ds.checkpoints.saved_state import open_saved_state
+from trelm_ds.checkpoints.saved_state import SEPARATE_QUERY, open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
 from trelm_ds.run_folder import MANIFEST
@@ -87,4 +88,12 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
     """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
     saved = open_saved_state(folder, zero_stage)
-    return {name: saved.weight(name) for name in saved.shapes}
+    return _with_one_product({name: saved.weight(name) for name in saved.shapes})
+
+
+def _with_one_product(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put queries, keys and values together, which the first versions held as three matrices."""
+    for name in [name for name in weights if SEPARATE_QUERY in name]:
+        parts = [weights.pop(name.replace(SEPARATE_QUERY, f".attention.{part}.")) for part in ("query", "key", "value")]
+        weights[name.replace(SEPARATE_QUERY, ".attention.qkv.")] = torch.cat(parts)
+    return weights

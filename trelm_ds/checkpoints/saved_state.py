@@ -19,6 +19,7 @@ from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 
 _ZERO3_MODEL = "zero_pp_rank_{}_mp_rank_00_model_states.pt"
+SEPARATE_QUERY = ".attention.query."  # in names of the first versions, which had no one product with keys and values
 WEIGHT = "weight"  # key of the fp32 weight, beside the optimizer's own keys (exp_avg, ...)
 
 
@@ -156,7 +157,8 @@ def _read_zero0(checkpoint: Path, names: Sequence[str]) -> SavedState:
     inner = optimizer.get("optimizer_state_dict", optimizer)  # bf16 wraps it, with fp32 master weights beside it
     masters = [master for group in optimizer.get("fp32_groups", ()) for master in group]
     saved.groups = _groups(inner)
-    for index, name in enumerate(names):
+    known = names if all(name in module for name in names) else ()  # else the shapes will tell that it is another model
+    for index, name in enumerate(known):
         weight = masters[index] if masters else module[name]
         saved.add(name, weight.numel(), weight, inner["state"].get(index, {}))
     _add_module(saved, module)
