@@ -212,6 +212,12 @@ class RoutingConfig:
     """weight of earlier scores in a moving average; 0: the newest alone decide"""
     start_step: int = 0
     """steps before the first choice, in which all neurons are updated"""
+    compact: bool = False
+    """make parameters of the path's neurons alone: gradients, their exchange and optimizer state shrink to its density.
+    The others are frozen, with weights and moments in a table over the ranks; before the first choice a fixed set of
+    neurons is updated"""
+    placement: Literal["device", "cpu"] = "cpu"
+    """compact: where that table lives"""
 
 
 @dataclass

@@ -5,11 +5,12 @@ from trelm_ds.engine.compiling import compile_layers, compiled_graphs
 from trelm_ds.engine.ds_config import resolve_ds_config
 from trelm_ds.engine.schedule import Decay, decay_of
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
-from trelm_ds.engine.zero_layout import base_optimizer, clear_padding, names_in_order, slots_of, word_embedding
+from trelm_ds.engine.zero_layout import Slot, base_optimizer, clear_padding, names_in_order, slots_of, word_embedding
 
 __all__ = [
     "Decay",
     "SkippableAdamW",
+    "Slot",
     "base_optimizer",
     "build_data_parallel",
     "build_engine",

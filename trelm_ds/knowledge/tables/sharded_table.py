@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,6 +218,17 @@ class ShardedTable:
             raise OSError(f"{path}: {error}") from error
         return path
 
+    @staticmethod
+    def saved(folder: Path, name: str, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, one after another, what any number of ranks saved: which rows, and their first `width` columns.
+
+        Raises:
+            UserError: a shard is missing or cannot be read.
+        """
+        shards = _find_shards(folder, name)
+        for rank, path in enumerate(shards):
+            yield slice(rank, None, len(shards)), _open_shard(path, width)[1]
+
     def load(self, folder: Path, name: str) -> None:
         """Load this rank's rows from what any number of ranks saved, with one saved shard in memory at a time.
 
@@ -234,17 +245,22 @@ class ShardedTable:
                 self.local[self.place(rows[mine])] = self._read_shard(path, len(rows))[mine].to(self.local)
 
     def _read_shard(self, path: Path, n_rows: int) -> Tensor:
-        try:
-            with safe_open(path, "pt") as shard:
-                about, rows = shard.metadata() or {}, shard.get_tensor("rows")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); restore it") from None
+        about, rows = _open_shard(path)
         if about.get("table") != self._size or rows.shape != (n_rows, self.width):
             raise UserError(
                 f"{path}: of a table of {about.get('table', 'unknown size')}, this run's has {self._size}; "
                 "go on with the dataset, selection and model that it was saved with"
             )
         return rows
+
+
+def _open_shard(path: Path, width: int | None = None) -> tuple[dict[str, str], Tensor]:
+    """Read what a shard says of its table, and its rows, or only their first `width` columns."""
+    try:
+        with safe_open(path, "pt") as shard:
+            return shard.metadata() or {}, shard.get_slice("rows")[:, :width]
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it") from None
 
 
 def _find_shards(folder: Path, name: str) -> list[Path]:
