@@ -29,7 +29,13 @@ def eagerly(settings: Config, data: Path, run: Path) -> tuple[np.ndarray, float]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "routing", "checkpointing"),
-    [(0, {"path": "full"}, False), (1, {}, True), (2, {"trainable": "ffn_only"}, False), (3, {}, True)],
+    [
+        (0, {"path": "full"}, False),
+        (1, {}, True),
+        (2, {"trainable": "ffn_only"}, False),
+        (3, {}, True),
+        (1, {"compact": True, "path": "full"}, True),
+    ],
 )
 def test_two_ranks_train_as_without(
     stage: int, routing: dict[str, str], checkpointing: bool, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path

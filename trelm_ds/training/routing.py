@@ -162,7 +162,10 @@ class Routing(Component):
         layers = sizes.num_hidden_layers - self.paths.first_layer
         every = f"chosen every {routing.refresh_every} steps by {routing.sample_fraction:.3g} of the facts"
         neurons = f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons"
-        return {"routing": f"{neurons} are updated, {every}"}
+        found = {"routing": f"{neurons} are updated, {every}"}
+        if self.compact is not None:
+            found["compact routing"] = f"the others are {self.compact.bytes / 1e6:,.1f} MB of this rank's table"
+        return found
 
     def capture(self) -> Captured:
         """Give the paths for a checkpoint, from rank 0, and this rank's rows of the neurons off the path."""
