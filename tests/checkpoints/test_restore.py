@@ -21,9 +21,8 @@ from tests.distributed import run_distributed_test
 from tests.training import test_pretrain as plain
 from tests.training import test_routing as routed
 from tests.training.test_pretrain import losses, without_dropout, without_plots
-from trelm_ds.checkpoints.export import full_weights
 from trelm_ds.checkpoints.manifest import CheckpointInfo, read_verified
-from trelm_ds.checkpoints.restore import _open, load
+from trelm_ds.checkpoints.restore import load
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, connect, disconnect, import_deepspeed
 from trelm_ds.errors import UserError
@@ -364,21 +363,3 @@ def test_what_cannot_be_loaded(one_rank: Ranks, tiny_dataset: Path, tmp_path: Pa
     with pytest.raises(UserError, match="every rank needs the files of all ranks") as error:
         load(second.engine, tmp_path / "none", info, one_rank)
     assert "\n" not in str(error.value)
-
-
-def test_checkpoints_with_three_products(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
-    """As the first versions wrote them: they can be exported, but not continued."""
-    run = opened(Case(1, 0, 0), 0, tiny_dataset, tmp_path / "run", one_rank)
-    run.engine.save_checkpoint(str(tmp_path), tag="old", save_latest=False)
-    expected, file = full_weights(tmp_path / "old", 0), tmp_path / "old" / "mp_rank_00_model_states.pt"
-    content = torch.load(file, weights_only=False)
-    for name in [name for name in content["module"] if ".qkv." in name]:
-        for part, tensor in zip(("query", "key", "value"), content["module"].pop(name).chunk(3), strict=True):
-            content["module"][name.replace(".qkv.", f".{part}.")] = tensor
-    content["optimizer"]["fp32_groups"], content["optimizer"]["optimizer_state_dict"] = [], {"param_groups": []}
-    torch.save(content, file)
-    found = full_weights(tmp_path / "old", 0)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-    with pytest.raises(UserError, match="old: written by an earlier version, with queries, keys and values apart"):
-        _open(run.engine, tmp_path / "old", 0)

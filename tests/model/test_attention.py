@@ -79,7 +79,8 @@ class OnCuda(torch.Tensor):
         (torch.float32, 8, (9, 0), False),
         (torch.float16, 8, (7, 5), False),
         (torch.bfloat16, 4, (9, 0), False),
-        (torch.bfloat16, 264, (9, 0), False),
+        (torch.bfloat16, 192, (8, 6), True),
+        (torch.bfloat16, 200, (8, 6), False),
     ],
 )
 def test_flash_attention_where_there_is_one(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trelm_ds.model import linear_cross_entropy
 
@@ -62,6 +65,52 @@ def test_nothing_is_kept_where_nothing_is_learned() -> None:
         loss, _ = linear_cross_entropy(states, weight, bias, labels)
     assert loss.grad_fn is None
     torch.testing.assert_close(loss, F.cross_entropy(F.linear(states, weight, bias), labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1), (0, 1, 2)])
+def test_no_gradient_is_computed_that_nobody_wants(frozen: tuple[int, ...]) -> None:
+    """Neither of frozen weights, [V, D] as large as they are, nor where nothing is differentiated."""
+    given = inputs(9, torch.float32)
+    linear_cross_entropy(*given, 2 * WORDS)[0].backward()
+    expected = [tensor.grad for tensor in given[:3]]
+    again = [tensor.detach().requires_grad_(number not in frozen) for number, tensor in enumerate(given[:3])]
+    made = shapes_made(lambda: linear_cross_entropy(*again, given[3], 2 * WORDS)[0])
+    if 0 in frozen:
+        assert (9, SIZE) not in made
+    if 1 in frozen:
+        assert (WORDS, SIZE) not in made
+    if len(frozen) < 3:
+        linear_cross_entropy(*again, given[3], 2 * WORDS)[0].backward()
+    for number, tensor in enumerate(again):
+        assert tensor.grad is None if number in frozen else torch.equal(tensor.grad, expected[number])
+    with torch.no_grad():
+        assert not {(9, SIZE), (WORDS, SIZE)} & shapes_made(lambda: linear_cross_entropy(*given, 2 * WORDS))
+
+
+def shapes_made(call: Callable[[], object]) -> set[tuple[int, ...]]:
+    """Collect the shapes of all tensors that operations return."""
+    shapes = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            made = function(*args, **kwargs or {})
+            if isinstance(made, Tensor):
+                shapes.add(tuple(made.shape))
+            return made
+
+    with Recorder():
+        call()
+    return shapes
+
+
+def test_a_factor_keeps_its_digits_in_half_precision() -> None:
+    """A factor between two numbers of bf16 must scale what goes back to the states as it scales the weight's part."""
+    factor = 1.5 + 2**-8
+    states, weight, bias, labels = inputs(64, torch.bfloat16)
+    plain = torch.autograd.grad(linear_cross_entropy(states, weight, bias, labels)[0], (states, weight))
+    scaled = torch.autograd.grad(factor * linear_cross_entropy(states, weight, bias, labels)[0], (states, weight))
+    for once, more in zip(plain, scaled, strict=True):
+        assert abs((more.double().norm() / once.double().norm()).item() - factor) < 2**-10
 
 
 def test_labels_alone_decide_ties_as_argmax_does() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.pooler import read_pooler
-from trelm_ds.checkpoints.saved_state import SEPARATE_QUERY, open_saved_state
+from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
@@ -92,7 +92,7 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
     """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
     saved = open_saved_state(folder, zero_stage)
-    weights = _with_one_product({name: saved.weight(name) for name in saved.shapes})
+    weights = {name: saved.weight(name) for name in saved.shapes}
     return _with_all_neurons(weights, folder / ROUTING)
 
 
@@ -121,11 +121,3 @@ def _with_all_neurons(weights: dict[str, Tensor], folder: Path) -> dict[str, Ten
 
 def _number(layer: str) -> int:
     return int(layer.split(".")[2])
-
-
-def _with_one_product(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put queries, keys and values together, which the first versions held as three matrices."""
-    for name in [name for name in weights if SEPARATE_QUERY in name]:
-        parts = [weights.pop(name.replace(SEPARATE_QUERY, f".attention.{part}.")) for part in ("query", "key", "value")]
-        weights[name.replace(SEPARATE_QUERY, ".attention.qkv.")] = torch.cat(parts)
-    return weights

@@ -16,7 +16,7 @@ import torch
 
 from trelm_ds import log
 from trelm_ds.checkpoints.manifest import CheckpointInfo
-from trelm_ds.checkpoints.saved_state import SEPARATE_QUERY, WEIGHT, SavedState, open_saved_state
+from trelm_ds.checkpoints.saved_state import WEIGHT, SavedState, open_saved_state
 from trelm_ds.distributed import Ranks, import_deepspeed
 from trelm_ds.engine import base_optimizer, names_in_order, slots_of
 from trelm_ds.errors import UserError
@@ -56,11 +56,6 @@ def _layout(world_size: int, zero_stage: int) -> str:
 def _open(engine: DeepSpeedEngine, checkpoint: Path, zero_stage: int) -> SavedState:
     """Open the saved state and check that names and shapes of all parameters are the model's."""
     saved = open_saved_state(checkpoint, zero_stage, names_in_order(engine))
-    if any(SEPARATE_QUERY in name for name in saved.shapes):
-        raise UserError(
-            f"{checkpoint}: written by an earlier version, with queries, keys and values apart; finish the run with "
-            "that version, or export it and start another --out from there (model.init_from)"
-        )
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()

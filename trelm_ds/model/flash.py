@@ -12,7 +12,7 @@ from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 _FIRST_CAPABILITY = (8, 0)  # of FlashAttention-2
-_LARGEST_HEAD = 256
+_LARGEST_HEAD = 192  # the backward pass of larger ones does not run on every GPU (8.6, 8.9, 12.0)
 
 
 def has_flash_attention(query: Tensor) -> bool:
@@ -166,13 +166,20 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Have ATen take the kernel that adds up in a fixed order: a continued run must equal an undisturbed one."""
+    """Have ATen take the kernel that adds up in a fixed order: a continued run must equal an undisturbed one.
+
+    With `warn_only` ATen would warn, and take the other one.
+    """
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # the kernel writes all that it allocates
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
+        memory.fill_uninitialized_memory = fills
 
 
 # --- Reference ---
