@@ -259,7 +259,7 @@ class OptimizerConfig:
     """steps of linear warm-up"""
     decay_steps: int | None = None
     """schedule wsd: last steps of the run, over which the learning rate falls to 0 by 1 - sqrt (Hägele et al. 2024);
-    0: none, the stable phase alone; default: the last 10%"""
+    0: none, the stable phase alone; default: the last 10%, or what the warm-up leaves"""
     max_grad_norm: float = 1.0
     """gradient clipping; 0 turns it off"""
 

@@ -127,3 +127,8 @@ def test_a_share_out_of_range_is_refused(corpus: Path, tmp_path: Path, share: fl
 def test_a_share_that_holds_out_nothing_is_refused(corpus: Path, tmp_path: Path) -> None:
     message = refused(options(corpus, tmp_path / "ds", held_out=1e-9))
     assert message == "--held-out: 1e-09 holds out no document of this corpus; give a larger share"
+
+
+def test_a_share_that_leaves_nothing_is_refused(corpus: Path, tmp_path: Path) -> None:
+    message = refused(options(corpus, tmp_path / "ds", held_out=1 - 1e-9))
+    assert message == "--held-out: 1 leaves nothing to train on; give a smaller share"

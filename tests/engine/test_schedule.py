@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def test_without_warm_up_without_stable_phase_and_without_decay() -> None:
     assert [wsd(Decay(0, 4), 0)(step) for step in (0, 1, 4)] == [1.0, 0.5, 0.0]
     assert [wsd(Decay(4, 4), 0)(step) for step in (0, 3, 4)] == [1.0, 1.0, 1.0]
     assert [wsd(Decay(2, 4), 2)(step) for step in (0, 1, 2, 4)] == [0.0, 0.5, 1.0, 0.0]
+
+
+def test_the_default_decay_begins_behind_a_long_warm_up() -> None:
+    settings = replace(config(max_steps=40), optimizer=OptimizerConfig(schedule="wsd", warmup_steps=38))
+    assert decay_of(settings) == Decay(38, 40)
 
 
 def test_before_the_decay_the_length_of_the_run_does_not_matter() -> None:

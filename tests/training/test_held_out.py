@@ -178,6 +178,15 @@ def test_a_dataset_without_text_held_out_is_refused(one_rank: Ranks, tiny_datase
     )
 
 
+def test_text_without_a_mask_is_refused(
+    one_rank: Ranks, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a few short sequences may be: their loss would be no number."""
+    monkeypatch.setattr("trelm_ds.training.dataset.MaskingConfig", lambda: MaskingConfig(probability=1e-9))
+    message = refused(plain.config(eval_every=2, eval_sequences=3), dataset, tmp_path / "run", one_rank)
+    assert message == "trainer.eval_sequences: no word of the first 3 held-out ones is masked; use more"
+
+
 def test_damaged_text_is_named(one_rank: Ranks, dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

@@ -348,6 +348,10 @@ class Pipeline:
             counter.add(WordTable.load(artifact.folder / "words"))
         shards = writer.close()
         if not shards:
+            if self.counts["documents held out"]:
+                raise UserError(
+                    f"--held-out: {self.options.held_out:g} leaves nothing to train on; give a smaller share"
+                )
             raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
         if self.options.held_out is not None:
             blocks = (read_block(artifact.folder / HELD_OUT_TEXT) for artifact in sequences)

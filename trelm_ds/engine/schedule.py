@@ -28,7 +28,9 @@ def decay_of(config: Config) -> Decay | None:
     settings, end = config.optimizer, config.trainer.max_steps
     if settings.schedule != "wsd":
         return None
-    steps = max(1, round(end * _DECAYED_SHARE)) if settings.decay_steps is None else settings.decay_steps
+    steps = settings.decay_steps
+    if steps is None:  # behind the warm-up, or the rate would fall from one step to the next
+        steps = max(1, min(round(end * _DECAYED_SHARE), end - settings.warmup_steps))
     return Decay(end - steps, end)
 
 

@@ -9,6 +9,7 @@ import torch
 from trelm_ds.batches import Step, StepDataset
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
+from trelm_ds.errors import UserError
 from trelm_ds.training.component import Component
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.metrics import Window, summary
@@ -44,7 +45,7 @@ class HeldOutLosses(Component):
         weights: of the objectives in the loss, "mlm" first.
 
     Raises:
-        UserError: some rank cannot read the text.
+        UserError: some rank cannot read the text, or none of it is masked.
     """
 
     def __init__(
@@ -61,6 +62,10 @@ class HeldOutLosses(Component):
         self.n_sequences = min(config.trainer.eval_sequences, held_out.order.n_samples)
         self._steps_done = 0
         own = ranks.all_agree(lambda: self._own_parts(held_out))
+        if not ranks.sum(sum(part.targets.get("mlm", 0) for part, counts in own if counts))[0]:
+            raise UserError(
+                f"trainer.eval_sequences: no word of the first {self.n_sequences} held-out ones is masked; use more"
+            )
         self._turns = [_Turn(part, counts, ranks.max(len(part.micro_batches))) for part, counts in own]
 
     def _own_parts(self, held_out: StepDataset) -> list[tuple[Step, bool]]:
