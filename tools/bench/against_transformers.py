@@ -153,12 +153,26 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
     return result
 
 
+def table(result: dict[str, Any]) -> str:
+    """Format the result as Markdown."""
+    lines = [
+        "| layers x width, sequences | valid tokens/s, ours | transformers | times faster | padding of theirs |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in result["cases"].items():
+        rates = f"{case['ours']['valid_tokens_per_s']:,} | {case['transformers']['valid_tokens_per_s']:,}"
+        lines.append(f"| {name} | {rates} | {case['times_faster']} | {100 * case['padding_of_theirs']:.0f}% |")
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    machine = f"{result['device']}, {result['threads']} thread(s), {result['precision']}"
+    return "\n".join([*lines, "", f"{machine}; {versions}; {result['date']}."])
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
     options.add_argument("--rounds", type=int, default=10, help="steps to measure of each")
     options.add_argument("--lengths", choices=("dataset", "full"), default="dataset")
-    options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "against_transformers.json")
+    options.add_argument("--out", type=Path, help="default: docs/benchmarks, and the table in docs/speed.md")
     own, settings = options.parse_known_args()
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
     add_settings(parser)
@@ -168,7 +182,8 @@ def main() -> None:
     found = measure(config, own.data, own.rounds, own.lengths == "full")
     model = config.model
     name = f"{model.num_hidden_layers} x {model.hidden_size}, {own.lengths}, {model.max_position_embeddings} positions"
-    known = json.loads(own.out.read_text())["cases"] if own.out.is_file() else {}
+    out = own.out or ROOT / "docs" / "benchmarks" / "against_transformers.json"
+    known = json.loads(out.read_text())["cases"] if out.is_file() else {}
     result = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU",
         "machine": platform.machine(),
@@ -178,8 +193,13 @@ def main() -> None:
         "precision": config.trainer.precision,
         "cases": known | {name: found},
     }
-    own.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
     print(name, json.dumps(found, indent=1))
+    if own.out is None:
+        page = ROOT / "docs" / "speed.md"
+        before, start, rest = page.read_text().partition("<!-- against-table -->\n")
+        _, end, after = rest.partition("<!-- /against-table -->")
+        page.write_text(f"{before}{start}{table(result)}\n{end}{after}")
 
 
 if __name__ == "__main__":
