@@ -52,8 +52,9 @@ def side_stream(device: torch.device) -> SideStream | None:
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the CPU to `device`, where the copy waits its turn and the host does not.
 
-    From pageable memory the host would wait for all that the GPU has been given to do.
+    From pageable memory the host would wait for all that the GPU has been given to do. A copy to the CPU does wait: the
+    host would read what has not arrived yet.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch._dynamo
 
 from tests.distributed import run_distributed_test
 from tests.logged import warns
 from tests.training.test_pretrain import continued, losses, train, train_then_continue, without_dropout
 from tests.training.test_routing import config as routed_config
-from trelm_ds.config import Config
+from trelm_ds.config import Config, ModelConfig
 from trelm_ds.distributed import Ranks
+from trelm_ds.engine import compile_layers, compiled_graphs
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, Tail
 from trelm_ds.run_folder import read_metrics
 from trelm_ds.training.compiling import Compiling
 
@@ -62,6 +66,26 @@ def test_inductor_continues_exactly(one_rank: Ranks, tiny_dataset: Path, tmp_pat
     train(plain, tiny_dataset, tmp_path / "plain", one_rank)
     train(without_dropout(settings), tiny_dataset, tmp_path / "compiled", one_rank)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+def test_layers_stay_compiled_whatever_kinds_of_batches_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More kinds than torch's own limit, 8, behind which it would run them uncompiled."""
+    monkeypatch.setattr("trelm_ds.engine.compiling.BACKEND", "eager")
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    torch._dynamo.reset()
+    sizes = EncoderConfig.from_settings(
+        ModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16), 30, 0
+    )
+    model = MaskedLanguageModel(sizes)
+    compile_layers(model, 0)
+    before, kinds = compiled_graphs(), 0
+    for lengths, tail in (([4, 4], None), ([4, 3], None), ([4, 4, 2, 2], Tail(2, 4, 2)), ([4, 3, 2, 1], Tail(2, 3, 2))):
+        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        for training, grad in ((True, True), (False, True), (False, False)):
+            kinds += 1
+            with torch.set_grad_enabled(grad):
+                model.train(training).encoder(torch.arange(sum(lengths)), bounds, 4, tail=tail)
+    assert compiled_graphs() - before == kinds > 8
 
 
 def test_ever_more_graphs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import statistics
 import tempfile
@@ -84,6 +85,8 @@ def counted(config: Config, vocabulary: int, sequence: float) -> dict[str, dict[
 
 def measured(config: Config, data: Path, steps: int, ranks: Ranks) -> dict[str, float]:
     """Run one case; return valid tokens per second and the largest memory in GB."""
+    gc.collect()  # the engine of the case before is in reference cycles
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
         trainer = build_run(config, str(data), Path(folder) / "run", ranks, signals)

@@ -6,6 +6,9 @@ from trelm_ds.distributed import import_deepspeed
 from trelm_ds.model import EncoderLayer, MaskedLanguageModel
 
 BACKEND = "inductor"
+# Frozen or not, with a path or none, training or evaluation, documents padded in one group or two: each has a graph.
+# Behind torch's own limit, 8, a layer runs uncompiled from then on, and nobody is told.
+_MOST_GRAPHS = 64
 
 
 def compile_layers(model: MaskedLanguageModel, zero_stage: int) -> None:
@@ -16,7 +19,9 @@ def compile_layers(model: MaskedLanguageModel, zero_stage: int) -> None:
     be compiled with it.
     """
     import torch
+    import torch._dynamo
 
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
     for layer in model.encoder.blocks:
         # Not layer.compile(), which would take DeepSpeed's hooks of the layer into the graph.
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=BACKEND)  # type: ignore[method-assign]
