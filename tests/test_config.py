@@ -30,10 +30,12 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 
 def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:
-    config = read("--optimizer.betas", "[0.8,0.9]", "--tracking.run_name", "x: y", "--masking.whole_word", "false")
+    pairs = ["--optimizer.betas", "[0.8,0.9]", "--masking.probability", "[0.3, 0.15]"]
+    config = read(*pairs, "--tracking.run_name", "x: y", "--masking.whole_word", "false")
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert read("--config", str(tmp_path / "again.yaml")) == config
     assert flatten(config)["optimizer.betas"] == (0.8, 0.9)
+    assert config.masking.probability == (0.3, 0.15)
 
 
 def test_later_files_win_setting_by_setting(tmp_path: Path) -> None:
@@ -168,9 +170,25 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         ),
         (["--optimizer.betas", "[0.9, 0.9999]"], "--optimizer.betas: with routing at most"),
         (["--trainer.max_steps", "5"], "--optimizer.warmup_steps: must be less than trainer.max_steps 5, got 1000"),
+        (["--optimizer.decay_steps", "5"], "decay_steps: goes with optimizer.schedule wsd, got linear; leave it out"),
+        (
+            ["--optimizer.schedule", "wsd", "--trainer.max_steps", "2000", "--optimizer.decay_steps", "1001"],
+            "--optimizer.decay_steps: must be at most trainer.max_steps 2000 - optimizer.warmup_steps 1000, got 1001",
+        ),
+        (["--optimizer.schedule", "wsd", "--optimizer.decay_steps", "-1"], "decay_steps: must not be negative, got -1"),
+        (["--trainer.eval_every", "25"], "--trainer.eval_every: must be a multiple of log_every 10, got 25"),
+        (["--trainer.eval_every", "-10"], "--trainer.eval_every: must not be negative, got -10"),
+        (["--trainer.eval_sequences", "0"], "--trainer.eval_sequences: must be greater than 0, got 0"),
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
         (["--guards.spike_window", "100000000000000000000"], "--guards.spike_window: must be at most 1000000"),
         (["--guards.hang_minutes", "1e300"], "--guards.hang_minutes: must be at most 1000000"),
+        (["--masking.probability", "[0.3, 0]"], "masking.probability: must be greater than 0, or there is nothing"),
+        (["--masking.probability", "[1.5, 0.3]"], "--masking.probability: must lie between 0 and 1, got 1.5"),
+        (["--masking.probability", "[0.3, .nan]"], "--masking.probability: must lie between 0 and 1, got nan"),
+        (
+            ["--masking.probability", "[0.3]"],
+            "--masking.probability: expected float or a pair such as [0.3, 0.15], got '[0.3]'",
+        ),
         (["--masking.random_share", "0.5"], "mask_share + random_share must be at most 1"),
         (["--config", "nowhere.yaml"], "--config: nowhere.yaml does not exist"),
         (["--config"], "--config: needs a file"),

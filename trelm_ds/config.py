@@ -34,7 +34,7 @@ class ModelConfig:
     """longest sequence the model can read, in tokens"""
     hidden_dropout_prob: float = 0.1
     """dropout after embeddings, attention output and feed-forward"""
-    attention_probs_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.0
     """dropout on attention probabilities"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass: less memory, about a third more work"""
@@ -44,8 +44,9 @@ class ModelConfig:
 class MaskingConfig:
     """Masked language modelling: which tokens are predicted and what stands in their place."""
 
-    probability: float = 0.15
-    """share of the tokens to predict"""
+    probability: float | tuple[float, float] = 0.15
+    """share of the tokens to predict; or a pair such as [0.3, 0.15]: of the first step and of the last, linear between
+    them (Yang et al. 2023)"""
     mask_share: float = 0.8
     """share of those shown as the mask token"""
     random_share: float = 0.1
@@ -211,6 +212,12 @@ class RoutingConfig:
     """weight of earlier scores in a moving average; 0: the newest alone decide"""
     start_step: int = 0
     """steps before the first choice, in which all neurons are updated"""
+    compact: bool = False
+    """make parameters of the path's neurons alone: gradients, their exchange and optimizer state shrink to its density.
+    The others are frozen, with weights and moments in a table over the ranks; before the first choice a fixed set of
+    neurons is updated"""
+    placement: Literal["device", "cpu"] = "cpu"
+    """compact: where that table lives"""
 
 
 @dataclass
@@ -245,10 +252,14 @@ class OptimizerConfig:
     """AdamW's epsilon"""
     weight_decay: float = 0.01
     """decoupled weight decay; biases and LayerNorm are left out"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """shape of the decay to 0 after the warm-up"""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """shape of the decay to 0 after the warm-up. wsd (warm-up, stable, decay) stays at the peak until decay_steps
+    before the end, so one stable phase can be continued into runs of several lengths (docs/checkpoints.md)"""
     warmup_steps: int = 1000
     """steps of linear warm-up"""
+    decay_steps: int | None = None
+    """schedule wsd: last steps of the run, over which the learning rate falls to 0 by 1 - sqrt (Hägele et al. 2024);
+    0: none, the stable phase alone; default: the last 10%, or what the warm-up leaves"""
     max_grad_norm: float = 1.0
     """gradient clipping; 0 turns it off"""
 
@@ -264,13 +275,21 @@ class TrainerConfig:
     micro_batch_tokens: int = 16384
     """maximum tokens per forward pass and rank; at least the dataset's max_length; accumulation follows from it"""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights"""
+    """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights;
+    a GPU for bf16 has compute capability 8.0 or newer"""
+    compile: bool = False
+    """compile the encoder's layers (torch.compile, Inductor): the first steps take minutes, the others are faster"""
     ds_config: str = "ds_configs/zero1.json"
     """DeepSpeed file; its "auto" values are filled from this configuration"""
     seed: int = 0
     """seed of the initial weights and of dropout"""
     log_every: int = 10
     """steps between log points (progress bar, MLflow)"""
+    eval_every: int = 0
+    """steps between evaluations on the text of `trelm prepare --held-out`, a multiple of log_every, and one at the end;
+    0: never"""
+    eval_sequences: int = 1024
+    """sequences of that text, always the same ones; all where it has fewer"""
     checkpoint_every: int = 1000
     """steps between checkpoints; one is always written at the end and when the run is stopped"""
     max_minutes: float | None = None

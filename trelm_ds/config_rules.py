@@ -33,6 +33,7 @@ _POSITIVE = (
     "trainer.global_batch_size",
     "trainer.micro_batch_tokens",
     "trainer.log_every",
+    "trainer.eval_sequences",
     "trainer.checkpoint_every",
     "guards.spike_window",
     "trainer.keep_every",
@@ -50,8 +51,10 @@ _NOT_NEGATIVE = (
     "optimizer.lr",
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
+    "optimizer.decay_steps",
     "optimizer.max_grad_norm",
     "trainer.seed",
+    "trainer.eval_every",
     "guards.spike_sigma",
     "guards.max_skipped",
     "guards.hang_minutes",
@@ -60,7 +63,6 @@ _NOT_NEGATIVE = (
 _SHARES = (
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",
-    "masking.probability",
     "masking.mask_share",
     "masking.random_share",
     "selection.quantile",
@@ -95,7 +97,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if value[name] is not None and not value[name] > 0:
             yield name, f"must be greater than 0, got {value[name]}"
     for name in _NOT_NEGATIVE:
-        if not value[name] >= 0:
+        if value[name] is not None and not value[name] >= 0:
             yield name, f"must not be negative, got {value[name]}"
     for name in _SHARES:
         if not 0 <= value[name] <= 1:
@@ -104,8 +106,12 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if value[name] >= 1 << 63:
             yield name, f"must be less than 2^63, got {value[name]}"
     model, masking, trainer, optimizer = config.model, config.masking, config.trainer, config.optimizer
-    if masking.probability == 0:
-        yield "masking.probability", "must be greater than 0, or there is nothing to learn"
+    rates = masking.probability if isinstance(masking.probability, tuple) else (masking.probability,)
+    for rate in rates:
+        if not 0 <= rate <= 1:
+            yield "masking.probability", f"must lie between 0 and 1, got {rate}"
+        elif rate == 0:
+            yield "masking.probability", "must be greater than 0, or there is nothing to learn"
     if masking.mask_share + masking.random_share > 1:
         total = f"{masking.mask_share} + {masking.random_share}"
         yield "masking.random_share", f"mask_share + random_share must be at most 1, got {total}"
@@ -122,6 +128,19 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if optimizer.warmup_steps >= trainer.max_steps and optimizer.schedule != "constant":
         limit = f"trainer.max_steps {trainer.max_steps}"
         yield "optimizer.warmup_steps", f"must be less than {limit}, got {optimizer.warmup_steps}"
+    yield from _decay_problems(config)
+    if trainer.log_every > 0 and trainer.eval_every % trainer.log_every:
+        yield "trainer.eval_every", f"must be a multiple of log_every {trainer.log_every}, got {trainer.eval_every}"
+
+
+def _decay_problems(config: Config) -> Iterator[tuple[str, str]]:
+    optimizer, total = config.optimizer, config.trainer.max_steps
+    steps, warmup = optimizer.decay_steps, optimizer.warmup_steps
+    if steps is not None and optimizer.schedule != "wsd":
+        yield "optimizer.decay_steps", f"goes with optimizer.schedule wsd, got {optimizer.schedule}; leave it out"
+    elif steps is not None and warmup + steps > total:
+        room = f"trainer.max_steps {total} - optimizer.warmup_steps {warmup}"
+        yield "optimizer.decay_steps", f"must be at most {room}, got {steps}"
 
 
 def _knowledge_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -170,6 +189,8 @@ def _routing_problems(config: Config) -> Iterator[tuple[str, str]]:
         return
     if config.cka.decoder == "mention":
         yield "routing.enabled", "must be false with cka.decoder mention, which asks for no fact that a path leads to"
+    if routing.compact and routing.density == 1:
+        yield "routing.compact", "needs routing.density below 1, or there is nothing to leave out"
     if routing.start_step >= config.trainer.max_steps:
         limit = f"trainer.max_steps {config.trainer.max_steps}"
         yield "routing.start_step", f"must be less than {limit}, or no path is ever chosen, got {routing.start_step}"

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from trelm_ds import log
+from trelm_ds.compile_caches import use_local_caches
 from trelm_ds.errors import MAY_PASS, CommonError, RankError, UserError
 from trelm_ds.files import waiting_lock
 from trelm_ds.launched import complete_environment
@@ -168,6 +169,7 @@ def connect() -> Ranks:
     """
     complete_environment()
     log.setup(distributed=True)
+    use_local_caches()  # before DeepSpeed, which looks at Triton's when it is imported
     deepspeed = import_deepspeed()
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():

@@ -114,7 +114,8 @@ def _one_line(message: str, places: Places) -> str:
     text = re.sub(r"Expected an? <class '(\w+)'>\.? Got value: (.*)", r"expected \1, got '\2'", text)
     text = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.? Got value: (.*)", r"expected one of \1, got '\2'", text)
     union = r".*Union subtypes Subtypes: \[(?:<class ')?(\w+)[^\]]*.*Given value: (.*)"
-    text = re.sub(union, r"expected \1 or null, got '\2'", text)
+    other = "null" if "NoneType" in text else "a pair such as [0.3, 0.15]"
+    text = re.sub(union, rf"expected \1 or {other}, got '\2'", text)
     if match and text.startswith("expected tuple"):
         default = flatten(Config()).get(match.group(1)) or (0.25, 0.75)
         text += f"; write it as [{default[0]}, {default[1]}]"

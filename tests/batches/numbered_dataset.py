@@ -39,10 +39,12 @@ def step_dataset(
     tail: str = "wrap",
     budget: int = 120,
     max_corrupted: float = 0.0,
+    masking: MaskingConfig = MaskingConfig(),  # noqa: B008
+    max_steps: int = 1,
 ) -> StepDataset:
     reader = ShardReader(folder)
     order = SampleOrder(reader.block_sizes, 2, 3, batch if tail == "drop" else 1)
-    masker = Masker(MaskingConfig(), INFO, np.ones(INFO.vocab_size, dtype=bool), 2)
+    masker = Masker(masking, INFO, np.ones(INFO.vocab_size, dtype=bool), 2, max_steps)
     substitution = Substitution(reader, 2, max_corrupted)
     return StepDataset(
         reader=reader,

@@ -15,6 +15,7 @@ import torch
 
 from tests.batches.numbered_dataset import sequences, step_dataset, write_numbered
 from trelm_ds.batches import StepDataset, StepLoader
+from trelm_ds.config import MaskingConfig
 from trelm_ds.errors import UserError
 from trelm_ds.model import Batch
 
@@ -103,6 +104,23 @@ def test_drop_ends_an_epoch_after_the_last_whole_batch(dataset: Path) -> None:
         "epoch": 1,
         "position": 16,
     }
+
+
+def test_a_changing_mask_rate_is_the_same_for_any_number_of_ranks_and_workers(dataset: Path) -> None:
+    changing = {"masking": MaskingConfig(probability=(0.8, 0.1)), "max_steps": 5}
+    shares = []
+    for step in (0, 4):
+        (one,) = [sorted(sequences(step_dataset(dataset, **changing)[step].micro_batches))]
+        parts = [step_dataset(dataset, rank, 4, **changing)[step].micro_batches for rank in range(4)]
+        assert sorted(sequence for part in parts for sequence in sequences(part)) == one
+        shares.append(sum(len(labels) for _, _, labels in one) / sum(len(shown) - 2 for _, shown, _ in one))
+    assert shares[0] > 0.7
+    assert shares[1] < 0.2
+    loader = StepLoader(step_dataset(dataset, **changing), 4, 5, workers=1)  # a worker that starts at the last step
+    try:
+        assert sorted(sequences(next(loader).micro_batches)) == one
+    finally:
+        loader.close()
 
 
 def test_a_budget_below_the_longest_sequence_is_refused(dataset: Path) -> None:

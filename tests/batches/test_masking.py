@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trelm_ds.batches import Masker
+from trelm_ds.batches import Masker, mask_rate
 from trelm_ds.config import MaskingConfig
 from trelm_ds.corpus import TokenizerInfo
 
@@ -87,3 +87,33 @@ def test_another_key_gives_another_mask(change: str) -> None:
     other = Masker(MaskingConfig(), INFO, STARTS, seed=6) if change == "seed" else masker()
     _, after = other(tokens, lengths, epochs + (change == "epoch"), ids + (change == "sample"))
     assert len(np.intersect1d(before, after)) < 0.3 * len(before)
+
+
+@pytest.mark.parametrize(
+    ("probability", "steps_done", "max_steps", "rate"),
+    [
+        (0.3, 7, 9, 0.3),
+        ((0.5, 0.25), 0, 5, 0.5),
+        ((0.5, 0.25), 2, 5, 0.375),
+        ((0.5, 0.25), 4, 5, 0.25),  # the last step
+        ((0.5, 0.25), 9, 5, 0.25),
+        ((0.25, 0.5), 1, 3, 0.375),  # it may grow
+        ((0.5, 0.25), 0, 1, 0.5),
+    ],
+)
+def test_the_rate_is_linear_from_the_first_step_to_the_last(
+    probability: float | tuple[float, float], steps_done: int, max_steps: int, rate: float
+) -> None:
+    assert mask_rate(MaskingConfig(probability=probability), steps_done, max_steps) == rate
+
+
+def test_a_step_masks_its_share_and_a_lower_rate_some_of_the_same_words() -> None:
+    tokens, lengths, epochs, ids = packed(4000)
+    falling = Masker(MaskingConfig(probability=(0.3, 0.1)), INFO, STARTS, seed=5, max_steps=101)
+    chosen = {step: falling(tokens, lengths, epochs, ids, step)[1] for step in (0, 50, 100)}
+    ordinary = (tokens > 4).sum()
+    shares = [len(chosen[step]) / ordinary for step in (0, 50, 100)]
+    np.testing.assert_allclose(shares, [0.3, 0.2, 0.1], atol=0.005)
+    assert set(chosen[100]) < set(chosen[50]) < set(chosen[0])
+    middle = masker(probability=0.2)(tokens, lengths, epochs, ids)
+    np.testing.assert_array_equal(middle[1], chosen[50])

@@ -125,6 +125,28 @@ def test_parts_of_a_dataset(tiny_corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_text_is_held_out_and_scored(tiny_corpus: Path, tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
+    """With both schedules, from settings as people write them; evaluated at the end too, where no multiple is."""
+    command = ("prepare", "--source", tiny_corpus / "corpus.jsonl", "--wikidata5m", tiny_corpus / "wikidata5m")
+    command += ("--tokenizer", "train", "--max-length", 32, "--vocab-size", 300, "--workers", 1)
+    prepared = trelm(*command, "--held-out", 0.2, "--out", tmp_path / "data")
+    assert "documents held out" in prepared.stdout, prepared.stderr
+    schedules = tmp_path / "schedules.yaml"
+    schedules.write_text("masking: {probability: [0.4, 0.2]}\noptimizer: {schedule: wsd, decay_steps: 2}\n")
+    common = ("pretrain", "--config", settings, "--config", schedules, "--tracking.enabled", "false")
+    common += ("--trainer.max_steps", 6, "--trainer.eval_every", 4)
+    trained = forked_ranks(2, *common, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert trained.returncode == 0, trained.stderr
+    assert "held-out mlm" in trained.stderr
+    points = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points if "eval_mlm_loss" in point] == [4, 6]
+    assert [round(point["mask_rate"], 6) for point in points] == [0.36, 0.28, 0.2]
+    assert [point["lr"] for point in points] == pytest.approx([5e-5, 1e-4, 1e-4 * (1 - 0.5**0.5)])
+    without = trelm(*common, "--data", tiny_dataset, "--out", tmp_path / "without")
+    assert "has no held-out text; make it with `trelm prepare --held-out 0.005`" in refused(without)
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings: Path, tmp_path: Path) -> None:
     """SIGINT, then the same command again: the same losses as a run that nothing disturbed."""
     common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--tracking.enabled", "false")

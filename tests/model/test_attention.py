@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 
 from trelm_ds.model.attention import Tail, packed_attention, packed_layout
+from trelm_ds.model.flash import has_flash_attention
 
 LENGTHS = [5, 1, 9]
 
@@ -72,43 +72,50 @@ class OnCuda(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "dropout", "packed"),
+    ("dtype", "size", "capability", "packed"),
     [
-        (torch.bfloat16, 0.0, True),
-        (torch.float16, 0.0, True),
-        (torch.float32, 0.0, False),
-        (torch.bfloat16, 0.1, False),
+        (torch.bfloat16, 8, (8, 0), True),
+        (torch.float16, 8, (12, 0), True),
+        (torch.float32, 8, (9, 0), False),
+        (torch.float16, 8, (7, 5), False),
+        (torch.bfloat16, 4, (9, 0), False),
+        (torch.bfloat16, 192, (8, 6), True),
+        (torch.bfloat16, 200, (8, 6), False),
     ],
 )
-def test_flash_attention_reads_packed_tokens(
-    dtype: torch.dtype, dropout: float, packed: bool, monkeypatch: pytest.MonkeyPatch
+def test_flash_attention_where_there_is_one(
+    dtype: torch.dtype, size: int, capability: tuple[int, int], packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its arguments, on a stand-in: the kernel itself needs a GPU."""
-    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    query = torch.zeros(1, 1, size, dtype=dtype)
+    assert not has_flash_attention(query)
+    assert has_flash_attention(query.as_subclass(OnCuda)) == packed
 
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *about: Any) -> torch.Tensor:
-        calls.append(about)
-        return query
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+def test_packed_attention_takes_it_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for the kernel, its reference: only a GPU runs the kernel itself."""
+    monkeypatch.setattr("trelm_ds.model.attention.has_flash_attention", lambda _: True)
     bounds = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
-    parts = [part.as_subclass(OnCuda) for part in tensors(dtype)]
-    packed_attention(*parts, packed_layout(bounds, 9, 15), dropout)
-    if not packed:
-        assert not calls
-    else:
-        (queries, keys, longest_query, longest_key) = calls[0]
-        assert queries is bounds
-        assert keys is bounds
-        assert (longest_query, longest_key) == (9, 9)
+    layout = packed_layout(bounds, 9, 15)
+    torch.testing.assert_close(packed_attention(*tensors(), layout), loop(*tensors(), bounds.tolist()))
+    torch.manual_seed(0)
+    dropped = packed_attention(*tensors(), layout, 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(packed_attention(*tensors(), layout, 0.5), dropped)
+    assert not torch.allclose(packed_attention(*tensors(), layout, 0.5), dropped)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_flash_attention_equals_padded_attention_on_a_gpu() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_flash_attention_equals_padded_attention_on_a_gpu(dropout: float) -> None:
+    """With dropout, on average; values, which are all 1, come out as 1 on average."""
     bounds = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device="cuda")
     exact = [part.cuda() for part in tensors()]
     layout = packed_layout(bounds, 9, 15)
     expected = packed_attention(*exact, layout)
-    actual = packed_attention(*(part.bfloat16() for part in exact), layout).float()
-    torch.testing.assert_close(actual, expected, atol=0.03, rtol=0.03)
+    halves = [part.bfloat16().requires_grad_() for part in exact]
+    passes = torch.stack([packed_attention(*halves, layout, dropout) for _ in range(4000 if dropout else 1)])
+    torch.testing.assert_close(passes.float().mean(0), expected, atol=0.1 if dropout else 0.03, rtol=0.03)
+    first, second = (torch.autograd.grad(passes[0].sum(), halves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))

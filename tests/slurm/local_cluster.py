@@ -60,7 +60,9 @@ class Cluster:
 
         Nodes are not checked unless the variables ask for it: their GPUs are made up, and it takes a while.
         """
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("TRELM_", "SLURM_", "SBATCH_", "OMP_"))}
+        # TRITON_ and TORCHINDUCTOR_: an earlier test's rank in this process has set their caches' folders.
+        other = ("TRELM_", "SLURM_", "SBATCH_", "OMP_", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(other)}
         own = {"SLURM_CONF": f"{self.root}/slurm.conf", "TRELM_VENV": sys.prefix, "TRELM_HEALTH": "0"}
         environment = clean | own | variables
         return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)

@@ -92,6 +92,7 @@ def test_wrong_value_is_one_line(
 ) -> None:
     task = cluster.submit(*array, "-o", tmp_path / "%a", SCRIPT, **site)
     job = cluster.wait(task)
+    until(lambda: all(log.read_text() for log in tmp_path.iterdir()), "the other tasks' lines")
     for log in tmp_path.iterdir():
         text = log.read_text()
         assert message in text

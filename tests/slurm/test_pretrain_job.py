@@ -30,7 +30,7 @@ from tests.slurm.small_run import (
 
 # What a site may set for all jobs: not for the variables that the script hands to its own steps.
 EXPORTED = "--export=PATH,HOME,TRELM_DATA,TRELM_OUT,TRELM_CONFIG,TRELM_ARGS,TRELM_PROCS_PER_NODE,TRELM_VENV," + (
-    "TRELM_HEALTH,TRELM_CHECK_GPUS"
+    "TRELM_HEALTH,TRELM_CHECK_GPUS,SLURM_TMPDIR"
 )
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, on_cpu]
 
@@ -62,7 +62,8 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
     ):
         out, log = tmp_path / f"run-{nodes}", tmp_path / f"log-{nodes}"
         values = site(tiny_dataset, out, config, TRELM_HEALTH="1", TRELM_CHECK_GPUS="0", **more)
-        values |= left_by_an_allocation()
+        values |= left_by_an_allocation() | {"SLURM_TMPDIR": str(local := tmp_path / f"local-{nodes}")}
+        local.mkdir()
         job = cluster.wait(cluster.submit("-N", str(nodes), *options, "-o", log, SCRIPT, **values))
         assert (job["JobState"], job["NumNodes"], job["Restarts"]) == ("COMPLETED", str(nodes), "0"), log.read_text()
         assert f"{nodes} x {2 // nodes} processes" in log.read_text()
@@ -71,6 +72,10 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
         assert all(answer["bus_gbps_all"] > 0 for answer in answers.values())
         assert events(out) == ["start", "end"]
         found[nodes] = losses(out)
+        # What kernels compile to is kept on each node, apart for every process.
+        cached = {str(path.relative_to(local)) for path in local.glob("*/*/*")}
+        ranks = ("n1/rank-0", "n2/rank-0") if nodes == 2 else (f"{job['NodeList']}/rank-{i}" for i in (0, 1))
+        assert cached == {f"trelm-cache-{os.getuid()}/{rank}" for rank in ranks}
     assert len(found[1]) == 12
     assert found[1] == pytest.approx(found[2], rel=1e-6)
     called = (tools / "called").read_text().splitlines()

@@ -16,10 +16,11 @@ from trelm_ds.batches import Step
 from trelm_ds.checkpoints import CheckpointInfo, versions
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
+from trelm_ds.errors import UserError
 from trelm_ds.model import Batch, ModelOutput
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.build import build_run
+from trelm_ds.training.build import build_run, check_precision
 from trelm_ds.training.component import Component
 from trelm_ds.training.guards import Guard
 from trelm_ds.training.journal import Journal
@@ -190,3 +191,15 @@ def test_a_component_of_ones_own_is_called_in_every_step(one_rank: Ranks, tiny_d
         ("manifest",),
         ("end", 2, 0, False),
     ]
+
+
+def test_a_gpu_without_bf16_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match=r"^trainer.precision: bf16 needs .* 8.0 .* Tesla T4 has 7.5; set fp32$"):
+        check_precision("bf16", gpu)
+    check_precision("fp32", gpu)
+    check_precision("bf16", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    check_precision("bf16", gpu)

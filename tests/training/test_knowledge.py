@@ -23,7 +23,7 @@ from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, Ro
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
-from trelm_ds.model import hf_names, injected, load_config
+from trelm_ds.model import hf_shapes, injected, load_config
 from trelm_ds.run_folder import committed, read_metrics
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
@@ -118,7 +118,7 @@ def equals_export(run: Path, folder: Path, logits: np.ndarray, precision: str) -
 
     export(run, folder)
     with safe_open(folder / "model.safetensors", "pt") as weights:
-        assert set(weights.keys()) == set(hf_names(load_config(folder)).values())
+        assert set(weights.keys()) == set(hf_shapes(load_config(folder)))
     model = AutoModelForMaskedLM.from_pretrained(folder)
     ids, bounds, _ = plain.PROBE
     with torch.no_grad():

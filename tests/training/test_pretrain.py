@@ -23,6 +23,7 @@ from trelm_ds.config import (
     CkaConfig,
     Config,
     LoaderConfig,
+    MaskingConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
@@ -88,17 +89,14 @@ def train(config: Config, data: Path, run: Path, ranks: Ranks) -> np.ndarray:
         trainer = build_run(config, str(data), run, ranks, signals)
         assert trainer.train() == 0
     trainer.engine.eval()
-    with torch.no_grad():  # every position is "masked": the head then runs on all of them
+    with torch.no_grad():
         return _all_logits(trainer)
 
 
 def _all_logits(trainer: Trainer) -> np.ndarray:
-    kept = []
-    hook = trainer.engine.module.head.register_forward_hook(lambda _, __, output: kept.append(output))
-    rows = torch.arange(10)
-    trainer.engine(Batch.of_documents(*PROBE)._replace(mlm_positions=rows, mlm_labels=rows))
-    hook.remove()
-    return kept[0].float().numpy()
+    states = trainer.engine(Batch.of_documents(*PROBE)).states
+    logits: np.ndarray = trainer.engine.module.logits(states).float().numpy()
+    return logits
 
 
 def train_then_continue(config: Config, data: Path, run: Path) -> np.ndarray:
@@ -182,6 +180,19 @@ def test_dropout_is_continued_exactly_on_one_rank(one_rank: Ranks, tiny_dataset:
     assert losses(tmp_path / "continued") == losses(run)
     assert [path.name for path in committed(run)] == ["step-00000004", "step-00000002"]
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_changing_mask_rate_is_logged_and_continued_exactly(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    masking = MaskingConfig(probability=(0.6, 0.15))
+    continued(replace(config(), masking=masking), tiny_dataset, tmp_path / "run", one_rank)
+    for run in ("run", "continued"):
+        rates = [point["mask_rate"] for point in read_metrics(tmp_path / run)]
+        np.testing.assert_allclose(rates, [0.6, 0.45, 0.3, 0.15])
+    assert losses(tmp_path / "run") == losses(tmp_path / "continued")
+    with pytest.raises(UserError, match=r"masking.probability \(\[0.6, 0.15\], now 0.15\)"):
+        train(config(), tiny_dataset, tmp_path / "run", one_rank)
 
 
 def test_the_loss_falls(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def write(work: Path, model: Path) -> None:
     }
     for name in PLAN:
         kinds = {kind: read[f"{name}-{kind}"] for kind in ("pretrained", "random") if f"{name}-{kind}" in read}
-        if kinds:
+        if len(kinds) == 2:  # else one of them is being run with a further seed
             result["tasks"][name] = {
                 kind: {"options": of["options"], "scores": of["scores"], "baseline": of["baseline"][of["reported"]]}
                 for kind, of in kinds.items()
@@ -207,7 +207,7 @@ def tables(result: dict[str, Any]) -> str:
     lines = ["| test, percent | pre-trained | random weights | most frequent | seeds |", "|---|---|---|---|---|"]
     for name, metrics in {"typing": ("micro_f1", "macro_f1"), "relation": ("micro_f1", "macro_f1")}.items():
         kinds = result["tasks"].get(name, {})
-        for metric in metrics if "random" in kinds else ():
+        for metric in metrics if kinds else ():
             pretrained, random = (kinds[kind]["scores"][metric] for kind in ("pretrained", "random"))
             cells = [percent(pretrained), percent(random), f"{100 * kinds['random']['baseline'][metric]:.1f}"]
             lines.append(f"| {name}, {metric.replace('_', ' ')} | {' | '.join(cells)} | {len(random['values'])} |")

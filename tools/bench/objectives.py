@@ -72,12 +72,14 @@ class Timed:
         self.steps: list[float] = []
         self.reading: list[float] = []
         self.tokens: list[int] = []
+        self.sequence_tokens: list[int] = []  # without queries
 
     def __next__(self) -> Any:
         begun = time.perf_counter()
         read = next(self._loader)
         self.reading.append(time.perf_counter() - begun)
         self.tokens.append(sum(len(batch.input_ids) for batch in read.micro_batches))
+        self.sequence_tokens.append(sum(int(batch.cu_seqlens[batch.n_sequences]) for batch in read.micro_batches))
         return read
 
     def step(self) -> None:

@@ -3,8 +3,8 @@
 python tools/bench/step.py --data DATASET [--config trelm_ds/recipes/sizes/base.yaml] [--rounds 5] \
     [--out docs/benchmarks/step.json] [--trainer.global_batch_size 32 ...]
 
-All models are in one process and take turns, step by step. Attribution is timed in separate steps and spread over
-routing.refresh_every steps.
+All models are in one process, or with torchrun in as many as it starts, and take turns, step by step. Attribution is
+timed in separate steps and spread over routing.refresh_every steps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flops import training_flops
 from jsonargparse import ArgumentParser
 from objectives import Timed
 
@@ -38,7 +39,7 @@ WARM_UP = 2  # first steps of each, not counted
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """Build the dense and both routed configs.
+    """Build the dense config and the routed ones, lazy and compact.
 
     Paths are refreshed once, during warm-up, with all facts, because a small sample may hold none.
     """
@@ -47,6 +48,8 @@ def variants(config: Config) -> dict[str, Config]:
         "dense": replace(config, routing=replace(config.routing, enabled=False)),
         "routed, all": replace(config, routing=replace(once, trainable="all")),
         "routed, ffn_only": replace(config, routing=replace(once, trainable="ffn_only")),
+        "compact, all": replace(config, routing=replace(once, trainable="all", compact=True)),
+        "compact, ffn_only": replace(config, routing=replace(once, trainable="ffn_only", compact=True)),
         "refreshed in every step": replace(config, routing=replace(once, trainable="all", refresh_every=1)),
     }
 
@@ -83,14 +86,12 @@ def predicted(config: Config, sequence: float, vocabulary: int) -> dict[str, flo
         sequence: number of tokens that a token attends to.
         vocabulary: vocabulary size V.
     """
-    model = config.model
-    size, neurons, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
-    memory, projections, scores = 4 * size * neurons, 8 * size * size, 4 * sequence * size
-    head = config.masking.probability * (2 * size * size + 2 * size * vocabulary)
-    dense = 3 * (layers * (memory + projections + scores) + head)  # scores have no weights but two inputs each
-    routed = dense - (1 - config.routing.density) * layers * memory
-    frozen = routed - layers * projections - head - (projections + 2 * scores) - memory / 2  # backward ends in layer 0
-    return {"routed, all": routed / dense, "routed, ffn_only": frozen / dense}
+    dense = training_flops(config, sequence, vocabulary)
+    return {
+        f"{kind}, {trainable}": training_flops(config, sequence, vocabulary, config.routing.density, trainable) / dense
+        for kind in ("routed", "compact")
+        for trainable in ("all", "ffn_only")
+    }
 
 
 def main() -> None:
@@ -109,7 +110,7 @@ def main() -> None:
     model = predicted(config, manifest.n_tokens / manifest.n_sequences, manifest.tokenizer["vocab_size"])
     dense, every = steps["dense"], config.routing.refresh_every
     rows: dict[str, dict[str, Any]] = {"dense": {"step_ms": round(1000 * dense, 2), "relative": 1.0}}
-    for name in ("routed, all", "routed, ffn_only"):
+    for name in model:
         rows[name] = {
             "step_ms": round(1000 * steps[name], 2),
             "relative": round(steps[name] / dense, 3),
@@ -120,6 +121,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU",
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "ranks": int(os.environ.get("WORLD_SIZE") or 1),
         "versions": {name: version(name) for name in ("torch", "deepspeed", "triton")},
         "date": datetime.date.today().isoformat(),
         "model": f"{config.model.num_hidden_layers} layers x {config.model.hidden_size}",
@@ -132,6 +134,8 @@ def main() -> None:
         "attribution_share": round(refresh / every / dense, 4),
         "steps": rows,
     }
+    if int(os.environ.get("RANK") or 0):
+        return
     own.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"attribution: {result['attribution_ms']} ms, {100 * result['attribution_share']:.2f}% of dense steps")
     print("| step | ms | relative | with attribution | predicted by FLOPs |\n|---|---|---|---|---|")

@@ -4,7 +4,8 @@ from trelm_ds.batches.annotator import Annotator
 from trelm_ds.batches.collator import BatchPart, Collator, Sequences, SideDocuments
 from trelm_ds.batches.knowledge_index import KNOWLEDGE_FILES, KnowledgeIndex
 from trelm_ds.batches.loader import Step, StepDataset, StepLoader
-from trelm_ds.batches.masking import Masker
+from trelm_ds.batches.masking import Masker, mask_rate
+from trelm_ds.batches.prefetch import DevicePrefetcher
 from trelm_ds.batches.step_reader import StepReader
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Annotator",
     "BatchPart",
     "Collator",
+    "DevicePrefetcher",
     "KnowledgeIndex",
     "Masker",
     "Sequences",
@@ -20,4 +22,5 @@ __all__ = [
     "StepDataset",
     "StepLoader",
     "StepReader",
+    "mask_rate",
 ]

@@ -121,16 +121,24 @@ class StepDataset(Dataset[Step | UserError]):
     def __getitem__(self, step: int) -> Step | UserError:
         """Build this rank's part of a step; return a `UserError`, since raising in a worker would bury its message."""
         try:
-            epochs, ids = self.order.samples(step * self._global, self._global)
-            mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
-            batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
-            for rows in mine:
-                batch, counted = self._build(epochs[rows], ids[rows])
-                batches.append(batch)
-                counts.update(counted)
-                targets.update(batch.targets)
+            return self.build(step * self._global, self._global, step)
         except UserError as error:
             return error
+
+    def build(self, start: int, count: int, step: int) -> Step:
+        """Build this rank's part of the samples at the run's positions [start, start + count), as those of a step.
+
+        Raises:
+            UserError: too much of the dataset is damaged.
+        """
+        epochs, ids = self.order.samples(start, count)
+        mine = pack(self.reader.lengths[ids], self._world, self._budget)[self._rank]
+        batches, counts, targets = list[Batch](), Counter[str](), Counter[str]()
+        for rows in mine:
+            batch, counted = self._build(epochs[rows], ids[rows], step)
+            batches.append(batch)
+            counts.update(counted)
+            targets.update(batch.targets)
         batches, memory_rows, vector_rows = number_rows(batches)
         negatives = np.zeros(0, dtype=np.int64) if self.annotator is None else self.annotator.negatives(step)
         return Step(
@@ -143,14 +151,14 @@ class StepDataset(Dataset[Step | UserError]):
             targets=dict(targets),
         )
 
-    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray) -> tuple[Batch, dict[str, int]]:
+    def _build(self, epochs: np.ndarray, sample_ids: np.ndarray, step: int) -> tuple[Batch, dict[str, int]]:
         """Read, mask and pack the samples of a micro-batch; return it, and what was counted."""
         readable = self.substitution.readable(epochs, sample_ids)
         tokens_of = self.reader.tokens(readable)
         lengths = np.array([len(tokens) for tokens in tokens_of])
         tokens = np.concatenate(tokens_of).astype(np.int64)
         # A substitute is masked by the key of the sample whose place it takes.
-        input_ids, positions = self._masker(tokens, lengths, epochs, sample_ids)
+        input_ids, positions = self._masker(tokens, lengths, epochs, sample_ids, step)
         mentions, blocks, places = self.reader.mentions(readable) if self._collators else _NO_MENTIONS
         sequences = Sequences(
             tokens=tokens,

@@ -12,6 +12,17 @@ from trelm_ds.corpus import TokenizerInfo
 from trelm_ds.keyed_random import Stream, keyed_bits, keyed_uniform
 
 
+def mask_rate(config: MaskingConfig, steps_done: int, max_steps: int) -> float:
+    """Return the share of tokens that the step after `steps_done` predicts; the last of `max_steps` has the pair's end.
+
+    A word is masked where its draw lies below the rate, so a lower rate masks some of the words that a higher one does.
+    """
+    if not isinstance(config.probability, tuple):
+        return config.probability
+    first, last = config.probability
+    return first + (last - first) * min(1.0, steps_done / max(1, max_steps - 1))
+
+
 @dataclass(frozen=True)
 class Masker:
     """BERT's masking, every draw keyed by (seed, epoch, sample id, place): the same on any rank.
@@ -19,12 +30,14 @@ class Masker:
     Args:
         config: shares.
         word_starts: bool [V], whether a token begins a word.
+        max_steps: optimizer steps of the run, over which the rate may change.
     """
 
     config: MaskingConfig
     info: TokenizerInfo
     word_starts: np.ndarray
     seed: int
+    max_steps: int = 1
 
     @cached_property
     def _ordinary(self) -> np.ndarray:
@@ -45,7 +58,7 @@ class Masker:
         return keyed_uniform(place, after=keyed_bits(self.seed, stream, epochs, sample_ids)[owner])
 
     def __call__(
-        self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
+        self, tokens: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray, steps_done: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose tokens and replace them.
 
@@ -53,6 +66,7 @@ class Masker:
             tokens: int64 [T], packed.
             lengths: int [B], tokens of each sequence.
             epochs, sample_ids: int [B].
+            steps_done: before the step that they are read for; it decides the rate.
 
         Returns:
             the tokens with masks in place [T], and the chosen rows [M] in ascending order.
@@ -64,7 +78,8 @@ class Masker:
         begins = self.word_starts[tokens] | special | (place <= 1) if self.config.whole_word else np.ones_like(special)
         first = np.flatnonzero(begins)  # of each word: one draw for all of its tokens
         draw = self._draw(Stream.MASKED_WORD, epochs, sample_ids, owner[first], place[first])
-        chosen_words = np.repeat(draw < self.config.probability, np.diff(first, append=len(tokens)))
+        rate = mask_rate(self.config, steps_done, self.max_steps)
+        chosen_words = np.repeat(draw < rate, np.diff(first, append=len(tokens)))
         chosen = np.flatnonzero(chosen_words & ~special)
 
         kind = self._draw(Stream.MASK_KIND, epochs, sample_ids, owner[chosen], place[chosen])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -12,8 +13,12 @@ from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.pooler import read_pooler
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
+from trelm_ds.knowledge.tables import ShardedTable
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
+from trelm_ds.routing import first_neurons, read_paths
 from trelm_ds.run_folder import MANIFEST
+
+ROUTING, PATHS, NEURONS = "routing", "paths.safetensors", "neurons"  # in a checkpoint, of `training.routing`
 
 
 class OpenedModel(NamedTuple):
@@ -87,4 +92,32 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
 def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
     """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
     saved = open_saved_state(folder, zero_stage)
-    return {name: saved.weight(name) for name in saved.shapes}
+    weights = {name: saved.weight(name) for name in saved.shapes}
+    return _with_all_neurons(weights, folder / ROUTING)
+
+
+def _with_all_neurons(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Put the neurons on the path, which compact routing has as parameters, among the others of its table."""
+    if not any(folder.glob(f"{NEURONS}-*")):
+        return weights
+    layers = sorted({name.rsplit(".", 1)[0] for name in weights if name.endswith(".feed_forward.keys")}, key=_number)
+    chosen, size = weights[f"{layers[-1]}.keys"].shape
+    routed = [layer for layer in layers if len(weights[f"{layer}.keys"]) == chosen]
+    shards = list(ShardedTable.saved(folder, NEURONS, 2 * size + 1))
+    table = torch.empty(sum(len(rows) for _, rows in shards), 2 * size + 1)
+    for place, rows in shards:
+        table[place] = rows
+    neurons = len(table) // len(routed)
+    paths = first_neurons(neurons, chosen).expand(len(routed), -1)
+    if (folder / PATHS).is_file():  # else of a run before its first choice
+        paths = read_paths(folder)["path"]
+    for layer, rows, path in zip(routed, table.split(neurons), paths, strict=True):
+        parts = rows.split([size, 1, size], dim=1)
+        for name, part in zip(("keys", "key_bias", "values"), parts, strict=True):
+            whole = part.reshape(neurons, *weights[f"{layer}.{name}"].shape[1:]).clone()
+            weights[f"{layer}.{name}"] = whole.index_copy(0, path, weights[f"{layer}.{name}"])
+    return weights
+
+
+def _number(layer: str) -> int:
+    return int(layer.split(".")[2])

@@ -38,6 +38,7 @@ class CheckpointInfo:
         files: path within the checkpoint -> [bytes, sha256].
         versions: version of each library that wrote it.
         guard: recent losses and skipped steps, as `Guard.manifest` returns them.
+        decay: under schedule wsd, steps done when the learning rate's decay begins and ends in the run that wrote it.
         mlflow: key of the run in MLflow, used where the run folder has lost its spool.
     """
 
@@ -49,6 +50,7 @@ class CheckpointInfo:
     files: dict[str, list[Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
+    decay: list[int] | None = None
     mlflow: str = ""
     schema: int = SCHEMA
 

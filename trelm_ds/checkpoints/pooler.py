@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from trelm_ds.checkpoints.saver import Captured
+from trelm_ds.checkpoints.pending_save import Captured
 from trelm_ds.model import EncoderConfig, Pooler
 
 _FILE = "pooler.safetensors"

@@ -7,6 +7,7 @@ from typing import Any
 
 from trelm_ds.checkpoints.manifest import CheckpointInfo, last_good, read_verified
 from trelm_ds.config import Config, flatten
+from trelm_ds.engine import Decay, decay_of
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import Stream
 from trelm_ds.model import EncoderConfig
@@ -15,8 +16,8 @@ from trelm_ds.run_folder import checkpoints_folder, committed
 # Sections of which a continuation may change some settings: those that it may not are named one by one.
 _OTHERWISE = ("model", "loader", "trainer", "guards", "tracking")
 # These may change: a file's vectors are in the checkpoint, and for importance it matters which scores are used
-# ("importance" in `dataset`), not how they were asked for.
-_FREE = ("injection.file", "selection.importance")
+# ("importance" in `dataset`), not how they were asked for. Where a decay may begin is checked by `check_decay`.
+_FREE = ("injection.file", "selection.importance", "optimizer.decay_steps")
 _DRAWS = "routing.draws"  # by which random stream routed facts are drawn; the first versions shared one
 
 
@@ -105,6 +106,32 @@ def _check_identity(path: Path, info: CheckpointInfo, identity: dict[str, Any]) 
                 )
             change = _change(name, before, value)
             raise UserError(f"{path}: made with another {change}; use the former, or another --out")
+
+
+def check_decay(path: Path, info: CheckpointInfo, config: Config) -> None:
+    """Check that the steps before a checkpoint had the learning rates that schedule wsd now gives them.
+
+    Another `trainer.max_steps` or `optimizer.decay_steps` is welcome as long as neither the decay of the run that wrote
+    the checkpoint nor that of this one had begun: a decay is not taken back.
+
+    Raises:
+        UserError: one had; names the setting to change.
+    """
+    now, before = decay_of(config), None if info.decay is None else Decay(*info.decay)
+    if now is None or before is None or now == before:
+        return
+    if info.step > before.begin:
+        length = before.end - before.begin
+        raise UserError(
+            f"optimizer.decay_steps: {path} lies within a decay from step {before.begin} to {before.end}; finish it "
+            f"with trainer.max_steps {before.end} and optimizer.decay_steps {length}, or start another --out with "
+            f"trainer.resume at a checkpoint up to step {before.begin}"
+        )
+    if info.step > now.begin:
+        raise UserError(
+            f"optimizer.decay_steps: the decay would begin at step {now.begin}, {path} is of step {info.step}; set at "
+            f"most {max(0, now.end - info.step)}, or trainer.max_steps to at least {info.step + now.end - now.begin}"
+        )
 
 
 def _change(name: str, before: object, now: object) -> str:

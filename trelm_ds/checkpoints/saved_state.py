@@ -19,6 +19,8 @@ from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 
 _ZERO3_MODEL = "zero_pp_rank_{}_mp_rank_00_model_states.pt"
+# Checkpoints from when queries, keys and values had a matrix each have three parameters in the place of one.
+_JOINED, _QUERY = ".attention.qkv.", ".attention.query."
 WEIGHT = "weight"  # key of the fp32 weight, beside the optimizer's own keys (exp_avg, ...)
 
 
@@ -71,6 +73,20 @@ class SavedState:
         if "step" in state:
             self.steps[name] = float(state["step"])
 
+    def join(self, parts: Sequence[str], whole: str) -> None:
+        """Make one parameter of several, one after another along their first dimension."""
+        shapes = [self.shapes.pop(part) for part in parts]
+        steps = [self.steps.pop(part) for part in parts if part in self.steps]
+        start, fragments = 0, list[Fragment]()
+        for part, shape in zip(parts, shapes, strict=True):
+            moved = self.fragments.pop(part)
+            fragments += [fragment._replace(start=fragment.start + start) for fragment in moved]
+            start += torch.Size(shape).numel()
+        self.shapes[whole] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        self.fragments[whole] = fragments
+        if steps:
+            self.steps[whole] = max(steps)
+
     def state_dtypes(self, name: str) -> dict[str, torch.dtype]:
         """Return the keys and dtypes of the optimizer's per-element state of a parameter."""
         return {key: tensor.dtype for key, tensor in self.fragments[name][0].tensors.items() if key != WEIGHT}
@@ -106,12 +122,15 @@ def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = (
     import_deepspeed()  # the pickles refer to its classes
     read = {0: _read_zero0, 1: _read_zero12, 2: _read_zero12, 3: _read_zero3}[zero_stage]
     try:
-        return read(checkpoint, names)
+        saved = read(checkpoint, names)
     except OSError as error:
         raise UserError(
             f"{checkpoint}: cannot be read ({error}); here every rank needs the files of all ranks that saved it, so "
             "the folder has to be shared by all nodes"
         ) from None
+    for name in [name for name in saved.shapes if _QUERY in name]:
+        saved.join(_apart(name.replace(_QUERY, _JOINED)), name.replace(_QUERY, _JOINED))
+    return saved
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -127,6 +146,11 @@ def _load(path: Path) -> dict[str, Any]:
 def _with_todays_names(by_name: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the decoder "product" of checkpoints from when it was not an objective's."""
     return {re.sub(r"^decoder\.", "objectives.cka.decoder.", name): value for name, value in by_name.items()}
+
+
+def _apart(name: str) -> list[str]:
+    """Name the parameters that were in the place of one."""
+    return [name.replace(_JOINED, f".attention.{part}.") for part in ("query", "key", "value")]
 
 
 def _common(model_states: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +180,8 @@ def _read_zero0(checkpoint: Path, names: Sequence[str]) -> SavedState:
     inner = optimizer.get("optimizer_state_dict", optimizer)  # bf16 wraps it, with fp32 master weights beside it
     masters = [master for group in optimizer.get("fp32_groups", ()) for master in group]
     saved.groups = _groups(inner)
+    if any(_QUERY in name for name in module):
+        names = [each for name in names for each in (_apart(name) if _JOINED in name else [name])]
     for index, name in enumerate(names):
         weight = masters[index] if masters else module[name]
         saved.add(name, weight.numel(), weight, inner["state"].get(index, {}))

@@ -2,7 +2,8 @@
 
 A save passes through these states on disk; a kill at any point leaves the previous checkpoint as it was:
 
-1. `.step-N.partial/`: every rank writes and fsyncs its files there, on a thread, while the next step computes.
+1. `.step-N.partial/`: every rank writes and fsyncs its files there, on a thread, while the next step computes. From a
+   GPU they are copied on a stream of their own, through pinned memory.
 2. `.step-N.partial/manifest.json`: once all ranks have succeeded, rank 0 records the size and hash of every file.
 3. `step-N/`: the rename commits the checkpoint. Readers accept only folders of this name that hold a manifest.
 4. `latest.json` names it, and old checkpoints are removed.
@@ -12,45 +13,28 @@ A save that fails costs a warning and its partial folder; training goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trelm_ds import faults, log
 from trelm_ds.checkpoints.manifest import CheckpointInfo, versions
+from trelm_ds.checkpoints.pending_save import Captured, FileDigests, PendingSave, fsync_and_hash, one_line, tensors_of
 from trelm_ds.config import TrainerConfig
 from trelm_ds.engine import clear_padding
-from trelm_ds.files import fsync_path, sha256_of, write_atomically
+from trelm_ds.files import fsync_path, write_atomically
 from trelm_ds.run_folder import MANIFEST, POINTER, checkpoints_folder, committed, named_folders, step_of
+from trelm_ds.streams import side_stream
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from trelm_ds.distributed import Ranks
 
-FileDigests = dict[str, list[Any]]  # path within the checkpoint -> [bytes, sha256]
 _FREE_SPACE_FACTOR = 1.05  # times the checkpoint's size that must be free before a save begins
-
-
-class Captured(NamedTuple):
-    """The state of one part of the run at the time of a save.
-
-    Attributes:
-        size: bytes that this rank will write.
-        write: writes them into the checkpoint's folder and returns the paths of the files. Called on the writer
-            thread, while the next step's forward and backward passes run.
-    """
-
-    size: int
-    write: Callable[[Path], Iterable[Path]]
 
 
 class Saveable(Protocol):
@@ -88,7 +72,8 @@ class Saver:
     ) -> None:
         self._engine, self._folder, self._tokenizer = engine, checkpoints_folder(run), tokenizer
         self._run, self._settings, self._ranks, self._parts = run, settings, ranks, parts
-        self._pending: _PendingSave | None = None
+        self._side = side_stream(ranks.device)
+        self._pending: PendingSave | None = None
         self.pause_s = 0.0
         self.failed: str | None = None
 
@@ -108,7 +93,7 @@ class Saver:
             self._discard(partial, info.step, problem)
         else:
             faults.reach("save-started")
-            self._pending = _PendingSave(partial, info, files, parts, self._ranks.device)
+            self._pending = PendingSave(partial, info, files, parts, self._side)
         self.pause_s += time.monotonic() - started
         if not self._settings.async_checkpoints:
             self.settle()
@@ -120,6 +105,8 @@ class Saver:
             return
         started = time.monotonic()
         digests, problem = pending.wait()
+        if self._side is not None:  # a thread that failed may have left a copy under way
+            self._side.main_waits(self._side.side_reached())
         digests_by_rank, problems = zip(*self._ranks.gather((digests, problem)), strict=True)
         problem = next(filter(None, problems), None)
         if problem is None:  # the same on all ranks, so all of them take the same branch
@@ -172,7 +159,7 @@ class Saver:
         # The ranks hashed and fsynced their own files while writing them. The rest, the tokenizer, is done here, so
         # that everything the manifest lists is on disk before the manifest is.
         rest = [path for path in partial.rglob("*") if path.is_file() and str(path.relative_to(partial)) not in digests]
-        info.files = dict(sorted((digests | _fsync_and_hash(partial, rest)).items()))
+        info.files = dict(sorted((digests | fsync_and_hash(partial, rest)).items()))
         info.versions = versions()
         faults.reach("commit-before-manifest")
         # The manifest, atomic and fsynced, comes before the rename: a folder with a checkpoint's name that has one is
@@ -199,7 +186,7 @@ class Saver:
                     _remove(path)
             prune(self._run, self._settings.keep_checkpoints, self._settings.keep_every)
         except OSError as error:  # the new checkpoint is committed all the same
-            log.warning_once(f"{self._folder}: old checkpoints not removed: {_one_line(error)}")
+            log.warning_once(f"{self._folder}: old checkpoints not removed: {one_line(error)}")
 
     def _first_problem(self, call: Callable[[], None]) -> str | None:
         """Run `call` on every rank and return, on all of them, what failed on the first rank where it failed."""
@@ -207,7 +194,7 @@ class Saver:
         try:
             call()
         except (OSError, shutil.Error) as error:
-            problem = _one_line(error)
+            problem = one_line(error)
         return next(filter(None, self._ranks.gather(problem)), None)
 
     def _discard(self, partial: Path, step: int, problem: str) -> None:
@@ -217,79 +204,6 @@ class Saver:
             shutil.rmtree(partial, ignore_errors=True)
             log.warning(f"{self.failed}; training goes on, earlier checkpoints are untouched")
         self._ranks.barrier()  # no rank may begin the next save while rank 0 still deletes
-
-
-class _PendingSave:
-    """This rank's files of one save, being written by a thread."""
-
-    def __init__(
-        self, folder: Path, info: CheckpointInfo, files: dict[Path, Any], parts: list[Captured], device: torch.device
-    ) -> None:
-        self.folder, self.info = folder, info
-        self._files, self._parts, self._device = files, parts, device
-        self._digests: FileDigests = {}
-        self._problem: str | None = None
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the thread copies on a stream of its own, unordered with the step's
-        self._thread = Thread(target=self._write, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def _write(self) -> None:
-        try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            self.folder.mkdir(parents=True, exist_ok=True)  # another node may not see rank 0's folder yet
-            for path, state in self._files.items():
-                if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state)):
-                    raise ValueError(
-                        f"{path.name}: weights or moments are not finite; another run needs a lower optimizer.lr"
-                    )
-                with path.open("wb") as stream:
-                    hashing = _HashingStream(stream)
-                    try:
-                        torch.save(state, hashing)  # type: ignore[arg-type]  # it calls write and flush only
-                    except RuntimeError as error:
-                        raise hashing.failed or error from None
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                self._digests[path.name] = [hashing.size, hashing.hexdigest()]
-            faults.reach("save-between-files")
-            for part in self._parts:
-                self._digests |= _fsync_and_hash(self.folder, part.write(self.folder))
-            fsync_path(self.folder)  # the files' names, after their contents
-            faults.reach("save-written")
-        except Exception as error:  # whatever failed, training goes on
-            self._problem = _one_line(error)
-        self._files, self._parts = {}, []  # free the captured state
-
-    def wait(self) -> tuple[FileDigests, str | None]:
-        """Wait for the thread; return the digests of the files it wrote, and what went wrong."""
-        self._thread.join()
-        return self._digests, self._problem
-
-
-class _HashingStream:
-    """A stream that hashes and counts the bytes written through it, so that files need not be read again."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._hash, self.size = stream, hashlib.sha256(), 0
-        self.failed: OSError | None = None  # the writer's own error says nothing of a full disk or a file too large
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self.size += len(data)
-        faults.reach("save-mid-file")
-        try:
-            return self._stream.write(data)
-        except OSError as error:
-            self.failed = error
-            raise
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
 
 
 def _engine_state(engine: DeepSpeedEngine, folder: Path) -> dict[Path, Any]:
@@ -353,36 +267,7 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def _fsync_and_hash(folder: Path, files: Iterable[Path]) -> FileDigests:
-    """Fsync files below `folder` and the folders they are in; return their sizes and hashes."""
-    digests: FileDigests = {}
-    folders = {folder}
-    for path in files:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        digests[str(path.relative_to(folder))] = [path.stat().st_size, sha256_of(path)]
-        folders.update(parent for parent in path.parents if folder in parent.parents)
-    for each in folders:
-        fsync_path(each)
-    return digests
-
-
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    """Yield all tensors in nested containers."""
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, dict | list | tuple):
-        for item in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(item)
-
-
 def _tensor_bytes(state: Any) -> int:
     """Sum the bytes of all tensors in nested containers, counting each storage once."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(state))
+    storages = (tensor.untyped_storage() for tensor in tensors_of(state))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list) and error.args[0]:
-        error = OSError(error.args[0][0][-1])  # of (from, to, reason) for each file
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -54,6 +54,12 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
         "--hold-out-seed, or a file of Qh<TAB>Pr<TAB>Qt lines; the text stays as it is",
     )
     content.add_argument("--hold-out-seed", type=int, metavar="N", help="which share is held out (default: 0)")
+    content.add_argument(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="keep a share of the documents such as 0.005 out of training, for trainer.eval_every",
+    )
     content.add_argument("--license", help="license of the text, for the data card")
     content.add_argument("--shard-mb", type=int, help="size of a tar shard in MB")
     work = parser.add_argument_group("parallelism (does not change the result)")

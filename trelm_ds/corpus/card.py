@@ -9,7 +9,7 @@ import numpy as np
 
 from trelm_ds.corpus.graph_stage import DERIVABLE, HELD_OUT
 from trelm_ds.corpus.options import HOLD_OUT_SETTINGS
-from trelm_ds.shards import CARD, HELD_OUT_FACTS, Manifest
+from trelm_ds.shards import CARD, HELD_OUT_FACTS, HELD_OUT_TEXT, Manifest
 
 _LISTED = 20  # templates that are listed by name
 _FREQUENCY, _LENGTHS = "frequency.png", "lengths.png"
@@ -50,6 +50,7 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray, left
         "## From source to sequence",
         "",
         *_table(("what", "number"), ((name, f"{value:,}") for name, value in manifest.counts.items())),
+        *_about_held_out_text(manifest),
         *_about_held_out(manifest),
         *_about_templates(left_out),
         "## Shape",
@@ -62,6 +63,19 @@ def write_card(folder: Path, manifest: Manifest, entity_counts: np.ndarray, left
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _about_held_out_text(manifest: Manifest) -> list[str]:
+    if "held_out" not in manifest.request:
+        return []
+    return [
+        "## Text held out",
+        "",
+        f"{manifest.counts['documents held out']:,} documents, {manifest.counts['sequences held out']:,} sequences, "
+        f"are in `{HELD_OUT_TEXT}/` and in no shard beside it. Frequencies of entities, words and tokens, and a "
+        "tokenizer that was trained here, are without them.",
+        "",
+    ]
 
 
 def _about_held_out(manifest: Manifest) -> list[str]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trelm_ds.corpus.artifacts import Artifact, find, make, obtain
 from trelm_ds.corpus.documents import Document, Mention
 from trelm_ds.corpus.extract import read_documents, read_titles
+from trelm_ds.corpus.held_out_text import without_held_out
 from trelm_ds.corpus.linking import Linker, LinkingOptions
 from trelm_ds.corpus.sequences import Unit, sequences_of
 from trelm_ds.corpus.titles import TitleTable, count_link
 from trelm_ds.corpus.tokenizer import TokenizerInfo, load_core
 from trelm_ds.corpus.words import WordCounter, WordTable, words_of
-from trelm_ds.shards import Block, Sequence
+from trelm_ds.shards import HELD_OUT_TEXT, Block, Sequence
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _GROUP = 4096  # sequences whose words are counted at a time
 
@@ -35,6 +40,7 @@ class EncodeTask:
         max_length, unit: see `sequences_of`.
         linker: folder of the linker's dictionary; None adds no mentions.
         minimum_rho: the linker's pruning threshold.
+        held_out: share of the documents to hold out; None for none.
         folder, key: the artifact to make.
     """
 
@@ -47,6 +53,7 @@ class EncodeTask:
     unit: Unit
     linker: Path | None
     minimum_rho: float
+    held_out: float | None
     folder: Path
     key: str
 
@@ -55,7 +62,7 @@ def encode(task: EncodeTask) -> Artifact:
     """Find or make a chunk's artifact.
 
     It holds the arrays of a `Block`, `entities.npy` int64 [E, 2] (QID number, mentions), the word table `words/`, and
-    counts in its notes.
+    counts in its notes; with text held out, the arrays of its `Block` in a folder of their own.
     """
     if found := find(task.folder, task.key):
         return found
@@ -66,11 +73,18 @@ def encode(task: EncodeTask) -> Artifact:
             linker = Linker(task.linker, LinkingOptions(minimum_rho=task.minimum_rho))
             documents = _with_links(documents, linker, counts)
         core = load_core(task.tokenizer)
-        made = sequences_of(documents, core, task.info, task.max_length, counts, task.unit)
-        groups, words = _grouped(made, task)
+        held_out: list[Document] = []
+        documents = without_held_out(documents, task.held_out, held_out)
+        groups, words = _grouped(_sequences(documents, core, task, counts), task)
         block = Block.join(groups)
-        for name, array in block._asdict().items():
-            np.save(work / f"{name}.npy", array)
+        _save_block(block, work)
+        if task.held_out is not None:
+            kept_apart = list(_sequences(held_out, core, task, counts))
+            (work / HELD_OUT_TEXT).mkdir()
+            _save_block(Block.from_sequences(kept_apart, task.info.vocab_size), work / HELD_OUT_TEXT)
+            counts["documents held out"] = len(held_out)
+            counts["sequences held out"] = len(kept_apart)
+            counts["mentions held out"] = sum(len(sequence.mentions) for sequence in kept_apart)
         np.save(work / "entities.npy", np.stack(np.unique(block.mentions[:, 3], return_counts=True), axis=1))
         (work / "words").mkdir()
         words.save(work / "words")
@@ -100,6 +114,17 @@ def _with_links(documents: Iterator[Document], linker: Linker, counts: Counter[s
         added = linker.link(document)
         counts["mentions added by the linker"] += len(added)
         yield Document(document.text, sorted([*document.mentions, *added], key=lambda mention: mention[:2]))
+
+
+def _sequences(
+    documents: Iterable[Document], core: Tokenizer, task: EncodeTask, counts: Counter[str]
+) -> Iterator[Sequence]:
+    return sequences_of(documents, core, task.info, task.max_length, counts, task.unit)
+
+
+def _save_block(block: Block, folder: Path) -> None:
+    for name, array in block._asdict().items():
+        np.save(folder / f"{name}.npy", array)
 
 
 def read_block(folder: Path) -> Block:

@@ -35,6 +35,7 @@ class PrepareOptions:
         max_malformed: share of a file's lines or pages that may be malformed; these are skipped.
         hold_out_facts: triples to take out of the graph, in order to probe them: a share of all, as text, or a file.
         hold_out_seed: which share, 0 if None.
+        held_out: share of the documents to hold out of training, in order to score models on them.
         license: license of the text, for the data card.
         workers: number of processes; does not affect the result.
         chunk_mb: stored MB of text read per task; does not affect the result.
@@ -57,6 +58,7 @@ class PrepareOptions:
     max_malformed: float = 1e-4
     hold_out_facts: str | None = None
     hold_out_seed: int | None = None
+    held_out: float | None = None
     license: str = "not stated"
     workers: int = 1
     chunk_mb: float = 16
@@ -76,6 +78,8 @@ class PrepareOptions:
             raise UserError(f"--chunk-mb: must lie between 0.001 and 1024, got {self.chunk_mb}")
         if not 0 <= self.link_threshold <= 1:
             raise UserError(f"--link-threshold: must lie between 0 and 1, got {self.link_threshold}")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise UserError(f"--held-out: a share must lie between 0 and 1, got {self.held_out}")
         if self.part and not 1 <= self.part[0] <= self.part[1]:
             raise UserError(f"--part: must be i/n with 1 <= i <= n, got {self.part[0]}/{self.part[1]}")
         if self.part and self.merge:

@@ -14,6 +14,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from trelm_ds.corpus.extract import (
 )
 from trelm_ds.corpus.funnel import ordered, total
 from trelm_ds.corpus.graph_stage import HELD_OUT_FOLDER, graph_arrays
+from trelm_ds.corpus.held_out_text import without_held_out, write_held_out
 from trelm_ds.corpus.link_stage import link_dictionary
 from trelm_ds.corpus.name_stage import name_arrays
 from trelm_ds.corpus.options import HOLD_OUT_SETTINGS, TRAIN, PrepareOptions
@@ -48,7 +50,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.knowledge import KnowledgeGraph, Wikidata5M, read_names
 from trelm_ds.malformed import MalformedRecords
 from trelm_ds.progress import ProgressBar, track
-from trelm_ds.shards import HELD_OUT_FACTS, Manifest, ShardWriter
+from trelm_ds.shards import HELD_OUT_FACTS, HELD_OUT_TEXT, Manifest, ShardWriter
 
 TOKENIZER_FOLDER = "tokenizer"
 GRAPH_FOLDER = "graph"
@@ -261,19 +263,28 @@ class Pipeline:
         """Train or copy the tokenizer, and record which of its tokens begin a word."""
         train = self.options.tokenizer == TRAIN
         digests = [artifact.digest for artifact in documents] if train else []
-        key = key_of("tokenizer", self.request["tokenizer"], digests)
+        key = key_of("tokenizer", self.request["tokenizer"], digests, *self._held_out)
         folder = self.work / TOKENIZER_FOLDER
         artifact = find(folder, key)
         if artifact is None:
             with make(folder, key) as (work, _):
                 if train:
-                    texts = lambda: (text for one in documents for text, _ in read_documents(one.folder))  # noqa: E731
+                    texts = partial(self._training_texts, documents)
                     train_tokenizer(texts, self.options.vocab_size, work / TOKENIZER_FOLDER)
                 else:
                     load_tokenizer(Path(self.options.tokenizer)).save_pretrained(work / TOKENIZER_FOLDER)
                 np.save(work / _STARTS, word_starts(load_tokenizer(work / TOKENIZER_FOLDER)))
             artifact = obtain(folder, key)
         return artifact
+
+    @property
+    def _held_out(self) -> list[float]:
+        """The share of text held out, for keys: nothing without one, so that what was made before stays valid."""
+        return [] if self.options.held_out is None else [self.options.held_out]
+
+    def _training_texts(self, documents: list[Artifact]) -> Iterator[str]:
+        every = (document for artifact in documents for document in read_documents(artifact.folder))
+        return (document.text for document in without_held_out(every, self.options.held_out))
 
     def _encoded_names(self, graph: Artifact, tokenizer: Artifact) -> Artifact:
         hashes = self._hash_of("graph", *(file.path for file in self.files.names))
@@ -290,6 +301,7 @@ class Pipeline:
         resolve = self._resolves
         linking = [] if linker is None else [linker.digest, self.options.link_threshold]
         settings = [dataclasses.asdict(info), self.options.max_length, self.options.unit, tokenizer.digest, linking]
+        settings += self._held_out
         tasks = [
             EncodeTask(
                 documents=artifact.folder,
@@ -301,6 +313,7 @@ class Pipeline:
                 unit=self.options.unit,
                 linker=None if linker is None else linker.folder / "dictionary",
                 minimum_rho=self.options.link_threshold,
+                held_out=self.options.held_out,
                 folder=self.work / "sequences" / artifact.folder.name,
                 key=key_of("sequences", settings, artifact.digest, titles.digest if resolve else None),
             )
@@ -335,7 +348,14 @@ class Pipeline:
             counter.add(WordTable.load(artifact.folder / "words"))
         shards = writer.close()
         if not shards:
+            if self.counts["documents held out"]:
+                raise UserError(
+                    f"--held-out: {self.options.held_out:g} leaves nothing to train on; give a smaller share"
+                )
             raise UserError(f"--source: {self.options.source} holds no text that the tokenizer knows")
+        if self.options.held_out is not None:
+            blocks = (read_block(artifact.folder / HELD_OUT_TEXT) for artifact in sequences)
+            write_held_out(blocks, built / HELD_OUT_TEXT, self.options, info)
         np.save(built / TOKEN_COUNTS, token_counts)
         _copy(graph.folder, built / GRAPH_FOLDER)
         held_out = graph.folder / HELD_OUT_FOLDER / HELD_OUT_FACTS

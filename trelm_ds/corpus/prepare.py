@@ -133,6 +133,8 @@ def _settings(options: PrepareOptions, sources: list[Source], tokenizer: dict[st
     names = ["max_length", "shard_mb", "unit", "min_words", "link_entities", "max_malformed", "license"]
     names += ["link_threshold"] if options.link_entities else []
     settings = {name: getattr(options, name) for name in names}
+    if options.held_out is not None:
+        settings["held_out"] = options.held_out
     if options.hold_out_facts is not None:
         held_out = ("file", None) if options.hold_out_file else (options.hold_out_share, options.hold_out_seed or 0)
         settings |= dict(zip(HOLD_OUT_SETTINGS, held_out, strict=True))

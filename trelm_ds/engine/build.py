@@ -10,6 +10,7 @@ from torch import nn
 
 from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.distributed import import_deepspeed
+from trelm_ds.engine.schedule import decay_of, wsd
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
 from trelm_ds.errors import UserError
 from trelm_ds.model import KeyValueFeedForward
@@ -82,6 +83,8 @@ def build_engine(
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
 
     def schedule(basic: torch.optim.Optimizer) -> Any:
+        if (decay := decay_of(config)) is not None:
+            return torch.optim.lr_scheduler.LambdaLR(basic, wsd(decay, settings.warmup_steps))
         return get_scheduler(name, basic, settings.warmup_steps, config.trainer.max_steps)
 
     try:

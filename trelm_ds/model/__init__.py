@@ -3,10 +3,11 @@
 from trelm_ds.model.assessing import Assessing, MentionDecoder, ProductDecoder, answer_bias, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
 from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTables, map_tensors
+from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
-from trelm_ds.model.hf import load_config, load_encoder, load_pooler, load_pretrained
+from trelm_ds.model.hf import hf_shapes, load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
 from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object
@@ -39,9 +40,11 @@ __all__ = [
     "answer_probabilities",
     "check_sizes",
     "hf_names",
+    "hf_shapes",
     "initialize",
     "injected",
     "know_linear",
+    "linear_cross_entropy",
     "load_config",
     "load_encoder",
     "load_pooler",

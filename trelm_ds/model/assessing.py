@@ -83,9 +83,8 @@ def contrastive_loss(
         the losses' sum, [] fp32, and how often the answer scored highest, [] int64.
     """
     if not tables.candidates.numel():
-        scores = _vocabulary_scores(states, word, bias)
-        correct = scores.argmax(-1) == labels
-        return F.cross_entropy(scores, labels, reduction="sum"), correct.sum()
+        loss, correct = word(states, states.new_zeros(word.num_embeddings) if bias is None else bias, labels)
+        return loss, correct
     true, others = _candidate_scores(states, word, labels, tables, bias)
     losses = torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]
     return losses.sum(), (true > others).all(dim=1).sum()

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.encoder_config import EncoderConfig
-
-_HALF = (torch.float16, torch.bfloat16)
+from trelm_ds.model.flash import flash_attention, has_flash_attention
 
 
 class Tail(NamedTuple):
@@ -98,9 +97,8 @@ def packed_attention(
 ) -> Tensor:
     """Compute softmax(query key^T / sqrt(d)) value within each document.
 
-    In half precision on CUDA, without dropout, torch's variable-length flash attention reads the packed tokens as they
-    are; it has no dropout. Everywhere else: pads to [B, H, S, d], runs torch's own kernel under a key mask and takes
-    the tokens back.
+    In half precision on CUDA, flash attention reads the packed tokens as they are. Everywhere else: pads to
+    [B, H, S, d], runs torch's own kernel under a key mask and takes the tokens back.
 
     Args:
         query: [Q, H, d]; Q is T without `query_layout`.
@@ -113,13 +111,9 @@ def packed_attention(
         [Q, H, d].
     """
     queries = layout if query_layout is None else query_layout
-    if query.is_cuda and query.dtype in _HALF and not dropout_p:
-        from torch.nn.attention.varlen import varlen_attn  # with it comes torch.compile: two seconds
-
+    if has_flash_attention(query):
         bounds, lengths = (queries.cu_seqlens, layout.cu_seqlens), (queries.max_seqlen, layout.max_seqlen)
-        attended = varlen_attn(query, key, value, *bounds, *lengths)
-        assert isinstance(attended, Tensor)  # a tuple only where more was asked for
-        return attended
+        return flash_attention(query, key, value, *bounds, *lengths, dropout_p)
     parts = [
         _grid_attention(query, key, value, query_grid, grid, dropout_p)
         for query_grid, grid in zip(queries.grids, layout.grids, strict=True)
@@ -150,14 +144,38 @@ def _padded(packed: Tensor, grid: Grid) -> Tensor:
     return rows.view(grid.documents, grid.length, *rows.shape[1:]).transpose(1, 2)
 
 
+class QueryKeyValue(nn.Linear):
+    """BERT's three input projections [D, D] as one matrix [3D, D]: queries, keys, values.
+
+    Whoever wants a part of it goes through this module's forward, because ZeRO-3 holds a parameter together only while
+    its own module runs.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__(size, 3 * size)
+        self.heads = heads
+
+    def forward(self, hidden: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Project states [T, D] to queries, keys and values [T, H, d]; with `rows` [Q, D], to queries of those."""
+        size = self.in_features
+        if rows is None:
+            projected = super().forward(hidden)
+            query, key, value = projected.view(-1, 3, self.heads, size // self.heads).unbind(1)
+            return query, key, value
+        query = F.linear(rows, self.weight[:size], self.bias[:size])
+        others = F.linear(hidden, self.weight[size:], self.bias[size:]).view(-1, 2, self.heads, size // self.heads)
+        key, value = others.unbind(1)
+        return query.view(-1, self.heads, size // self.heads), key, value
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with BERT's four projections."""
+    """Multi-head self-attention."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
+        self.dropout_p = config.attention_probs_dropout_prob
+        self.qkv = QueryKeyValue(size, config.num_attention_heads)
         self.output = nn.Linear(size, size)
 
     def forward(
@@ -168,13 +186,6 @@ class SelfAttention(nn.Module):
         row_layout: PackedLayout | None = None,
     ) -> Tensor:
         """Attend, [T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] for those rows only, [Q, D]."""
-        query, key, value = (
-            projection(states).unflatten(-1, (self.heads, -1))
-            for projection, states in (
-                (self.query, hidden if rows is None else rows),
-                (self.key, hidden),
-                (self.value, hidden),
-            )
-        )
+        query, key, value = self.qkv(hidden, rows)
         dropout_p = self.dropout_p if self.training else 0.0
         return self.output(packed_attention(query, key, value, layout, dropout_p, row_layout).flatten(1))

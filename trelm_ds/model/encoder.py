@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trelm_ds.model.attention import PackedLayout, SelfAttention, Tail, packed_layout
+from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
 from trelm_ds.model.injection import Injected
@@ -21,11 +22,22 @@ class WordEmbedding(nn.Embedding):
     Both go through this module's forward, because ZeRO-3 holds a parameter together only while its own module runs.
     """
 
-    def forward(self, inputs: Tensor, vocabulary_bias: Tensor | None = None) -> Tensor:
-        """Look up token ids [T] -> [T, D]; with `vocabulary_bias` [V], score states [M, D] -> [M, V]."""
-        if vocabulary_bias is not None:
+    @overload
+    def forward(self, inputs: Tensor, vocabulary_bias: Tensor | None = None) -> Tensor: ...
+    @overload
+    def forward(self, inputs: Tensor, vocabulary_bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, inputs: Tensor, vocabulary_bias: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Look up token ids [T] -> [T, D]; with `vocabulary_bias` [V], score states [M, D] -> [M, V].
+
+        With `labels` [M] too, return the scores' cross-entropy instead, as `linear_cross_entropy` does.
+        """
+        if vocabulary_bias is None:
+            return super().forward(inputs)
+        if labels is None:
             return F.linear(inputs, self.weight, vocabulary_bias)
-        return super().forward(inputs)
+        return linear_cross_entropy(inputs, self.weight, vocabulary_bias, labels)
 
 
 class Embeddings(nn.Module):

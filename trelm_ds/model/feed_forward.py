@@ -43,6 +43,9 @@ class _RoutedFeedForward(torch.autograd.Function):
     """The layer with weight gradients on the path only; the gradient by its input is exact.
 
     It keeps [T, F] once, where torch's own keeps it before and after the activation.
+
+    Of a compact layer, keys, key_bias and values are those of the path's neurons. They are written into `whole`, the
+    layer's buffers, with which everything is computed as without; their gradients have as many rows as they.
     """
 
     @staticmethod
@@ -55,7 +58,13 @@ class _RoutedFeedForward(torch.autograd.Function):
         value_bias: Tensor,
         path: KnowledgePath,
         kind: str,
+        whole: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
+        ctx.compact = whole is not None
+        if whole is not None:
+            for all_, chosen in zip(whole, (keys, key_bias, values), strict=True):
+                all_.index_copy_(0, path.neurons, chosen)
+            keys, key_bias, values = whole
         before = F.linear(hidden, keys, key_bias)
         ctx.save_for_backward(hidden, before, keys, values)
         ctx.path, ctx.kind = path, kind
@@ -66,16 +75,19 @@ class _RoutedFeedForward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, before, keys, values = ctx.saved_tensors
         path, kind = ctx.path, ctx.kind
+        rows, count = path.neurons, len(keys)
+        if ctx.compact:
+            rows, count = torch.arange(len(rows), device=rows.device), len(rows)
         by_activated = gradient @ values.t()
         by_before, chosen_gradient, chosen = activation_backward(by_activated, before, path.neurons, kind)
-        by_keys, by_key_bias = path_weight_gradient(chosen_gradient, hidden, path.neurons, len(keys), with_bias=True)
-        by_values, _ = path_weight_gradient(chosen, gradient, path.neurons, len(keys))
+        by_keys, by_key_bias = path_weight_gradient(chosen_gradient, hidden, rows, count, with_bias=True)
+        by_values, _ = path_weight_gradient(chosen, gradient, rows, count)
         for weight, kept in ((by_keys, path.inputs), (by_values, path.outputs)):
             if kept is not None and path.norms is not None:
-                path.norms.add_(mask_columns(weight, path.neurons, kept))
+                path.norms.add_(mask_columns(weight, rows, kept))
         by_hidden = by_before @ keys if ctx.needs_input_grad[0] else None
         by_value_bias = gradient.sum(0) if ctx.needs_input_grad[4] else None
-        return by_hidden, by_keys, by_key_bias, by_values, by_value_bias, None, None
+        return by_hidden, by_keys, by_key_bias, by_values, by_value_bias, None, None, None
 
 
 class KeyValueFeedForward(nn.Module):
@@ -84,9 +96,16 @@ class KeyValueFeedForward(nn.Module):
     Neuron j is row j of `keys` [F, D], entry j of `key_bias` [F] and row j of `values` [F, D]: one neuron is one row
     everywhere. `values` is the transpose of Hugging Face's `output.dense.weight`; `value_bias` is [D].
 
+    A compact layer (`make_compact`) has parameters of the path's S neurons alone, keys [S, D], key_bias [S] and values
+    [S, D], and buffers `all_keys`, `all_key_bias`, `all_values` of all F.
+
     Attributes:
         path: what of keys, key_bias and values gets gradients; None: all. `value_bias` belongs to no neuron.
     """
+
+    all_keys: Tensor | None
+    all_key_bias: Tensor | None
+    all_values: Tensor | None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -98,13 +117,38 @@ class KeyValueFeedForward(nn.Module):
         self.activation = activation(config.hidden_act)
         self.kind = _kind(config.hidden_act)
         self.path: KnowledgePath | None = None
+        for name in ("all_keys", "all_key_bias", "all_values"):
+            self.register_buffer(name, None, persistent=False)
         for weight in (self.keys, self.values):
             nn.init.normal_(weight, std=config.initializer_range)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform hidden states [T, D] -> [T, D], before dropout and residual."""
-        if self.path is not None and torch.is_grad_enabled() and self.keys.requires_grad:
+        whole = self.whole
+        if whole or (self.path is not None and torch.is_grad_enabled() and self.keys.requires_grad):
             weights = self.keys, self.key_bias, self.values, self.value_bias
-            return _RoutedFeedForward.apply(hidden, *weights, self.path, self.kind)
+            return _RoutedFeedForward.apply(hidden, *weights, self.path, self.kind, whole)
         activated = self.activation(F.linear(hidden, self.keys, self.key_bias))
         return torch.addmm(self.value_bias, activated, self.values)
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A compact layer's buffers: keys [F, D], key_bias [F], values [F, D], of which the path's rows may be old."""
+        if self.all_keys is None or self.all_key_bias is None or self.all_values is None:
+            return None
+        return self.all_keys, self.all_key_bias, self.all_values
+
+    def make_compact(self, neurons: Tensor) -> None:
+        """Keep only some neurons, int64 [S], as parameters, and all of them in buffers that no state dict holds."""
+        for name in ("keys", "key_bias", "values"):
+            weight = getattr(self, name)
+            self.register_buffer(f"all_{name}", weight.detach().clone(), persistent=False)
+            setattr(self, name, nn.Parameter(weight.detach()[neurons].clone(), requires_grad=weight.requires_grad))
+        self.path = KnowledgePath(neurons)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Bring a compact layer's buffers up to date with its parameters, which must be whole (ZeRO 3)."""
+        if self.whole is not None and self.path is not None:
+            for all_, chosen in zip(self.whole, (self.keys, self.key_bias, self.values), strict=True):
+                all_.index_copy_(0, self.path.neurons, chosen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast, overload
+
 from torch import Tensor, nn
 
 from trelm_ds.model.encoder import WordEmbedding, initialize
@@ -26,11 +28,22 @@ class MaskedLMHead(nn.Module):
         transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
         return transformed
 
-    def forward(self, hidden: Tensor | None, word_embedding: WordEmbedding) -> Tensor:
+    @overload
+    def forward(self, hidden: Tensor | None, word_embedding: WordEmbedding) -> Tensor: ...
+    @overload
+    def forward(self, hidden: Tensor, word_embedding: WordEmbedding, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, hidden: Tensor | None, word_embedding: WordEmbedding, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Score every word for states [M, D]: [M, V]; without states return a copy of the words' bias [V].
+
+        With `labels` [M], return the scores' cross-entropy instead, as `linear_cross_entropy` does.
 
         ZeRO-3 holds the bias together only while this runs, so nobody else may read it.
         """
         if hidden is None:
             return self.bias.clone()
-        return word_embedding(self.transform(hidden), self.bias)
+        transformed = self.transform(hidden)
+        if labels is None:
+            return cast(Tensor, word_embedding(transformed, self.bias))
+        return cast("tuple[Tensor, Tensor]", word_embedding(transformed, self.bias, labels))

@@ -14,7 +14,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.hf_export import left_behind
-from trelm_ds.model.hf_names import HEAD_PREFIX, hf_names, pooler_names, transposed
+from trelm_ds.model.hf_names import HEAD_PREFIX, from_hf, hf_names, pooler_names, to_hf
 from trelm_ds.model.hf_weights import read_object, read_weights
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 from trelm_ds.model.pooler import Pooler
@@ -82,20 +82,29 @@ def _load(
     if ignored:
         log.debug(f"{folder}: left out {', '.join(sorted(ignored))}, which masked language modelling does not use")
     _drop_tied_decoder(tensors, config, folder)
-    with torch.device("meta"):  # a config.json with absurd sizes must not cost memory
-        shapes = {name: weight.shape for name, weight in MaskedLanguageModel(config).named_parameters()}
-    _check(tensors, shapes, config, folder, report_fresh_head)
+    _check(tensors, config, folder, report_fresh_head)
     model, names = MaskedLanguageModel(config, activation_checkpointing), hf_names(config)
     with torch.no_grad():
         for ours, parameter in model.named_parameters():
-            if names[ours] in tensors:
-                parameter.copy_(transposed(ours, tensors[names[ours]]))
+            if names[ours][0] in tensors:
+                parameter.copy_(from_hf(ours, [tensors[theirs] for theirs in names[ours]]))
     return model
 
 
 def _read(folder: Path, config: EncoderConfig) -> dict[str, Tensor]:
     """Read all tensors by the names that a whole model of today gives them."""
     return _with_prefix({_modern(name): tensor for name, tensor in read_weights(folder).items()}, config)
+
+
+def hf_shapes(config: EncoderConfig) -> dict[str, list[int]]:
+    """Give the shape of every tensor of the Hugging Face checkpoint, pooler left out, by name."""
+    with torch.device("meta"):  # a config.json with absurd sizes must not cost memory
+        parameters = dict(MaskedLanguageModel(config).named_parameters())
+    return {
+        name: list(tensor.shape)
+        for ours, theirs in hf_names(config).items()
+        for name, tensor in to_hf(ours, parameters[ours], theirs).items()
+    }
 
 
 def load_config(folder: str | Path) -> EncoderConfig:
@@ -147,15 +156,14 @@ def _drop_tied_decoder(tensors: dict[str, Tensor], config: EncoderConfig, folder
 
 def _check(
     tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, torch.Size],
     config: EncoderConfig,
     folder: Path,
     report_fresh_head: Report,
 ) -> None:
     """Check that the tensors are those of the model, by name and shape; a missing MLM head is reported."""
-    names = hf_names(config)
-    missing = [theirs for theirs in names.values() if theirs not in tensors]
-    head = [theirs for ours, theirs in names.items() if ours.startswith("head.")]
+    shapes = hf_shapes(config)
+    missing = [theirs for theirs in shapes if theirs not in tensors]
+    head = [theirs for ours, (theirs, *_) in hf_names(config).items() if ours.startswith("head.")]
     if missing == head:
         report_fresh_head(f"{folder}: has no MLM head; starting it afresh: {', '.join(head)}")
     elif missing:
@@ -163,18 +171,17 @@ def _check(
         raise UserError(
             f"{folder}: tensor '{missing[0]}'{more} is missing; its config.json and its weights do not belong together"
         )
-    unknown = sorted(set(tensors) - set(names.values()))
+    unknown = sorted(set(tensors) - set(shapes))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         kind = config.to_hf()["architectures"][0]
         raise UserError(
             f"{folder}: tensor '{unknown[0]}'{more} is not part of a {kind}; save the folder as one with transformers"
         )
-    for ours, shape in shapes.items():
-        tensor = tensors.get(names[ours])
-        expected = list(reversed(shape)) if ours.endswith(".feed_forward.values") else list(shape)
+    for theirs, expected in shapes.items():
+        tensor = tensors.get(theirs)
         if tensor is not None and list(tensor.shape) != expected:
             raise UserError(
-                f"{folder}: tensor '{names[ours]}' has shape {list(tensor.shape)}, config.json says {expected}; its "
+                f"{folder}: tensor '{theirs}' has shape {list(tensor.shape)}, config.json says {expected}; its "
                 "config.json and its weights do not belong together"
             )

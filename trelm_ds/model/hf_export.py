@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trelm_ds.errors import UserError
 from trelm_ds.files import fsync_path, fsync_tree, read_json
 from trelm_ds.model.encoder_config import EncoderConfig
-from trelm_ds.model.hf_names import hf_names, pooler_names, transposed
+from trelm_ds.model.hf_names import hf_names, pooler_names, to_hf
 from trelm_ds.model.hf_weights import WEIGHTS
 from trelm_ds.model.pooler import Pooler
 
@@ -43,7 +43,8 @@ def to_hf_state(state: Mapping[str, Tensor], config: EncoderConfig) -> Iterator[
     if odd := sorted(set(names) ^ set(state)):
         raise ValueError(f"not the state of this model: '{odd[0]}' is {'unknown' if odd[0] in state else 'missing'}")
     for ours, theirs in names.items():
-        yield theirs, transposed(ours, state[ours].detach()).cpu().contiguous()
+        for name, tensor in to_hf(ours, state[ours].detach(), theirs).items():
+            yield name, tensor.cpu().contiguous()
 
 
 def save_pretrained(

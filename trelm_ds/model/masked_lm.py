@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.assessing import Assessing, ProductDecoder
@@ -78,11 +77,11 @@ class MaskedLanguageModel(nn.Module):
         """
         injection = self.injection(batch.items, tables)
         hidden = self.encoder(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, injection, batch.tail)
-        logits = self.logits(hidden.index_select(0, batch.mlm_positions)).float()
         # A sum over no token is 0 with zero gradients, where a skipped head would leave this rank without the gradients
         # that the others wait to average.
-        losses = {"mlm": F.cross_entropy(logits, batch.mlm_labels, reduction="sum")}
-        correct = {"mlm": (logits.argmax(-1) == batch.mlm_labels).sum()}
+        masked = hidden.index_select(0, batch.mlm_positions)
+        loss, right = self.head(masked, self.encoder.embeddings.word, batch.mlm_labels)
+        losses, correct = {"mlm": loss}, {"mlm": right}
         for name, given in batch.objectives.items():
             losses[name], right = self.objectives[name](hidden, given, tables, self)
             if right is not None:

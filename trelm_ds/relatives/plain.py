@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, hf_names
+from trelm_ds.model import EncoderConfig, hf_names, hf_shapes
 from trelm_ds.relatives.taken import Taken
 
 
 def folder_shapes(config: EncoderConfig) -> dict[str, list[int]]:
     """Give the shape of every tensor that a folder of this model may hold, pooler included."""
-    with torch.device("meta"):
-        parameters = dict(MaskedLanguageModel(config).named_parameters())
-    shapes = {
-        theirs: list(parameters[ours].shape)[:: -1 if ours.endswith(".feed_forward.values") else 1]
-        for ours, theirs in hf_names(config).items()
-    }
     size = config.hidden_size
     pooler = f"{config.architecture}.pooler.dense."
-    return shapes | {f"{pooler}weight": [size, size], f"{pooler}bias": [size]}
+    return hf_shapes(config) | {f"{pooler}weight": [size, size], f"{pooler}bias": [size]}
 
 
 def encoder_targets(config: EncoderConfig) -> list[str]:
-    return [theirs for ours, theirs in hf_names(config).items() if ours.startswith("encoder.")]
+    return [name for ours, theirs in hf_names(config).items() if ours.startswith("encoder.") for name in theirs]
 
 
 def head_targets(config: EncoderConfig) -> list[str]:
-    return [theirs for ours, theirs in hf_names(config).items() if ours.startswith("head.")]
+    return [name for ours, theirs in hf_names(config).items() if ours.startswith("head.") for name in theirs]
 
 
 def take_like_hf(taken: Taken, config: EncoderConfig, base: str, head: str, place: str) -> dict[str, Tensor]:

@@ -113,7 +113,7 @@ class KnowledgePaths:
         layers = self._sizes.num_hidden_layers - self.first_layer
         expected = {
             "score_neurons": (layers, self._sizes.intermediate_size),
-            "path": (layers, _count(self._sizes.intermediate_size, self._config.density)),
+            "path": (layers, path_size(self._sizes.intermediate_size, self._config.density)),
         }
         for name, shape in expected.items():
             if tuple(state[name].shape) != shape:
@@ -122,6 +122,11 @@ class KnowledgePaths:
         self.neurons = state["path"]
         self.turnover = state["turnover"].item() if "turnover" in state else None
         self.scores = NeuronScores(*(state[f"score_{name}"] for name in NeuronScores._fields))
+
+
+def first_neurons(neurons: int, chosen: int) -> Tensor:
+    """Choose some of F neurons, int64 [chosen], before anything is known of them: evenly spread."""
+    return torch.arange(chosen) * neurons // chosen
 
 
 def save_paths(state: dict[str, Tensor], folder: Path) -> list[Path]:
@@ -155,7 +160,8 @@ def read_paths(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _count(size: int, density: float) -> int:
+def path_size(size: int, density: float) -> int:
+    """Return how many of `size` neurons or coordinates are on a path, at least one."""
     return max(1, round(density * size))
 
 
@@ -163,4 +169,4 @@ def _top(scores: Tensor, density: float) -> Tensor:
     """Find the highest scores of each row [L, n]: their indices int64 [L, k], ascending."""
     # Sorted stably, so that equal scores, zeros above all, are chosen alike on every device.
     order = scores.sort(dim=1, descending=True, stable=True)[1]
-    return order[:, : _count(scores.shape[1], density)].sort(dim=1)[0]
+    return order[:, : path_size(scores.shape[1], density)].sort(dim=1)[0]

@@ -1,7 +1,7 @@
 """The dataset on disk: webdataset tar shards, manifest, verification, sample order, reader."""
 
 from trelm_ds.shards.format import Block, Sequence
-from trelm_ds.shards.manifest import CARD, DROPPED, HELD_OUT_FACTS, Manifest
+from trelm_ds.shards.manifest import CARD, DROPPED, HELD_OUT_FACTS, HELD_OUT_TEXT, LENGTHS, Manifest
 from trelm_ds.shards.order import SampleOrder
 from trelm_ds.shards.reader import Damage, ShardReader
 from trelm_ds.shards.repair import repair
@@ -15,6 +15,8 @@ __all__ = [
     "CARD",
     "DROPPED",
     "HELD_OUT_FACTS",
+    "HELD_OUT_TEXT",
+    "LENGTHS",
     "Block",
     "Damage",
     "Manifest",

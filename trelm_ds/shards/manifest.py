@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 DROPPED = "sequences dropped by repair"
 HELD_OUT_FACTS = "held_out_facts.tsv"  # triples that were taken out of the graph, if any
+HELD_OUT_TEXT = "held_out_text"  # text that is not trained on, if any: a folder with shards and a manifest of its own
 CARD = "README.md"  # people may edit it, so it is not verified
 LENGTHS_NEXT = "lengths.npy.next"  # written by a repair, until its last rename
 
@@ -86,7 +87,8 @@ class Manifest:
         of the libraries that write them.
         """
         shards = [dataclasses.asdict(shard) for shard in self.shards]
-        files = {name: about for name, about in self.files.items() if name.endswith(".npy") or name == HELD_OUT_FACTS}
+        read = (HELD_OUT_FACTS, f"{HELD_OUT_TEXT}/{MANIFEST}")
+        files = {name: about for name, about in self.files.items() if name.endswith(".npy") or name in read}
         content = [self.schema, self.tokenizer, self.max_length, shards, files]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 

@@ -6,19 +6,23 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from trelm_ds.batches import StepLoader, StepReader
-from trelm_ds.checkpoints import CheckpointInfo, Saver, choose_checkpoint, identity, load, versions
+from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import build_engine, resolve_ds_config
+from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
 from trelm_ds.stopping import StopRequests, StopSignals
 from trelm_ds.tracking import SystemMetrics
+from trelm_ds.training.compiling import Compiling
 from trelm_ds.training.component import Component
 from trelm_ds.training.dataset import RunData, open_dataset, warn_of_idle_settings
 from trelm_ds.training.guards import Guard
+from trelm_ds.training.held_out import HeldOutLosses
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
@@ -52,6 +56,7 @@ def build_run(
     # First, since building may take long: the time limit counts from here, and the launcher may end meanwhile.
     requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
     ds_config = resolve_ds_config(config, ranks.world_size)
+    ranks.all_agree(lambda: check_precision(config.trainer.precision, ranks.device))
     # Nodes may see different files, so all ranks hear of what any of them misses.
     opened = ranks.all_agree(lambda: open_dataset(config, data, ranks))
     model = ranks.all_agree(lambda: build_model(config, opened))
@@ -62,9 +67,14 @@ def build_run(
         ranks.all_agree(lambda: _take_folder(run, ranks, held))  # before its checkpoints are looked at
         resumed = _find_checkpoint(config, run, common, ranks)
         ranks.all_agree(lambda: restrict(model, config))
+        if config.trainer.compile:
+            compile_layers(model, ds_config["zero_optimization"]["stage"])
         engine, optimizer = build_engine(model, config, ds_config, ranks.device)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
-        components: list[Component] = [guard, *_knowledge_parts(config, opened, engine, ranks), *pooler]
+        parts = _knowledge_parts(config, opened, engine, ranks)
+        components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
+        if config.trainer.compile:
+            components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         objectives = ["mlm", *opened.objectives]
@@ -108,6 +118,23 @@ def build_run(
         )
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a number format that the GPU has not: torch would emulate bf16, and Triton may fail to compile it.
+
+    Raises:
+        UserError: `device` is a GPU without bf16.
+    """
+    if device.type != "cuda" or precision != "bf16":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(
+            f"trainer.precision: bf16 needs a GPU of compute capability 8.0 or newer, and {name} has {major}.{minor}; "
+            "set fp32"
+        )
+
+
 def _take_folder(run: Path, ranks: Ranks, held: contextlib.ExitStack) -> None:
     """Make the run folder and keep other runs out of it until `held` is closed."""
     if ranks.rank:
@@ -125,7 +152,10 @@ def _find_checkpoint(config: Config, run: Path, common: dict[str, object], ranks
     """Let rank 0 find and verify the checkpoint to continue from, for all."""
 
     def find() -> Resumed | None:
-        return choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        chosen = choose_checkpoint(config.trainer.resume, run, common) if ranks.rank == 0 else None
+        if chosen is not None:
+            check_decay(*chosen, config)
+        return chosen
 
     found: Resumed | None = ranks.from_first(ranks.all_agree(find))
     return found
@@ -138,6 +168,15 @@ def _knowledge_parts(config: Config, opened: RunData, engine: DeepSpeedEngine, r
         return []
     knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks)
     return [knowledge, *([Routing(config, engine, knowledge, ranks)] if config.routes else [])]
+
+
+def _evaluation(
+    config: Config, opened: RunData, engine: DeepSpeedEngine, parts: list[Component], ranks: Ranks
+) -> list[Component]:
+    if (held_out := opened.held_out) is None:
+        return []
+    knowledge = next((part for part in parts if isinstance(part, Knowledge)), None)
+    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks)]
 
 
 def _restore(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from trelm_ds import log
 from trelm_ds.batches import KNOWLEDGE_FILES, Annotator, Masker, StepDataset
-from trelm_ds.config import Config
+from trelm_ds.config import Config, MaskingConfig
 from trelm_ds.corpus import (
     TOKENIZER_FOLDER,
     TokenizerInfo,
@@ -21,6 +22,9 @@ from trelm_ds.errors import UserError
 from trelm_ds.objectives import OBJECTIVES, Objective, PreparedDataset
 from trelm_ds.shards import (
     BLOCK_SEQUENCES,
+    HELD_OUT_TEXT,
+    LENGTHS,
+    Manifest,
     SampleOrder,
     ShardReader,
     Storage,
@@ -29,18 +33,23 @@ from trelm_ds.shards import (
     open_storage,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class RunData(NamedTuple):
     """A run's dataset, opened.
 
     Attributes:
         steps: what this rank reads.
+        held_out: text that is not trained on, whole on every rank; None where none is asked for.
         prepared: what the objectives know of it.
         objectives: the active ones, by name.
         tokenizer: folder.
     """
 
     steps: StepDataset
+    held_out: StepDataset | None
     prepared: PreparedDataset
     objectives: dict[str, Objective]
     tokenizer: Path
@@ -77,7 +86,7 @@ def open_dataset(config: Config, data: str, ranks: Ranks) -> RunData:
         order=SampleOrder(
             reader.block_sizes, loader.seed, loader.window_blocks, batch_size if loader.tail == "drop" else 1
         ),
-        masker=Masker(config.masking, info, starts, loader.seed),
+        masker=Masker(config.masking, info, starts, loader.seed, config.trainer.max_steps),
         substitution=Substitution(reader, loader.seed, loader.max_corrupted),
         global_batch_size=batch_size,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
@@ -86,7 +95,62 @@ def open_dataset(config: Config, data: str, ranks: Ranks) -> RunData:
         annotator=annotator,
         collators=[collator for collator in collators if collator is not None],
     )
-    return RunData(steps=steps, prepared=prepared, objectives=objectives, tokenizer=tokenizer_folder)
+    held_out = None
+    if config.trainer.eval_every:
+        held_out = _open_held_out(_for_evaluation(config), data, storage, reader.manifest, tokenizer, objectives, ranks)
+    return RunData(steps=steps, held_out=held_out, prepared=prepared, objectives=objectives, tokenizer=tokenizer_folder)
+
+
+def _for_evaluation(config: Config) -> Config:
+    """Change what makes runs score different questions: BERT's masks, one seed, no choice of mentions by scores."""
+    return replace(
+        config,
+        masking=MaskingConfig(),
+        selection=replace(config.selection, importance="none"),  # scores are of the sequences that are trained on
+        loader=replace(config.loader, seed=0),
+        routing=replace(config.routing, enabled=False),
+    )
+
+
+def _open_held_out(
+    config: Config,
+    data: str,
+    storage: Storage,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    objectives: dict[str, Objective],
+    ranks: Ranks,
+) -> StepDataset:
+    """Open the text held out, with knowledge and objectives as in training.
+
+    Raises:
+        UserError: the dataset has none, or its files are damaged.
+    """
+    folder = storage.folder / HELD_OUT_TEXT
+    if f"{HELD_OUT_TEXT}/{LENGTHS}" not in manifest.files:
+        raise UserError(
+            f"trainer.eval_every: {data} has no held-out text; make it with `trelm prepare --held-out 0.005`, or set 0"
+        )
+    if ranks.local_rank == 0:
+        check_files(storage.folder, manifest, (HELD_OUT_TEXT,))
+    reader, info, starts = ShardReader(folder), describe(tokenizer), word_starts(tokenizer)
+    annotator = None
+    if config.has_knowledge:
+        annotator = Annotator(storage.folder, config, info, starts, inverse_marker(tokenizer))
+    prepared = PreparedDataset(folder=storage.folder, info=info, max_length=manifest.max_length, annotator=annotator)
+    collators = [objective.collator(config, prepared) for objective in objectives.values()]
+    return StepDataset(
+        reader=reader,
+        order=SampleOrder(reader.block_sizes, config.loader.seed, len(reader.block_sizes)),
+        masker=Masker(config.masking, info, starts, config.loader.seed),
+        substitution=Substitution(reader, config.loader.seed, 0.0),
+        global_batch_size=1,
+        micro_batch_tokens=config.trainer.micro_batch_tokens,
+        rank=0,
+        world_size=1,
+        annotator=annotator,
+        collators=[collator for collator in collators if collator is not None],
+    )
 
 
 def _check_fit(config: Config, data: str, reader: ShardReader) -> None:

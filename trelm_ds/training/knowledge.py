@@ -29,6 +29,7 @@ from trelm_ds.knowledge.tables import (
     word_statistics,
 )
 from trelm_ds.model import Batch, KnowledgeItems, ModelOutput, StepTables
+from trelm_ds.streams import on_device
 from trelm_ds.training.component import Component
 
 if TYPE_CHECKING:
@@ -90,8 +91,15 @@ class Knowledge(Component):
     def before_step(self, step: Step, steps_done: int) -> None:
         """Start the look-ups of a step; with lambda at 0 the bank is left alone."""
         self.memory_lambda = self._memory_lambda(steps_done)
+        self.lookup = self._look_up(step)
+
+    def tables_of(self, step: Step) -> StepTables:
+        """Look up what a step needs that is none of training, with lambda as it is now; collective."""
+        return self._look_up(step).tables()
+
+    def _look_up(self, step: Step) -> StepLookup:
         bank = self.bank if self.memory_lambda > 0 else None
-        self.lookup = StepLookup(
+        return StepLookup(
             step=step,
             vectors=self.vectors,
             bank=bank,
@@ -227,7 +235,7 @@ class StepLookup:
         self._bank, self._word_norm = bank, word_norm
         self._memory_lambda, self._h_e_weight = memory_lambda, h_e_weight
         self._size, self._device = size, ranks.device
-        self._negatives, self._log_counts = step.negatives.to(ranks.device, non_blocking=True), log_counts
+        self._negatives, self._log_counts = on_device(step.negatives, ranks.device), log_counts
         self._vector_lookup = vectors.start_lookup(step.vector_rows) if vectors is not None else None
         self._memory_lookup = bank.start_lookup(step.memory_rows) if bank is not None else None
         self._learned = MemoryUpdate(step.memory_rows, bank.size, ranks.device) if bank is not None else None

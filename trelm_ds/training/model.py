@@ -13,7 +13,7 @@ from trelm_ds.corpus import check_vocabulary
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel, know_linear, load_pretrained
-from trelm_ds.routing import first_layer
+from trelm_ds.routing import first_layer, first_neurons, path_size
 from trelm_ds.training.dataset import RunData
 
 
@@ -74,6 +74,8 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
         ffn = layer.feed_forward
         for weight in (ffn.keys, ffn.key_bias, ffn.values):
             weight.requires_grad_(number >= first)
+        if routing.compact and number >= first:
+            ffn.make_compact(first_neurons(len(ffn.keys), path_size(len(ffn.keys), routing.density)))
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:

@@ -17,6 +17,7 @@ from trelm_ds.batches import Step
 from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, import_deepspeed
+from trelm_ds.knowledge.tables import TableGroup
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
 from trelm_ds.routing import (
     QUADRATURES,
@@ -28,6 +29,7 @@ from trelm_ds.routing import (
     routed_facts,
     save_paths,
 )
+from trelm_ds.training.compact import CompactNeurons
 from trelm_ds.training.component import Component
 from trelm_ds.training.knowledge import Knowledge
 
@@ -48,14 +50,32 @@ class Routing(Component):
         self._config, self._engine, self._knowledge, self._ranks = config, engine, knowledge, ranks
         self._sizes: EncoderConfig = engine.module.config
         self.paths = KnowledgePaths(config.routing, self._sizes, ranks.device)
+        self.compact: CompactNeurons | None = None
+        if config.routing.compact:
+            device = torch.device("cpu") if config.routing.placement == "cpu" else ranks.device
+            group = TableGroup.of_all_ranks(ranks.device)
+            self.compact = CompactNeurons(engine, self.paths.first_layer, device, group)
+        self._meanwhile = "a fixed set of neurons is" if self.compact else "all neurons are"
         self._seconds, self._warned = 0.0, False  # of attribution since the last log point
+
+    def start(self) -> None:
+        """Fill the table of the neurons off the path."""
+        if self.compact is not None:
+            self.compact.start()
+
+    def refresh_due(self, steps_done: int) -> bool:
+        """Whether neurons will move before the next step: what a checkpoint holds of them must be written by then."""
+        return self.compact is not None and self._chooses(steps_done)
+
+    def _chooses(self, steps_done: int) -> bool:
+        since_start = steps_done - self._config.routing.start_step
+        return since_start >= 0 and since_start % self._config.routing.refresh_every == 0
 
     def before_step(self, step: Step, steps_done: int) -> None:
         """Choose the paths anew where the schedule says so, by the facts that are marked in the step; collective."""
         # Not in `refresh`: it looks at the step's own facts, and what a checkpoint holds of the paths is never changed.
-        routing, engine = self._config.routing, self._engine
-        since_start = steps_done - routing.start_step
-        if since_start < 0 or since_start % routing.refresh_every:
+        engine = self._engine
+        if not self._chooses(steps_done):
             return
         begun = self._now()
         with whole_weights(engine) as weights:
@@ -64,15 +84,24 @@ class Routing(Component):
             dist.all_reduce(score)
             dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
         if all(bool(score.isfinite().all()) for score in scores):
+            before = self._neurons()
             self.paths.update(scores)
+            if self.compact is not None and self.paths.neurons is not None:
+                self.compact.move(before, self.paths.neurons)
             self.paths.install(engine.module)
             self._warn_of_nothing(
-                steps_done, "no fact was looked at, so all neurons are updated; raise sample_fraction"
+                steps_done, f"no fact was looked at, so {self._meanwhile} updated; raise sample_fraction"
             )
         else:
             self._warn_of_nothing(steps_done, "scores are not finite numbers, so there is no path yet")
         self._seconds += self._now() - begun
         faults.reach("routing-refreshed")
+
+    def _neurons(self) -> Tensor:
+        """Return the neurons that the layers follow now, int64 [L, S]; [L, 0] where there is no path yet."""
+        layers = self._engine.module.encoder.blocks[self.paths.first_layer :]
+        paths = [layer.feed_forward.path for layer in layers]
+        return torch.stack([torch.zeros(0, dtype=torch.int64) if path is None else path.neurons for path in paths])
 
     def _warn_of_nothing(self, step: int, reason: str) -> None:
         """Warn once, where a refresh has left the run without a path."""
@@ -133,14 +162,22 @@ class Routing(Component):
         layers = sizes.num_hidden_layers - self.paths.first_layer
         every = f"chosen every {routing.refresh_every} steps by {routing.sample_fraction:.3g} of the facts"
         neurons = f"{routing.density:.3g} of {layers} x {sizes.intermediate_size:,} neurons"
-        return {"routing": f"{neurons} are updated, {every}"}
+        found = {"routing": f"{neurons} are updated, {every}"}
+        if self.compact is not None:
+            found["compact routing"] = f"the others are {self.compact.bytes / 1e6:,.1f} MB of this rank's table"
+        return found
 
     def capture(self) -> Captured:
-        """Give the paths for a checkpoint, from rank 0."""
+        """Give the paths for a checkpoint, from rank 0, and this rank's rows of the neurons off the path."""
         state = self.paths.state() if self._ranks.rank == 0 else {}
-        return Captured(
-            sum(tensor.nbytes for tensor in state.values()), lambda checkpoint: save_paths(state, checkpoint / FOLDER)
-        )
+        compact = self.compact
+
+        def write(checkpoint: Path) -> list[Path]:
+            rows = compact.save(checkpoint / FOLDER) if compact is not None else []
+            return [*save_paths(state, checkpoint / FOLDER), *rows]
+
+        size = sum(tensor.nbytes for tensor in state.values()) + (compact.bytes if compact is not None else 0)
+        return Captured(size, write)
 
     def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
         """Read the paths from a checkpoint.
@@ -150,14 +187,23 @@ class Routing(Component):
         """
         self.paths.load(checkpoint / FOLDER)
         self.paths.install(self._engine.module)
+        if self.compact is not None:
+            self.compact.load(checkpoint / FOLDER)
 
 
 @contextlib.contextmanager
 def whole_weights(engine: DeepSpeedEngine) -> Iterator[dict[str, Tensor]]:
     """Yield the model's weights by name; under ZeRO-3, which shards them over all ranks, whole for the time being."""
     parameters = dict(engine.module.named_parameters())
+    compact = [module for module in engine.module.modules() if getattr(module, "whole", None)]
     with contextlib.ExitStack() as held:
         if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
             deepspeed = import_deepspeed()
             held.enter_context(deepspeed.zero.GatheredParameters(list(parameters.values())))
-        yield {name: parameter.detach() for name, parameter in parameters.items()}
+        found = {name: parameter.detach() for name, parameter in parameters.items()}
+        for module in compact:
+            module.write_back()
+        buffers = dict(engine.module.named_buffers())
+        yield found | {
+            name.replace(".all_", "."): buffer for name, buffer in buffers.items() if ".feed_forward.all_" in name
+        }

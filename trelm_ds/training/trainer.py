@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from trelm_ds import faults, log
-from trelm_ds.batches import Step, StepDataset, StepReader
+from trelm_ds.batches import DevicePrefetcher, Step, StepDataset, StepReader, mask_rate
 from trelm_ds.checkpoints import CheckpointInfo, Saver
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import SkippableAdamW
+from trelm_ds.engine import SkippableAdamW, decay_of
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.launched import leave_exit_code
@@ -82,6 +82,7 @@ class Trainer:
         self.steps, self.reader, self.engine, self.optimizer = steps, reader, engine, optimizer
         self.weights, self.guard, self.components = weights, guard, components
         self.saver, self.system, self.requests, self.watchdog, self.held = saver, system, requests, watchdog, held
+        self.on_device = DevicePrefetcher(ranks.device)
         self.step = first_step
         self.saved_step = first_step if committed(run) else None
         self.window = Window()
@@ -209,8 +210,7 @@ class Trainer:
             name: weight * self.ranks.world_size / max(1.0, step.targets[name]) for name, weight in self.weights.items()
         }
         total, last = torch.zeros((), device=self.ranks.device), len(step.micro_batches) - 1
-        for index, stored in enumerate(step.micro_batches):
-            batch = stored.to(self.ranks.device)
+        for index, batch in enumerate(self.on_device(step.micro_batches)):
             self._seed_dropout(index)
             # Steps differ in their number of micro-batches, so the engine has to be told instead of counting them.
             self.engine.set_gradient_accumulation_boundary(index == last)
@@ -267,7 +267,8 @@ class Trainer:
         for component in self.components:
             component.log(self.step, metrics)
         faults.reach("log-written")
-        return f"loss {metrics['loss']:.3f}  {metrics['tokens_per_s']:,.0f} tokens/s"
+        held_out = f"  held-out mlm {metrics['eval_mlm_loss']:.3f}" if "eval_mlm_loss" in metrics else ""
+        return f"loss {metrics['loss']:.3f}{held_out}  {metrics['tokens_per_s']:,.0f} tokens/s"
 
     def _take_metrics(self, since: float) -> dict[str, float]:
         """Measure over all ranks what came since the last log point, and begin the next window."""
@@ -278,8 +279,11 @@ class Trainer:
         norm = self.engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
         if norm is not None:
             metrics["grad_norm"] = float(norm)
-        for component in self.components:
-            metrics |= component.metrics(seconds)
+        if isinstance(self.config.masking.probability, tuple):  # the last step's, as the learning rate is
+            metrics["mask_rate"] = mask_rate(self.config.masking, self.step - 1, self.config.trainer.max_steps)
+        with self.watchdog.patient():  # an evaluation may take minutes
+            for component in self.components:
+                metrics |= component.metrics(seconds)
         epoch = self.step * self.config.trainer.global_batch_size / self.steps.order.epoch_samples
         return metrics | {"checkpoint_wait_s": pause, "lr": self.lr, "epoch": epoch} | self.system.means()
 
@@ -289,6 +293,7 @@ class Trainer:
             return
         self.save_due = False
         self.saved_step = self.step
+        decay = decay_of(self.config)
         fields = {name: value for part in self.components for name, value in part.manifest().items()}
         info = CheckpointInfo(
             step=self.step,
@@ -296,6 +301,7 @@ class Trainer:
             zero_stage=self.zero_stage,
             identity=self.identity,
             order=reading_position(self.config, self.steps, self.step),
+            decay=None if decay is None else list(decay),
             **fields,
         )
         with self.watchdog.patient():

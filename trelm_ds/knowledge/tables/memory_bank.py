@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trelm_ds.config import MemoryConfig
 from trelm_ds.knowledge.tables.sharded_table import Lookup, ShardedTable, TableGroup
+from trelm_ds.streams import on_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -53,8 +54,8 @@ def local_memories(states: Tensor, window: Tensor) -> Tensor:
     begin, lengths = window[:, 0], window[:, 1] - window[:, 0]
     offsets = F.pad(lengths.cumsum(0), (1, 0))
     rows = torch.repeat_interleave(begin - offsets[:-1], lengths)
-    rows = (rows + torch.arange(len(rows), device=rows.device)).to(states.device)
-    offsets = offsets.to(states.device)
+    rows = on_device(rows + torch.arange(len(rows), device=rows.device), states.device)
+    offsets = on_device(offsets, states.device)
     return F.embedding_bag(rows, states.detach().float(), offsets, mode="mean", include_last_offset=True)
 
 
@@ -152,7 +153,7 @@ class MemoryBank:
         self.size, self.settings = size, settings
         self.table = ShardedTable(n_rows, 2 * size, _DTYPES[settings.dtype], device, group)
         self.contexts = ShardedTable(n_rows, 1, torch.int64, device, group)
-        self.seen_total = torch.zeros(size + 1, dtype=torch.float64)
+        self.seen_total = torch.zeros(size + 1, dtype=torch.float64, device=device)
 
     @property
     def bytes(self) -> int:
@@ -222,7 +223,7 @@ class MemoryBank:
         counts = torch.stack([occurrences, contexts], dim=1).to(local_sum)
         named, values = self.table.send(rows, torch.cat([local_sum, cls_sum, counts], dim=1))
         distinct, index = torch.unique(named, return_inverse=True)
-        sums, _ = sum_by_row(values, index.to(values.device), len(distinct))
+        sums, _ = sum_by_row(values, on_device(index, values.device), len(distinct))
         local_sum, cls_sum, counts = sums.split([self.size, self.size, 2], dim=1)
         seen, new = counts.double().split(1, dim=1)
 
@@ -250,7 +251,7 @@ class MemoryBank:
         """
         was, is_ = (before > 0).double(), (after > 0).double()
         change = torch.cat([new.double() * is_ - old.double() * was, is_ - was], dim=1).sum(0)
-        self.seen_total += self.table.group.sum(change.cpu())
+        self.seen_total += self.table.group.sum(change)
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's shard into a folder shared by all ranks; return the files."""
@@ -273,7 +274,7 @@ class MemoryBank:
     @property
     def _total(self) -> ShardedTable:
         """A table of one row, of this process alone, over the memory of `seen_total`."""
-        table = ShardedTable(1, self.size + 1, torch.float64, torch.device("cpu"), TableGroup())
+        table = ShardedTable(1, self.size + 1, torch.float64, self.seen_total.device, TableGroup())
         table.local = self.seen_total[None]
         return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trelm_ds.errors import UserError
+from trelm_ds.streams import on_device
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class TableGroup:
         return self.control if device.type == "cpu" else self.payload
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a CPU tensor over the ranks in place, and return it; collective."""
+        """Sum a tensor over the ranks in place, and return it; collective."""
         if self.world_size > 1:
-            dist.all_reduce(values, group=self.control)
+            dist.all_reduce(values, group=self.group_for(values.device))
         return values
 
 
@@ -124,7 +125,7 @@ class ShardedTable:
 
     def place(self, rows: Tensor) -> Tensor:
         """Map rows [m] owned by this rank to their indices in `local`, int64 [m] on its device."""
-        return (rows // self.group.world_size).to(self.local.device)
+        return on_device(rows // self.group.world_size, self.local.device)
 
     def fill(self, values_of: Callable[[Tensor], Tensor], batch: int = 8192) -> None:
         """Set every row; each rank sets its own.
@@ -175,7 +176,7 @@ class ShardedTable:
             return Lookup(found, route.order, None)
         values = found.new_empty(len(route.order), self.width)
         work = self._all_to_all(values, found, route.sent, route.received)
-        return Lookup(values, route.order.to(values.device), (work, found))
+        return Lookup(values, on_device(route.order, values.device), (work, found))
 
     def send(self, rows: Tensor | Route, values: Tensor) -> tuple[Tensor, Tensor]:
         """Send values to the owners of their rows; collective.
@@ -188,12 +189,12 @@ class ShardedTable:
             what all ranks sent to this one: rows int64 [m] on the CPU and values [m, W'] on the table's device, ordered
             by sending rank, then as sent.
         """
-        values = values.to(self.local.device)
+        values = on_device(values, self.local.device)
         route = rows if isinstance(rows, Route) else self.route(rows)
         if self.group.world_size == 1:
             return route.rows, values
         arrived = values.new_empty(len(route.rows), *values.shape[1:])
-        sorted_values = values.index_select(0, route.order.to(values.device))
+        sorted_values = values.index_select(0, on_device(route.order, values.device))
         self._all_to_all(arrived, sorted_values, route.received, route.sent).wait()
         return route.rows, arrived
 
@@ -217,6 +218,17 @@ class ShardedTable:
             raise OSError(f"{path}: {error}") from error
         return path
 
+    @staticmethod
+    def saved(folder: Path, name: str, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, one after another, what any number of ranks saved: which rows, and their first `width` columns.
+
+        Raises:
+            UserError: a shard is missing or cannot be read.
+        """
+        shards = _find_shards(folder, name)
+        for rank, path in enumerate(shards):
+            yield slice(rank, None, len(shards)), _open_shard(path, width)[1]
+
     def load(self, folder: Path, name: str) -> None:
         """Load this rank's rows from what any number of ranks saved, with one saved shard in memory at a time.
 
@@ -233,17 +245,22 @@ class ShardedTable:
                 self.local[self.place(rows[mine])] = self._read_shard(path, len(rows))[mine].to(self.local)
 
     def _read_shard(self, path: Path, n_rows: int) -> Tensor:
-        try:
-            with safe_open(path, "pt") as shard:
-                about, rows = shard.metadata() or {}, shard.get_tensor("rows")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); restore it") from None
+        about, rows = _open_shard(path)
         if about.get("table") != self._size or rows.shape != (n_rows, self.width):
             raise UserError(
                 f"{path}: of a table of {about.get('table', 'unknown size')}, this run's has {self._size}; "
                 "go on with the dataset, selection and model that it was saved with"
             )
         return rows
+
+
+def _open_shard(path: Path, width: int | None = None) -> tuple[dict[str, str], Tensor]:
+    """Read what a shard says of its table, and its rows, or only their first `width` columns."""
+    try:
+        with safe_open(path, "pt") as shard:
+            return shard.metadata() or {}, shard.get_slice("rows")[:, :width]
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it") from None
 
 
 def _find_shards(folder: Path, name: str) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from trelm_ds.knowledge.graph import KnowledgeGraph
 from trelm_ds.knowledge.tables.sharded_table import ShardedTable, TableGroup
 from trelm_ds.ragged import gather, offsets_of
+from trelm_ds.streams import on_device
 
 _BATCH = 65536  # rows held in double precision at a time
 
@@ -166,8 +167,8 @@ def mean_of_tokens(embed: Callable[[Tensor], Tensor], offsets: Tensor, tokens: T
     rows = embed(distinct).detach().float()
     if not len(tokens):
         return rows.new_zeros(len(offsets) - 1, rows.shape[1])
-    bags = offsets.to(rows.device)
-    return F.embedding_bag(index.to(rows.device), rows, bags, mode="mean", include_last_offset=True)
+    bags = on_device(offsets, rows.device)
+    return F.embedding_bag(on_device(index, rows.device), rows, bags, mode="mean", include_last_offset=True)
 
 
 def token_means(word: Tensor, offsets: np.ndarray, tokens: np.ndarray) -> Callable[[Tensor], Tensor]:
