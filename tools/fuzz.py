@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
+from safetensors.torch import save_file
 
 from trelm_ds.config import Config, TrainerConfig, flatten
 from trelm_ds.corpus.linked import parse_linked
@@ -46,6 +47,7 @@ from trelm_ds.evaluation import (
 )
 from trelm_ds.evaluation.lama.data import read_parts
 from trelm_ds.files import load_array
+from trelm_ds.injection.kg_file import read_kg_file
 from trelm_ds.knowledge import GraphFile, read_names, read_triples
 from trelm_ds.model import load_config
 from trelm_ds.progress import track
@@ -230,6 +232,29 @@ def checkpoint(draw: random.Random, folder: Path) -> None:
             tensor.float().sum()
 
 
+def kg_file(draw: random.Random, folder: Path) -> None:
+    """Read vectors of entities and relations, with their ids in the file or in tables beside it."""
+    n, ids = draw.randint(1, 5), {"entity": [f"Q{n}" for n in range(5)], "relation": [f"P{n}" for n in range(5)]}
+    arrays = {f"{kind}_vectors": np.ones((n, draw.choice([2, 2, 3])), draw.choice(["float32", "int8"])) for kind in ids}
+    beside = draw.random() < 0.4
+    if draw.random() < 0.5:
+        path = folder / "vectors.npz"
+        np.savez(path, **arrays, **({} if beside else {f"{kind}_ids": np.array(ids[kind][:n]) for kind in ids}))  # type: ignore[arg-type]
+    else:
+        path = folder / "vectors.safetensors"
+        about = {} if beside else {f"{kind}_ids": "\n".join(ids[kind][:n]) for kind in ids}
+        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path, about)
+    if beside:
+        for name, kind in (("entities.tsv", "entity"), ("relations.tsv", "relation")):
+            lines = "".join(f"{row}\t{ids[kind][row]}\n" for row in range(n))
+            (folder / name).write_bytes(_some_damage(draw, lines))
+    if draw.random() < 0.7:
+        path.write_bytes(damaged(draw, path.read_bytes()))
+    for named in read_kg_file(path):
+        if named.vectors.numel() < 10_000:
+            named.vectors.float().sum()
+
+
 def ds_config(draw: random.Random, folder: Path) -> None:
     known = dict.fromkeys([*ds_keys.RULES, *ds_keys.INSTEAD, *ds_keys.SECTIONS, "bf16.enabled", "train_batch_size"], 1)
     text = json.dumps(odd_object(draw, known)).encode()
@@ -320,6 +345,7 @@ _READERS = (
     tar,
     config_json,
     checkpoint,
+    kg_file,
     ds_config,
     settings,
     lama,

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trelm_ds.errors import UserError
+from trelm_ds.visible import visible
 
 
 class Kind(NamedTuple):
@@ -193,7 +194,8 @@ def _named(
     held = sorted(arrays)
     found = [name for name in held if name in (kind.vectors, kind.pykeen) or name.endswith(kind.dglke)]
     if len(found) != 1:
-        listed = ", ".join(held[:6]) + (", ..." if len(held) > 6 else "") or "nothing"
+        names = [" ".join(visible(name).split())[:60] for name in held[:6]]
+        listed = ", ".join(names) + (", ..." if len(held) > 6 else "") or "nothing"
         problem = "which of them is" if found else "none of which is known as"
         raise UserError(f"{where}: holds {listed}; {problem} the vectors of {kind.noun}? Name it {kind.vectors}")
     vectors: Tensor = vectors_of(found[0])
