@@ -20,7 +20,7 @@ from trelm_ds.training.build import build_run
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
-from compact import count, link_times
+from compact import PAGE, count, link_times, with_table
 
 
 class Exchanged(TorchDispatchMode):
@@ -84,3 +84,14 @@ def test_links_carry_each_byte_twice() -> None:
     times = link_times(1000.0)
     assert times["8 nodes, 100 Gbit/s"] == pytest.approx(2 * 8e9 * 7 / 8 / 100e9 * 1e3)
     assert times["64 nodes, 25 Gbit/s"] > times["8 nodes, 25 Gbit/s"] > times["8 nodes, 400 Gbit/s"]
+
+
+def test_the_page_has_one_table_between_its_marks() -> None:
+    """Written anew it stays one; without its marks nothing is written, where it was appended."""
+    page = PAGE.read_text()
+    again = with_table(with_table(page, "| base |"), "| large |")
+    assert page.count("| compact 10%, all |") == 4  # two tables of two sizes
+    assert again.count("| large |") == 1
+    assert "| compact 10%, all |" not in again
+    with pytest.raises(SystemExit, match="lacks <!-- compact-table -->"):
+        with_table(page.replace("<!-- compact-table -->", ""), "| base |")

@@ -124,6 +124,19 @@ def table(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, about])
 
 
+def with_table(page: str, rows: str) -> str:
+    """Replace what is between the marks in a page.
+
+    Raises:
+        SystemExit: it lacks one of them.
+    """
+    before, start, rest = page.partition("<!-- compact-table -->\n")
+    _, end, after = rest.partition("<!-- /compact-table -->")
+    if not (start and end):
+        raise SystemExit(f"{PAGE}: lacks <!-- compact-table --> or <!-- /compact-table -->; put both back")
+    return f"{before}{start}{rows}\n{end}{after}"
+
+
 def sizes_of(name: str) -> EncoderConfig:
     """Read the sizes of a file in recipes/sizes."""
     from jsonargparse import ArgumentParser
@@ -158,9 +171,7 @@ def main() -> None:
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
     if options.out is None:
-        before, start, rest = PAGE.read_text().partition("<!-- compact-table -->\n")
-        _, end, after = rest.partition("<!-- /compact-table -->")
-        PAGE.write_text(f"{before}{start}{table(result)}\n{end}{after}")
+        PAGE.write_text(with_table(PAGE.read_text(), table(result)))
 
 
 if __name__ == "__main__":
