@@ -15,10 +15,10 @@ from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
-from trelm_ds.routing import first_neurons, read_paths
+from trelm_ds.routing import PATHS_FILE, first_neurons, read_paths
 from trelm_ds.run_folder import MANIFEST
 
-ROUTING, PATHS, NEURONS = "routing", "paths.safetensors", "neurons"  # in a checkpoint, of `training.routing`
+ROUTING, NEURONS = "routing", "neurons"  # in a checkpoint, of `training.routing`
 
 
 class OpenedModel(NamedTuple):
@@ -109,7 +109,7 @@ def _with_all_neurons(weights: dict[str, Tensor], folder: Path) -> dict[str, Ten
         table[place] = rows
     neurons = len(table) // len(routed)
     paths = first_neurons(neurons, chosen).expand(len(routed), -1)
-    if (folder / PATHS).is_file():  # else of a run before its first choice
+    if (folder / PATHS_FILE).is_file():  # else of a run before its first choice
         paths = read_paths(folder)["path"]
     for layer, rows, path in zip(routed, table.split(neurons), paths, strict=True):
         parts = rows.split([size, 1, size], dim=1)

@@ -34,7 +34,7 @@ def add_neurons(commands: argparse._SubParsersAction) -> None:
 def _neurons(namespace: argparse.Namespace) -> int:
     from trelm_ds.checkpoints import open_model
     from trelm_ds.corpus import load_tokenizer
-    from trelm_ds.routing import explain, frozen, plot, read_paths, table, to_json
+    from trelm_ds.routing import PATHS_FILE, explain, frozen, plot, read_paths, table, to_json
     from trelm_ds.training import ROUTING_FOLDER
 
     if namespace.top < 1:
@@ -43,7 +43,8 @@ def _neurons(namespace: argparse.Namespace) -> int:
     opened = open_model(namespace.source)
     view = frozen(opened.model, {name: weight.detach() for name, weight in opened.model.named_parameters()})
     paths = opened.source / ROUTING_FOLDER
-    path = read_paths(paths)["path"] if paths.is_dir() else None
+    chosen = (paths / PATHS_FILE).is_file()  # compact routing has a folder before its first choice too
+    path = read_paths(paths)["path"] if chosen else None
     tokenizer = load_tokenizer(opened.tokenizer)
     found = explain(view, tokenizer, namespace.prompt, namespace.answer, namespace.quadrature, path)
     result = to_json(found, namespace.top)

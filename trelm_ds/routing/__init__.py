@@ -3,11 +3,13 @@
 from trelm_ds.routing.adamw import LazyAdamW
 from trelm_ds.routing.attribution import NeuronScores, attribute, frozen, no_scores
 from trelm_ds.routing.explain import Explanation, explain, plot, table, to_json
+from trelm_ds.routing.paths import FILE as PATHS_FILE
 from trelm_ds.routing.paths import KnowledgePaths, first_layer, first_neurons, path_size, read_paths, save_paths
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
 from trelm_ds.routing.sample import routed_facts
 
 __all__ = [
+    "PATHS_FILE",
     "QUADRATURES",
     "Explanation",
     "KnowledgePaths",
