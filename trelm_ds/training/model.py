@@ -58,7 +58,7 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
     """Freeze what routing never updates, before the optimizer is built.
 
     Raises:
-        UserError: more layers are asked for than there are.
+        UserError: more layers are asked for than there are, or compact routing would leave out no neuron.
     """
     routing = config.routing
     if not config.routes:
@@ -69,13 +69,15 @@ def restrict(model: MaskedLanguageModel, config: Config) -> None:
     if routing.trainable == "ffn_only":
         model.encoder.requires_grad_(False)
         model.head.requires_grad_(False)
-    first = first_layer(routing, len(layers))
+    first, neurons = first_layer(routing, len(layers)), model.config.intermediate_size
+    if (chosen := path_size(neurons, routing.density)) == neurons and routing.compact:
+        raise UserError(f"routing.density: {routing.density} of {neurons} neurons is all; lower it for routing.compact")
     for number, layer in enumerate(layers):
         ffn = layer.feed_forward
         for weight in (ffn.keys, ffn.key_bias, ffn.values):
             weight.requires_grad_(number >= first)
         if routing.compact and number >= first:
-            ffn.make_compact(first_neurons(len(ffn.keys), path_size(len(ffn.keys), routing.density)))
+            ffn.make_compact(first_neurons(neurons, chosen))
 
 
 def _warn_of_ignored(settings: ModelConfig, used: EncoderConfig, folder: Path) -> None:
