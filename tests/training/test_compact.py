@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.distributed import run_distributed_test
-from tests.training.test_pretrain import losses, train, train_then_continue, without_dropout
+from tests.training.test_pretrain import fails, losses, train, train_then_continue, without_dropout
 from tests.training.test_routing import config
 from trelm_ds.checkpoints.export import full_weights
-from trelm_ds.config import Config
+from trelm_ds.cli import main
+from trelm_ds.config import Config, ModelConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
+from trelm_ds.knowledge.tables import TableGroup
+from trelm_ds.model import Encoder, EncoderConfig
 from trelm_ds.run_folder import checkpoints_folder, read_metrics
+from trelm_ds.training.compact import CompactNeurons
 
 STEPS = 8
 
@@ -64,6 +70,66 @@ def trained(settings: Config, data: Path, run: Path) -> None:
         train(settings, data, run, ranks)
     finally:
         disconnect()
+
+
+def test_the_first_path_goes_where_the_layers_are() -> None:
+    """It is made before the model is moved to a GPU, for which another device stands here."""
+    sizes = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    encoder = Encoder(EncoderConfig.from_settings(sizes, 30, 0))
+    layer = encoder.blocks[0].feed_forward
+    layer.make_compact(torch.arange(3))
+    encoder.to("meta")
+    engine: Any = SimpleNamespace(module=SimpleNamespace(encoder=encoder))
+    CompactNeurons(engine, 0, torch.device("cpu"), TableGroup())
+    assert layer.path is not None
+    assert layer.path.neurons.device.type == "meta"
+
+
+def test_before_the_first_choice(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint is exported and looked at, and continued: its folder of routing has rows but no paths."""
+    settings = pair(1, {"start_step": 3})[1]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(replace(settings, trainer=replace(settings.trainer, max_steps=4)), tiny_dataset, whole, one_rank)
+    half = replace(settings, trainer=replace(settings.trainer, max_steps=4, checkpoint_every=2, keep_checkpoints=2))
+    train(half, tiny_dataset, run, one_rank)
+    first = checkpoints_folder(run) / "step-00000002"
+    assert not (first / "routing" / "paths.safetensors").exists()
+    asked = ["--prompt", "Person01 lives in [MASK].", "--answer", "City03", "--out", str(tmp_path / "neurons.json")]
+    with pytest.raises(SystemExit) as ended:
+        main(["neurons", str(first), *asked])
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    assert "on_path" not in json.loads((tmp_path / "neurons.json").read_text())["neurons"][0]
+    (first.parent / "step-00000004").rename(tmp_path / "aside")
+    train(half, tiny_dataset, run, one_rank)
+    for name, weight in full_weights(checkpoints_folder(whole) / "step-00000004", 1).items():
+        assert torch.equal(full_weights(first.parent / "step-00000004", 1)[name], weight), name
+
+
+CPU = {"device": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "zero", [{"stage": 2, "offload_optimizer": CPU}, {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}]
+)
+def test_offloaded_and_recomputed(zero: dict[str, Any], one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Masters on the host; layers that write their buffers twice a step, before the backward pass reads them."""
+    file = tmp_path / "ds.json"
+    small = {"stage3_param_persistence_threshold": 0} if zero["stage"] == 3 else {}
+    file.write_text(json.dumps({"zero_optimization": zero | small}))
+    for settings, name in zip(pair(1, {}), ("lazy", "compact"), strict=True):
+        settings.trainer.ds_config = str(file)
+        settings.model.activation_checkpointing = True
+        train(settings, tiny_dataset, tmp_path / name, one_rank)
+    compare(tmp_path / "lazy", tmp_path / "compact", zero["stage"], exactly=True)
+
+
+def test_nothing_to_leave_out(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = pair(1, {"density": 0.999})[1]
+    message = fails(settings, tiny_dataset, tmp_path / "run", one_rank)
+    assert message == "routing.density: 0.999 of 48 neurons is all; lower it for routing.compact"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine import Slot, base_optimizer, slots_of
 from trelm_ds.knowledge.tables import ShardedTable, TableGroup
-from trelm_ds.model import KeyValueFeedForward
+from trelm_ds.model import KeyValueFeedForward, KnowledgePath
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -48,6 +48,9 @@ class CompactNeurons:
                 setattr(layer, f"all_{part}", getattr(layer, f"all_{part}").to(getattr(layer, part).dtype))
         whole = self._layers[0].whole
         assert whole is not None
+        for layer in self._layers:  # the first path is no buffer, so it has stayed on the CPU
+            assert layer.path is not None
+            layer.path = KnowledgePath(layer.path.neurons.to(whole[0].device))
         self.neurons, self._size = whole[0].shape
         self.width = 2 * self._size + 1
         rows = len(self._layers) * self.neurons
