@@ -94,7 +94,7 @@ def main() -> None:
     ratios = [after / before for before, after in pairs]
     found: dict[str, Any] = {
         "before": own.before,
-        "settings": settings,
+        "settings": [text.removeprefix(f"{ROOT}/") for text in settings],
         "before_s": round(statistics.median(before for before, _ in pairs), 4),
         "after_s": round(statistics.median(after for _, after in pairs), 4),
         "after_over_before": round(statistics.median(ratios), 3),
