@@ -41,6 +41,9 @@ def compare(one: Path, other: Path, stage: int, exactly: bool) -> None:
     """Compare all losses and the weights of both checkpoints."""
     for step in (STEPS // 2, STEPS):
         lazy, compact = (full_weights(checkpoints_folder(run) / f"step-{step:08d}", stage) for run in (one, other))
+        if stage == 0:  # there bf16 runs save what the model computes with, and the table alone has fp32 weights
+            half = {name for name, weight in lazy.items() if torch.equal(weight, weight.bfloat16().float())}
+            compact = {name: weight.bfloat16().float() if name in half else weight for name, weight in compact.items()}
         assert lazy.keys() == compact.keys()
         for name, weight in lazy.items():
             if exactly:
