@@ -189,8 +189,6 @@ def _routing_problems(config: Config) -> Iterator[tuple[str, str]]:
         return
     if config.cka.decoder == "mention":
         yield "routing.enabled", "must be false with cka.decoder mention, which asks for no fact that a path leads to"
-    if routing.compact and routing.density == 1:
-        yield "routing.compact", "needs routing.density below 1, or there is nothing to leave out"
     if routing.start_step >= config.trainer.max_steps:
         limit = f"trainer.max_steps {config.trainer.max_steps}"
         yield "routing.start_step", f"must be less than {limit}, or no path is ever chosen, got {routing.start_step}"

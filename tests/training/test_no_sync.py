@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,22 +43,16 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.fixture
-def no_waiting() -> Iterator[NoWaiting]:
-    with NoWaiting() as mode:
-        yield mode
-
-
 def test_the_mode_notices() -> None:
     numbers = torch.ones(3)
-    for waits in (
-        lambda: numbers.to(META),
-        lambda: torch.zeros(3, device=META).copy_(numbers),
-        lambda: torch.zeros(3, device=META).sum().item(),
-        lambda: torch.zeros(3, device=META).nonzero(),
-        lambda: torch.zeros(3, device=META) + numbers,  # devices are mixed
+    for waits, error, match in (
+        (lambda: numbers.to(META), AssertionError, "a copy to the device waits"),
+        (lambda: torch.zeros(3, device=META).copy_(numbers), AssertionError, "a copy into a tensor of the device"),
+        (lambda: torch.zeros(3, device=META).sum().item(), RuntimeError, "item"),
+        (lambda: torch.zeros(3, device=META).nonzero(), NotImplementedError, "nonzero"),
+        (lambda: torch.zeros(3, device=META) + numbers, RuntimeError, "device"),
     ):
-        with NoWaiting(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        with NoWaiting(), pytest.raises(error, match=match):
             waits()
 
 

@@ -21,13 +21,14 @@ from trelm_ds.checkpoints.manifest import read_verified
 from trelm_ds.config import Config, RoutingConfig, SelectionConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderLayer, KeyValueFeedForward, MaskedLanguageModel
+from trelm_ds.routing import ROUTING_FOLDER as FOLDER
 from trelm_ds.routing import KnowledgePaths, NeuronScores, read_paths
 from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 from trelm_ds.training.dataset import open_dataset
 from trelm_ds.training.model import build_model
-from trelm_ds.training.routing import FOLDER, Routing
+from trelm_ds.training.routing import Routing
 
 NEURONS = ("keys", "key_bias", "values")
 

@@ -15,10 +15,8 @@ from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
 from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
-from trelm_ds.routing import PATHS_FILE, first_neurons, read_paths
+from trelm_ds.routing import NEURONS_TABLE, PATHS_FILE, ROUTING_FOLDER, first_neurons, read_paths
 from trelm_ds.run_folder import MANIFEST
-
-ROUTING, NEURONS = "routing", "neurons"  # in a checkpoint, of `training.routing`
 
 
 class OpenedModel(NamedTuple):
@@ -93,17 +91,17 @@ def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
     """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
     saved = open_saved_state(folder, zero_stage)
     weights = {name: saved.weight(name) for name in saved.shapes}
-    return _with_all_neurons(weights, folder / ROUTING)
+    return _with_all_neurons(weights, folder / ROUTING_FOLDER)
 
 
 def _with_all_neurons(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Put the neurons on the path, which compact routing has as parameters, among the others of its table."""
-    if not any(folder.glob(f"{NEURONS}-*")):
+    if not any(folder.glob(f"{NEURONS_TABLE}-*")):
         return weights
     layers = sorted({name.rsplit(".", 1)[0] for name in weights if name.endswith(".feed_forward.keys")}, key=_number)
     chosen, size = weights[f"{layers[-1]}.keys"].shape
     routed = [layer for layer in layers if len(weights[f"{layer}.keys"]) == chosen]
-    shards = list(ShardedTable.saved(folder, NEURONS, 2 * size + 1))
+    shards = list(ShardedTable.saved(folder, NEURONS_TABLE, 2 * size + 1))
     table = torch.empty(sum(len(rows) for _, rows in shards), 2 * size + 1)
     for place, rows in shards:
         table[place] = rows

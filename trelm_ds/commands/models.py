@@ -34,8 +34,7 @@ def add_neurons(commands: argparse._SubParsersAction) -> None:
 def _neurons(namespace: argparse.Namespace) -> int:
     from trelm_ds.checkpoints import open_model
     from trelm_ds.corpus import load_tokenizer
-    from trelm_ds.routing import PATHS_FILE, explain, frozen, plot, read_paths, table, to_json
-    from trelm_ds.training import ROUTING_FOLDER
+    from trelm_ds.routing import PATHS_FILE, ROUTING_FOLDER, explain, frozen, plot, read_paths, table, to_json
 
     if namespace.top < 1:
         raise UserError(f"--top: must be at least 1, got {namespace.top}")

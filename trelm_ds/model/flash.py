@@ -75,16 +75,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_bounds: Tensor,
-    key_bounds: Tensor,
-    max_query: int,
-    max_key: int,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *about: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows, heads, _ = query.shape
     sums = query.new_empty((heads, rows), dtype=torch.float32)
     return query.new_empty(query.shape), sums, query.new_empty((2,), dtype=torch.int64)
@@ -131,20 +122,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    sums: Tensor,
-    state: Tensor,
-    query_bounds: Tensor,
-    key_bounds: Tensor,
-    max_query: int,
-    max_key: int,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *about: Any) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

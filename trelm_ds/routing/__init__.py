@@ -4,13 +4,17 @@ from trelm_ds.routing.adamw import LazyAdamW
 from trelm_ds.routing.attribution import NeuronScores, attribute, frozen, no_scores
 from trelm_ds.routing.explain import Explanation, explain, plot, table, to_json
 from trelm_ds.routing.paths import FILE as PATHS_FILE
+from trelm_ds.routing.paths import FOLDER as ROUTING_FOLDER
+from trelm_ds.routing.paths import NEURONS as NEURONS_TABLE
 from trelm_ds.routing.paths import KnowledgePaths, first_layer, first_neurons, path_size, read_paths, save_paths
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
 from trelm_ds.routing.sample import routed_facts
 
 __all__ = [
+    "NEURONS_TABLE",
     "PATHS_FILE",
     "QUADRATURES",
+    "ROUTING_FOLDER",
     "Explanation",
     "KnowledgePaths",
     "LazyAdamW",

@@ -14,7 +14,8 @@ from trelm_ds.errors import UserError
 from trelm_ds.model import EncoderConfig, KnowledgePath, MaskedLanguageModel
 from trelm_ds.routing.attribution import NeuronScores
 
-FILE = "paths.safetensors"
+FOLDER, FILE = "routing", "paths.safetensors"  # in a checkpoint
+NEURONS = "neurons"  # there, the table of compact routing
 
 
 def first_layer(config: RoutingConfig, layers: int) -> int:

@@ -15,11 +15,12 @@ from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine import Slot, base_optimizer, slots_of
 from trelm_ds.knowledge.tables import ShardedTable, TableGroup
 from trelm_ds.model import KeyValueFeedForward, KnowledgePath
+from trelm_ds.routing import NEURONS_TABLE
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-TABLE, UPDATES = "neurons", "neuron-updates"  # files in a checkpoint
+UPDATES = "neuron-updates"  # in a checkpoint, beside NEURONS_TABLE
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARTS = ("keys", "key_bias", "values")
 
@@ -85,6 +86,8 @@ class CompactNeurons:
         Args:
             before, after: int64 [L, S].
         """
+        if torch.equal(before, after):  # a refresh without a fact, above all
+            return
         self.write_back()
         slots = self._slots()
         for place in range(len(self._layers)):
@@ -104,7 +107,7 @@ class CompactNeurons:
 
     def save(self, folder: Path) -> list[Path]:
         """Write this rank's shards; return the files."""
-        return [self.table.save(folder, TABLE), self.updates.save(folder, UPDATES)]
+        return [self.table.save(folder, NEURONS_TABLE), self.updates.save(folder, UPDATES)]
 
     def load(self, folder: Path) -> None:
         """Load this rank's rows, and the layers' buffers, from what any number of ranks saved.
@@ -112,9 +115,9 @@ class CompactNeurons:
         Raises:
             UserError: a shard is missing, cannot be read, or belongs to another model.
         """
-        self.table.load(folder, TABLE)
+        self.table.load(folder, NEURONS_TABLE)
         self.updates.load(folder, UPDATES)
-        for rows, weights in ShardedTable.saved(folder, TABLE, self.width):
+        for rows, weights in ShardedTable.saved(folder, NEURONS_TABLE, self.width):
             numbers = torch.arange(self.table.n_rows)[rows]
             for place, layer in enumerate(self._layers):
                 mine = numbers // self.neurons == place

@@ -21,6 +21,7 @@ from trelm_ds.knowledge.tables import TableGroup
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
 from trelm_ds.routing import (
     QUADRATURES,
+    ROUTING_FOLDER,
     KnowledgePaths,
     NeuronScores,
     attribute,
@@ -35,8 +36,6 @@ from trelm_ds.training.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-FOLDER = "routing"  # in a checkpoint
 
 
 class Routing(Component):
@@ -173,8 +172,8 @@ class Routing(Component):
         compact = self.compact
 
         def write(checkpoint: Path) -> list[Path]:
-            rows = compact.save(checkpoint / FOLDER) if compact is not None else []
-            return [*save_paths(state, checkpoint / FOLDER), *rows]
+            rows = compact.save(checkpoint / ROUTING_FOLDER) if compact is not None else []
+            return [*save_paths(state, checkpoint / ROUTING_FOLDER), *rows]
 
         size = sum(tensor.nbytes for tensor in state.values()) + (compact.bytes if compact is not None else 0)
         return Captured(size, write)
@@ -185,10 +184,10 @@ class Routing(Component):
         Raises:
             UserError: they do not fit the model.
         """
-        self.paths.load(checkpoint / FOLDER)
+        self.paths.load(checkpoint / ROUTING_FOLDER)
         self.paths.install(self._engine.module)
         if self.compact is not None:
-            self.compact.load(checkpoint / FOLDER)
+            self.compact.load(checkpoint / ROUTING_FOLDER)
 
 
 @contextlib.contextmanager
