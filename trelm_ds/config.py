@@ -36,6 +36,9 @@ class ModelConfig:
     """dropout after embeddings, attention output and feed-forward"""
     attention_probs_dropout_prob: float = 0.0
     """dropout on attention probabilities"""
+    tensor_parallel: int = 1
+    """how many neighbouring ranks share a model, each with its heads, neurons and words; divides the processes of a
+    node. For models that ZeRO alone does not fit into GPUs (docs/tensor_parallel.md)"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass: less memory, about a third more work"""
 

@@ -14,6 +14,7 @@ _POSITIVE = (
     "model.num_attention_heads",
     "model.intermediate_size",
     "model.max_position_embeddings",
+    "model.tensor_parallel",
     "selection.max_per_sequence",
     "injection.max_name_tokens",
     "memory.beta",
@@ -120,6 +121,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
         heads = model.num_attention_heads
         yield "model.num_attention_heads", f"must divide hidden_size {model.hidden_size}, got {heads}"
+    yield from _tensor_parallel_problems(config)
     yield from _knowledge_problems(config)
     yield from _routing_problems(config)
     if trainer.keep_checkpoints < 2:
@@ -131,6 +133,14 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _decay_problems(config)
     if trainer.log_every > 0 and trainer.eval_every % trainer.log_every:
         yield "trainer.eval_every", f"must be a multiple of log_every {trainer.log_every}, got {trainer.eval_every}"
+
+
+def _tensor_parallel_problems(config: Config) -> Iterator[tuple[str, str]]:
+    degree = config.model.tensor_parallel
+    if degree > 1 and config.trainer.compile:
+        yield "trainer.compile", f"must be false with model.tensor_parallel {degree}, whose collectives do not compile"
+    if degree > 1 and config.routing.enabled and config.routing.compact:
+        yield "routing.compact", f"must be false with model.tensor_parallel {degree}; paths differ in size by rank"
 
 
 def _decay_problems(config: Config) -> Iterator[tuple[str, str]]:

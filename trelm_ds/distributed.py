@@ -27,6 +27,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class TensorGroup:
+    """The t ranks that hold one model in parts (`model.tensor_parallel`), all with the same data.
+
+    Attributes:
+        rank, degree: this process among the t.
+        group: megatron-core's group for their tensors, NCCL with GPUs.
+    """
+
+    rank: int
+    degree: int
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This process's place among the ranks, and small collectives on CPU values.
 
@@ -34,6 +48,7 @@ class Ranks:
         rank, world_size, local_rank: as assigned by torchrun.
         device: device of the model.
         control: gloo group for small messages, so that they never queue behind work on the GPU.
+        alike: where these are not all ranks: the sets into which all fall, this being one of them.
     """
 
     rank: int
@@ -41,6 +56,29 @@ class Ranks:
     local_rank: int
     device: torch.device
     control: dist.ProcessGroup
+    alike: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def data(self) -> Ranks:
+        """The ranks that hold the same part of the model as this one, each with other data: here all."""
+        return self
+
+    @property
+    def tensor(self) -> TensorGroup | None:
+        """The ranks that hold one model in parts, with the same data; None where each holds all of it."""
+        return None
+
+    @property
+    def first_of_model(self) -> bool:
+        """Whether this rank stands for those that hold one model in parts, where something is counted or written."""
+        return self.tensor is None or self.tensor.rank == 0
+
+    def new_group(self, backend: str) -> dist.ProcessGroup:
+        """Create another process group of these ranks; collective over all ranks, whatever set they are in."""
+        if self.alike is None:
+            return dist.new_group(backend=backend)
+        group: dist.ProcessGroup = dist.new_subgroups_by_enumeration([*map(list, self.alike)], backend=backend)[0]
+        return group
 
     def barrier(self) -> None:
         """Wait until every rank has reached this point."""
@@ -93,7 +131,7 @@ class Ranks:
     def from_first(self, value: Any) -> Any:
         """Broadcast rank 0's value to every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, group_src=0, group=self.control)
         return box[0]
 
     def report(self, error: CommonError) -> None:

@@ -13,8 +13,7 @@ import torch
 
 from tests.distributed import run_distributed_test
 from tests.training.test_pretrain import fails, losses, train, train_then_continue, without_dropout
-from tests.training.test_routing import config
-from trelm_ds.checkpoints.export import full_weights
+from tests.training.test_routing import config, weights_at
 from trelm_ds.cli import main
 from trelm_ds.config import Config, ModelConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
@@ -40,7 +39,7 @@ def pair(stage: int, routing: dict[str, Any], norm: float = 0.0, **trainer: Any)
 def compare(one: Path, other: Path, stage: int, exactly: bool) -> None:
     """Compare all losses and the weights of both checkpoints."""
     for step in (STEPS // 2, STEPS):
-        lazy, compact = (full_weights(checkpoints_folder(run) / f"step-{step:08d}", stage) for run in (one, other))
+        lazy, compact = (weights_at(run, step) for run in (one, other))
         if stage == 0:  # there bf16 runs save what the model computes with, and the table alone has fp32 weights
             half = {name for name, weight in lazy.items() if torch.equal(weight, weight.bfloat16().float())}
             compact = {name: weight.bfloat16().float() if name in half else weight for name, weight in compact.items()}
@@ -118,8 +117,8 @@ def test_before_the_first_choice(
     assert "on_path" not in json.loads((tmp_path / "neurons.json").read_text())["neurons"][0]
     (first.parent / "step-00000004").rename(tmp_path / "aside")
     train(half, tiny_dataset, run, one_rank)
-    for name, weight in full_weights(checkpoints_folder(whole) / "step-00000004", 1).items():
-        assert torch.equal(full_weights(first.parent / "step-00000004", 1)[name], weight), name
+    for name, weight in weights_at(whole, 4).items():
+        assert torch.equal(weights_at(run, 4)[name], weight), name
 
 
 CPU = {"device": "cpu"}
@@ -183,6 +182,5 @@ def test_other_ranks_and_stages_continue(
         run_distributed_test(trained, first[0], half, tiny_dataset, run)
         other = replace(settings, trainer=replace(settings.trainer, ds_config=f"ds_configs/zero{then[1]}.json"))
         run_distributed_test(trained, then[0], other, tiny_dataset, run)
-    lazy, compact = (full_weights(tmp_path / name / "checkpoints" / f"step-{STEPS:08d}", then[1])
-                     for name in ("lazy", "compact"))  # fmt: skip
+    lazy, compact = (weights_at(tmp_path / name, STEPS) for name in ("lazy", "compact"))
     assert all(torch.equal(compact[name], weight) for name, weight in lazy.items())

@@ -74,7 +74,7 @@ def test_training_is_the_same_to_the_bit(one_rank: Ranks, dataset: Path, tmp_pat
     again = train(evaluating, dataset, tmp_path / "with", one_rank)
     np.testing.assert_array_equal(again, logits)
     assert points(tmp_path / "with") == points(tmp_path / "without")
-    before, after = (weights_at(tmp_path / run, 5, 1) for run in ("without", "with"))
+    before, after = (weights_at(tmp_path / run, 5) for run in ("without", "with"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     found = evaluations(tmp_path / "with")
     assert list(found) == [2, 4, 5]

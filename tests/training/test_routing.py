@@ -43,8 +43,9 @@ def neurons_of(weights: dict[str, torch.Tensor], layer: int) -> dict[str, torch.
     return {name: weights[f"encoder.layers.{layer}.feed_forward.{name}"] for name in NEURONS}
 
 
-def weights_at(run: Path, step: int, stage: int) -> dict[str, torch.Tensor]:
-    return full_weights(checkpoints_folder(run) / f"step-{step:08d}", stage)
+def weights_at(run: Path, step: int) -> dict[str, torch.Tensor]:
+    checkpoint = checkpoints_folder(run) / f"step-{step:08d}"
+    return full_weights(checkpoint, read_verified(checkpoint))
 
 
 @pytest.mark.slow
@@ -114,7 +115,7 @@ def test_off_the_path_nothing_moves(
     assert settings.optimizer.max_grad_norm > 0
     assert settings.optimizer.weight_decay > 0
     run_distributed_test(train_on_a_rank, 2, settings, tiny_dataset, tmp_path / "run")
-    last = weights_at(tmp_path / "run", 50, stage)
+    last = weights_at(tmp_path / "run", 50)
     first = build_model(settings, open_dataset(settings, str(tiny_dataset), one_rank)).state_dict()
     if precision == "bf16":  # in which DeepSpeed takes the weights over
         first = {name: weight.bfloat16().float() for name, weight in first.items()}
@@ -168,7 +169,7 @@ def test_equals_gradients_masked_by_hand(
     train(settings, tiny_dataset, tmp_path / "ours", one_rank)
     monkeypatch.setattr(KnowledgePaths, "install", mask_by_hand)
     train(settings, tiny_dataset, tmp_path / "hand", one_rank)
-    ours, hand = (weights_at(tmp_path / name, 20, 1) for name in ("ours", "hand"))
+    ours, hand = (weights_at(tmp_path / name, 20) for name in ("ours", "hand"))
     for name, weight in ours.items():
         torch.testing.assert_close(weight, hand[name], rtol=1e-4, atol=2e-5, msg=name)
     points = [read_metrics(tmp_path / name)[-1] for name in ("ours", "hand")]
@@ -183,7 +184,7 @@ def test_what_is_trained(
     settings = config(1, routing={"trainable": trainable, "top_layers": top_layers}, checkpoint_every=1)
     settings = replace(settings, trainer=replace(settings.trainer, keep_checkpoints=9))
     train(settings, tiny_dataset, tmp_path / "run", one_rank)
-    first, last = (weights_at(tmp_path / "run", step, 1) for step in (1, 4))
+    first, last = (weights_at(tmp_path / "run", step) for step in (1, 4))
     moved = {name for name in first if not torch.equal(first[name], last[name])}
     neurons = {f"encoder.layers.{layer}.feed_forward.{name}" for layer in (0, 1) for name in NEURONS}
     routed = {name for name in neurons if top_layers is None or ".1." in name}

@@ -45,7 +45,7 @@ class StepReader:
         except UserError as error:
             problem = error
         new = [damage for damage in step.damages if damage.block not in self.damages]
-        own = [step.targets.get(name, 0) for name in self.objectives]
+        own = [step.targets.get(name, 0) if self.ranks.first_of_model else 0 for name in self.objectives]
         problems, new_everywhere, *targets = self.ranks.sum(int(problem is not None), len(new), *own)
         if problems:
             self.ranks.all_agree(lambda: _raise(problem))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trelm_ds.checkpoints import manifest as checkpoint
 from trelm_ds.checkpoints.pooler import read_pooler
+from trelm_ds.checkpoints.recut import recut
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
@@ -82,14 +83,15 @@ def _read(source: Path) -> tuple[Path, EncoderConfig, dict[str, Tensor]]:
         if found is None:
             raise UserError(f"{source}: neither a run folder with checkpoints nor a checkpoint")
         folder, info = found
-    weights = full_weights(folder, info.zero_stage)
+    weights = full_weights(folder, info)
     weights = {name: tensor for name, tensor in weights.items() if name.startswith(EXPORTED)}
     return folder, EncoderConfig.from_hf(info.identity["model"]), weights
 
 
-def full_weights(folder: Path, zero_stage: int) -> dict[str, Tensor]:
-    """Assemble the fp32 weights of a verified checkpoint from the files of all ranks."""
-    saved = open_saved_state(folder, zero_stage)
+def full_weights(folder: Path, info: checkpoint.CheckpointInfo) -> dict[str, Tensor]:
+    """Assemble the fp32 weights of a verified checkpoint, given its manifest, from the files of all ranks."""
+    parts = [open_saved_state(folder, info.zero_stage, (), part) for part in range(info.tensor_parallel)]
+    saved = recut(parts, 0, 1, info.identity["model"]["vocab_size"], weights_only=True)
     weights = {name: saved.weight(name) for name in saved.shapes}
     return _with_all_neurons(weights, folder / ROUTING_FOLDER)
 

@@ -31,6 +31,7 @@ class CheckpointInfo:
     Attributes:
         step: optimizer steps done.
         world_size: number of ranks that wrote it.
+        tensor_parallel: how many of them shared a model.
         zero_stage: ZeRO stage it was written under.
         identity: what a run that continues from it must share: the encoder's Hugging Face configuration ("model"), the
             dataset's fingerprint, seeds, global batch size and more; see `resume.identity`.
@@ -51,6 +52,7 @@ class CheckpointInfo:
     versions: dict[str, str] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
     decay: list[int] | None = None
+    tensor_parallel: int = 1
     mlflow: str = ""
     schema: int = SCHEMA
 

@@ -16,6 +16,7 @@ import torch
 
 from trelm_ds import log
 from trelm_ds.checkpoints.manifest import CheckpointInfo
+from trelm_ds.checkpoints.recut import recut
 from trelm_ds.checkpoints.saved_state import WEIGHT, SavedState, open_saved_state
 from trelm_ds.distributed import Ranks, import_deepspeed
 from trelm_ds.engine import base_optimizer, names_in_order, slots_of
@@ -37,25 +38,30 @@ def load(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks:
         UserError: some rank cannot read the files, or they belong to another model.
     """
     # Either all ranks can read the files or none goes on: the loading below is collective.
-    saved = ranks.all_agree(lambda: _open(engine, checkpoint, info.zero_stage))
+    saved = ranks.all_agree(lambda: _open(engine, checkpoint, info, ranks))
     _load_weights(engine, saved, ranks)
     _load_optimizer(engine, saved)
     engine.lr_scheduler.load_state_dict(saved.common["lr_scheduler"])
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.common[counter])
     zero_stage = engine.zero_optimization_stage()
-    if (info.world_size, info.zero_stage) != (ranks.world_size, zero_stage):
-        before, now = _layout(info.world_size, info.zero_stage), _layout(ranks.world_size, zero_stage)
+    before = _layout(info.world_size, info.tensor_parallel, info.zero_stage)
+    now = _layout(ranks.world_size, 1 if ranks.tensor is None else ranks.tensor.degree, zero_stage)
+    if before != now:
         log.info_rank0(f"{checkpoint}: saved by {before}, continued by {now}")
 
 
-def _layout(world_size: int, zero_stage: int) -> str:
-    return f"{world_size} rank{'s' * (world_size != 1)} under ZeRO {zero_stage}"
+def _layout(world_size: int, tensor_parallel: int, zero_stage: int) -> str:
+    shared = f", {tensor_parallel} to a model," if tensor_parallel > 1 else ""
+    return f"{world_size} rank{'s' * (world_size != 1)}{shared} under ZeRO {zero_stage}"
 
 
-def _open(engine: DeepSpeedEngine, checkpoint: Path, zero_stage: int) -> SavedState:
+def _open(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks: Ranks) -> SavedState:
     """Open the saved state and check that names and shapes of all parameters are the model's."""
-    saved = open_saved_state(checkpoint, zero_stage, names_in_order(engine))
+    names, degree = names_in_order(engine), info.tensor_parallel
+    parts = [open_saved_state(checkpoint, info.zero_stage, names, part) for part in range(degree)]
+    rank, now = (0, 1) if ranks.tensor is None else (ranks.tensor.rank, ranks.tensor.degree)
+    saved = recut(parts, rank, now, info.identity["model"]["vocab_size"])
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()
@@ -74,9 +80,9 @@ def _load_weights(engine: DeepSpeedEngine, saved: SavedState, ranks: Ranks) -> N
     deepspeed = import_deepspeed()
     for name, parameter in engine.module.named_parameters():
         # Under ZeRO 3 this gathers the parameter, and on exit scatters what rank 0 has written; else it does nothing,
-        # and every rank writes its own copy.
+        # and every rank writes its own copy. Rank 0 of those that hold the same part of the model.
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if ranks.rank == 0 or not hasattr(parameter, "ds_id"):
+            if ranks.data.rank == 0 or not hasattr(parameter, "ds_id"):
                 parameter.data.copy_(saved.weight(name))
 
 

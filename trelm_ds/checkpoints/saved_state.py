@@ -18,7 +18,9 @@ from torch import Tensor
 from trelm_ds.distributed import import_deepspeed
 from trelm_ds.errors import UserError
 
-_ZERO3_MODEL = "zero_pp_rank_{}_mp_rank_00_model_states.pt"
+_MODEL = "mp_rank_{:02d}_model_states.pt"
+_ZERO3_MODEL = "zero_pp_rank_{}_mp_rank_{:02d}_model_states.pt"
+_OPTIMIZER = "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
 # Checkpoints from when queries, keys and values had a matrix each have three parameters in the place of one.
 _JOINED, _QUERY = ".attention.qkv.", ".attention.query."
 WEIGHT = "weight"  # key of the fp32 weight, beside the optimizer's own keys (exp_avg, ...)
@@ -107,12 +109,15 @@ class SavedState:
         return whole
 
 
-def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = ()) -> SavedState:
-    """Open the files that all ranks saved.
+def open_saved_state(
+    checkpoint: Path, zero_stage: int, names: Sequence[str] = (), tensor_rank: int = 0
+) -> SavedState:
+    """Open the files that all ranks saved, or of tensor parallelism, those with one part of the model.
 
     Args:
         checkpoint: verified against its manifest.
         zero_stage: the stage it was written under.
+        tensor_rank: which part.
         names: the trained parameters in the optimizer's order. Needed for the optimizer state of ZeRO 0, which is saved
             without names; if left out, only weights are read there.
 
@@ -122,7 +127,7 @@ def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = (
     import_deepspeed()  # the pickles refer to its classes
     read = {0: _read_zero0, 1: _read_zero12, 2: _read_zero12, 3: _read_zero3}[zero_stage]
     try:
-        saved = read(checkpoint, names)
+        saved = read(checkpoint, names, tensor_rank)
     except OSError as error:
         raise UserError(
             f"{checkpoint}: cannot be read ({error}); here every rank needs the files of all ranks that saved it, so "
@@ -172,9 +177,9 @@ def _add_module(saved: SavedState, module: dict[str, Tensor]) -> None:
             saved.add(name, tensor.numel(), tensor, {})
 
 
-def _read_zero0(checkpoint: Path, names: Sequence[str]) -> SavedState:
-    """ZeRO 0: all ranks hold the same state, and rank 0 has saved it."""
-    model_states = _load(checkpoint / "mp_rank_00_model_states.pt")
+def _read_zero0(checkpoint: Path, names: Sequence[str], tensor_rank: int) -> SavedState:
+    """ZeRO 0: all ranks hold the same state, and the first has saved it."""
+    model_states = _load(checkpoint / _MODEL.format(tensor_rank))
     saved = SavedState(common=_common(model_states))
     optimizer, module = model_states["optimizer"], model_states["module"]
     inner = optimizer.get("optimizer_state_dict", optimizer)  # bf16 wraps it, with fp32 master weights beside it
@@ -189,11 +194,11 @@ def _read_zero0(checkpoint: Path, names: Sequence[str]) -> SavedState:
     return saved
 
 
-def _read_zero12(checkpoint: Path, _: Sequence[str]) -> SavedState:
+def _read_zero12(checkpoint: Path, _: Sequence[str], tensor_rank: int) -> SavedState:
     """ZeRO 1 and 2: each group's parameters form one flat tensor, cut into one piece per rank."""
-    model_states = _load(checkpoint / "mp_rank_00_model_states.pt")
+    model_states = _load(checkpoint / _MODEL.format(tensor_rank))
     saved = SavedState(common=_common(model_states))
-    for rank, optimizer in enumerate(_optimizers(checkpoint, model_states["dp_world_size"])):
+    for rank, optimizer in enumerate(_optimizers(checkpoint, model_states["dp_world_size"], tensor_rank)):
         inner = optimizer["base_optimizer_state"]
         saved.groups = _groups(inner)
         # "param_slice_mappings" would say this directly, but is wrong where DeepSpeed reorders a group's parameters
@@ -218,15 +223,15 @@ def _read_zero12(checkpoint: Path, _: Sequence[str]) -> SavedState:
     return saved
 
 
-def _read_zero3(checkpoint: Path, _: Sequence[str]) -> SavedState:
+def _read_zero3(checkpoint: Path, _: Sequence[str], tensor_rank: int) -> SavedState:
     """ZeRO 3: each parameter is cut into one piece per rank; the last pieces may be partly or wholly padding."""
-    first = _load(checkpoint / _ZERO3_MODEL.format(0))
+    first = _load(checkpoint / _ZERO3_MODEL.format(0, tensor_rank))
     world_size, groups, frozen = first["dp_world_size"], first["param_shapes"], first["frozen_param_shapes"]
     saved = SavedState(common=_common(first))
     for shapes in (*groups, frozen):
         saved.shapes |= {name: tuple(shape) for name, shape in shapes.items()}
     sizes = {name: torch.Size(shape).numel() for name, shape in saved.shapes.items()}
-    for rank, optimizer in enumerate(_optimizers(checkpoint, world_size)):
+    for rank, optimizer in enumerate(_optimizers(checkpoint, world_size, tensor_rank)):
         inner = optimizer["optimizer_state_dict"]
         saved.groups = _groups(inner)
         for index, (flat, shapes) in enumerate(zip(optimizer["fp32_flat_groups"], groups, strict=True)):
@@ -236,16 +241,16 @@ def _read_zero3(checkpoint: Path, _: Sequence[str]) -> SavedState:
                 state = _narrow(inner["state"].get(index, {}), offset, length)
                 saved.add(name, max(0, sizes[name] - rank * length), flat.narrow(0, offset, length), state)
                 offset += length
-        pieces = _load(checkpoint / _ZERO3_MODEL.format(rank))["frozen_param_fragments"]
+        pieces = _load(checkpoint / _ZERO3_MODEL.format(rank, tensor_rank))["frozen_param_fragments"]
         for name, piece in pieces.items():
             saved.add(name, max(0, sizes[name] - rank * len(piece)), piece, {})
     return saved
 
 
-def _optimizers(checkpoint: Path, world_size: int) -> Iterable[dict[str, Any]]:
+def _optimizers(checkpoint: Path, world_size: int, tensor_rank: int) -> Iterable[dict[str, Any]]:
     """Yield the optimizer state that each rank saved, in order of ranks."""
     for rank in range(world_size):
-        name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        name = _OPTIMIZER.format(rank, tensor_rank)
         path = checkpoint / name
         content = _load(path if path.is_file() else checkpoint / f"bf16_{name}")
         optimizer: dict[str, Any] = content["optimizer_state_dict"]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trelm_ds.config import Config, OptimizerConfig
-from trelm_ds.distributed import import_deepspeed
+from trelm_ds.distributed import Ranks, import_deepspeed
+from trelm_ds.engine.model_parallel import ModelParallelUnit
 from trelm_ds.engine.schedule import decay_of, wsd
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
 from trelm_ds.errors import UserError
@@ -65,7 +66,7 @@ def build_data_parallel(model: nn.Module, optimizer: torch.optim.Optimizer, max_
 
 
 def build_engine(
-    model: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device
+    model: nn.Module, config: Config, ds_config: dict[str, Any], ranks: Ranks
 ) -> tuple[DeepSpeedEngine, SkippableAdamW]:
     """Build DeepSpeed's engine around the model; return it and our optimizer, which it wraps.
 
@@ -89,11 +90,12 @@ def build_engine(
 
     try:
         engine, *_ = deepspeed.initialize(
-            model=model.to(device),
+            model=model.to(ranks.device),
             optimizer=optimizer,
             lr_scheduler=schedule,
             config=ds_config,
             dist_init_required=False,
+            mpu=None if ranks.tensor is None else ModelParallelUnit(ranks.tensor),
         )
     except (DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError) as error:
         if _raised_here(error):

@@ -44,6 +44,11 @@ def base_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _data_rank(engine: DeepSpeedEngine) -> int:
+    """Return this process's place among those over which ZeRO cuts a parameter."""
+    return torch.distributed.get_rank() if engine.mpu is None else int(engine.mpu.get_data_parallel_rank())
+
+
 def names_in_order(engine: DeepSpeedEngine) -> list[str]:
     """List the names of the trained parameters in the order of the optimizer that `build_engine` made."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
@@ -54,7 +59,7 @@ def names_in_order(engine: DeepSpeedEngine) -> list[str]:
 
 def slots_of(engine: DeepSpeedEngine) -> Iterator[Slot]:
     """Yield the slots of this rank, those of one master next to each other."""
-    optimizer, stage, rank = engine.optimizer, engine.zero_optimization_stage(), torch.distributed.get_rank()
+    optimizer, stage, rank = engine.optimizer, engine.zero_optimization_stage(), _data_rank(engine)
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     groups = [group["params"] for group in base_optimizer(engine).param_groups]
     if stage == 0:  # one master per parameter
@@ -84,7 +89,7 @@ def clear_padding(engine: DeepSpeedEngine) -> None:
     """
     if engine.zero_optimization_stage() != 3:
         return
-    optimizer, rank = engine.optimizer, torch.distributed.get_rank()
+    optimizer, rank = engine.optimizer, _data_rank(engine)
     for parameter in engine.module.parameters():
         piece = parameter.ds_tensor
         piece.data.view(-1)[max(0, min(piece.ds_numel, parameter.ds_numel - rank * piece.ds_numel)) :].zero_()
@@ -100,10 +105,19 @@ def clear_padding(engine: DeepSpeedEngine) -> None:
 
 
 def word_embedding(engine: DeepSpeedEngine) -> Tensor:
-    """Return the whole word-embedding matrix, float32 [V, D]; collective under ZeRO-3, which has it in shards."""
+    """Return the whole word-embedding matrix, float32 [V, D].
+
+    Collective under ZeRO 3 and tensor parallelism, under which no rank has it whole.
+    """
     weight = engine.module.encoder.embeddings.word.weight
-    if not hasattr(weight, "ds_id"):
-        return weight.detach().float()
-    deepspeed = import_deepspeed()
-    with deepspeed.zero.GatheredParameters([weight]):
-        return weight.detach().float().clone()
+    if hasattr(weight, "ds_id"):
+        deepspeed = import_deepspeed()
+        with deepspeed.zero.GatheredParameters([weight]):
+            own = weight.detach().float().clone()
+    else:
+        own = weight.detach().float()
+    if (group := engine.module.tensor_group) is None:
+        return own
+    parts = [torch.empty_like(own) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, own.contiguous(), group=group)
+    return torch.cat(parts)[: engine.module.config.vocab_size]

@@ -13,11 +13,13 @@ from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object
 from trelm_ds.model.injection import Injected, injected, know_linear
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
+from trelm_ds.model.partition import WORD_EMBEDDING, cut, join, partition_of
 from trelm_ds.model.pooler import Pooler
 
 __all__ = [
     "EXPORTED",
     "TOKENIZER_FILES",
+    "WORD_EMBEDDING",
     "Assessing",
     "AssessingBatch",
     "Batch",
@@ -39,10 +41,12 @@ __all__ = [
     "answer_bias",
     "answer_probabilities",
     "check_sizes",
+    "cut",
     "hf_names",
     "hf_shapes",
     "initialize",
     "injected",
+    "join",
     "know_linear",
     "linear_cross_entropy",
     "load_config",
@@ -51,6 +55,7 @@ __all__ = [
     "load_pretrained",
     "map_tensors",
     "packed_layout",
+    "partition_of",
     "read_object",
     "save_pretrained",
 ]

@@ -106,14 +106,8 @@ def answer_probabilities(
         float32 [N].
     """
     if not tables.candidates.numel():
-        scores = _vocabulary_scores(states, word, bias)
-        return torch.softmax(scores, dim=1).gather(1, labels[:, None])[:, 0]
+        return word.probabilities(states, states.new_zeros(word.num_embeddings) if bias is None else bias, labels)
     return torch.softmax(torch.cat(_candidate_scores(states, word, labels, tables, bias), dim=1), dim=1)[:, 0]
-
-
-def _vocabulary_scores(states: Tensor, word: WordEmbedding, bias: Tensor | None) -> Tensor:
-    """Score every word for states [N, D]: float32 [N, V]."""
-    return word(states, states.new_zeros(word.num_embeddings) if bias is None else bias).float()
 
 
 def _candidate_scores(

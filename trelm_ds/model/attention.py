@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.encoder_config import EncoderConfig
+from trelm_ds.model.shard_dropout import of_shard
 from trelm_ds.model.flash import flash_attention, has_flash_attention
 
 
@@ -169,7 +170,11 @@ class QueryKeyValue(nn.Linear):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention.
+
+    Attributes:
+        shard: place of these heads among the ranks that share the model; None where all heads are here.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -177,6 +182,7 @@ class SelfAttention(nn.Module):
         self.dropout_p = config.attention_probs_dropout_prob
         self.qkv = QueryKeyValue(size, config.num_attention_heads)
         self.output = nn.Linear(size, size)
+        self.shard: int | None = None
 
     def forward(
         self,
@@ -188,4 +194,6 @@ class SelfAttention(nn.Module):
         """Attend, [T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] for those rows only, [Q, D]."""
         query, key, value = self.qkv(hidden, rows)
         dropout_p = self.dropout_p if self.training else 0.0
-        return self.output(packed_attention(query, key, value, layout, dropout_p, row_layout).flatten(1))
+        with of_shard(self.shard if dropout_p else None, hidden.device):
+            attended = packed_attention(query, key, value, layout, dropout_p, row_layout)
+        return self.output(attended.flatten(1))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -13,8 +14,22 @@ from torch.autograd.function import once_differentiable
 CHUNK_SCORES = 1 << 24
 
 
+class VocabularyShard(NamedTuple):
+    """Which words a rank scores under tensor parallelism."""
+
+    first: int
+    """the first of them"""
+    group: dist.ProcessGroup
+    """the ranks that score the others"""
+
+
 def linear_cross_entropy(
-    states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk_scores: int = CHUNK_SCORES
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    chunk_scores: int = CHUNK_SCORES,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of scores `states weight^T + bias` against labels.
 
@@ -28,19 +43,63 @@ def linear_cross_entropy(
         bias: [V].
         labels: int64 [M].
         chunk_scores: how many scores to hold at a time, at least a row's.
+        shard: where weight and bias are those of a part of the vocabulary, of equal size on all ranks: which one. The
+            results are those of the whole vocabulary; the gradient by the states is this rank's part of a sum.
 
     Returns:
         the sum, [] fp32, and how often the label scored highest, [] int64.
     """
     rows = max(1, chunk_scores // len(weight))
-    loss, correct = _LinearCrossEntropy.apply(states, weight, bias, labels, rows, torch.is_grad_enabled())
+    loss, correct = _LinearCrossEntropy.apply(states, weight, bias, labels, rows, torch.is_grad_enabled(), shard)
     return loss, correct
+
+
+class _Normalised(NamedTuple):
+    """What the scores of a chunk of m rows come to, in the whole vocabulary."""
+
+    normaliser: Tensor
+    """[m, 1]: logarithm of the sum of exponentials"""
+    best: Tensor
+    """int64 [m, 1]: word with the highest score, the first of several"""
+    of_label: Tensor
+    """[m, 1]: the label's score"""
+    place: Tensor
+    """int64 [m, 1]: column of the label; of any column where this rank has not got it"""
+    here: Tensor
+    """[m, 1]: whether this rank has it, 1 or 0"""
+
+
+def _normalise(scores: Tensor, labels: Tensor, shard: VocabularyShard | None) -> _Normalised:
+    """Normalise scores [m, V] of labels [m, 1], or of this rank's shard of the words, collectively."""
+    if shard is None:
+        of_label = scores.gather(1, labels)
+        normaliser, best = scores.logsumexp(-1, keepdim=True), scores.argmax(-1, keepdim=True)
+        return _Normalised(normaliser, best, of_label, labels, torch.ones_like(of_label))
+    own = labels - shard.first
+    here = (own >= 0) & (own < scores.shape[1])
+    place = own.masked_fill(~here, 0)
+    highest, best = scores.max(-1, keepdim=True)
+    overall = highest.clone()
+    dist.all_reduce(overall, dist.ReduceOp.MAX, group=shard.group)
+    best = (best + shard.first).masked_fill(highest < overall, torch.iinfo(torch.int64).max)
+    dist.all_reduce(best, dist.ReduceOp.MIN, group=shard.group)
+    summed = torch.cat([(scores - overall).exp().sum(-1, keepdim=True), scores.gather(1, place).where(here, 0.0)])
+    dist.all_reduce(summed, group=shard.group)
+    total, of_label = summed.chunk(2)
+    return _Normalised(overall + total.log(), best, of_label, place, here.to(scores.dtype))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: int, differentiated: bool
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        rows: int,
+        differentiated: bool,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         loss = states.new_zeros((), dtype=torch.float32)
         correct = labels.new_zeros(())
@@ -52,13 +111,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, len(states), rows):
             chunk, truth = states[first : first + rows], labels[first : first + rows, None]
             scores = F.linear(chunk, weight, bias).float()
-            correct += (scores.argmax(-1, keepdim=True) == truth).sum()
-            normaliser = scores.logsumexp(-1, keepdim=True)
-            loss += (normaliser - scores.gather(1, truth)).sum()
+            found = _normalise(scores, truth, shard)
+            correct += (found.best == truth).sum()
+            loss += (found.normaliser - found.of_label).sum()
             if not (of_states or of_weight or of_bias):
                 continue
-            gradient = scores.sub_(normaliser).exp_()  # softmax, less 1 at the label
-            gradient.scatter_(1, truth, gradient.gather(1, truth) - 1)
+            gradient = scores.sub_(found.normaliser).exp_()  # softmax, less 1 at the label
+            gradient.scatter_(1, found.place, gradient.gather(1, found.place) - found.here)
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
             gradient = gradient.to(states.dtype)
@@ -82,4 +141,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else (gradient.float() * loss_gradient).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )  # fmt: skip
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None

@@ -39,6 +39,11 @@ class WordEmbedding(nn.Embedding):
             return F.linear(inputs, self.weight, vocabulary_bias)
         return linear_cross_entropy(inputs, self.weight, vocabulary_bias, labels)
 
+    def probabilities(self, states: Tensor, vocabulary_bias: Tensor, labels: Tensor) -> Tensor:
+        """Compute the probability of labels [N] for states [N, D]: float32 [N]. The weight must be whole (ZeRO 3)."""
+        scores = F.linear(states, self.weight, vocabulary_bias).float()
+        return torch.softmax(scores, dim=1).gather(1, labels[:, None])[:, 0]
+
 
 class Embeddings(nn.Module):
     """Sum of word, position and token-type embedding, LayerNorm, dropout."""

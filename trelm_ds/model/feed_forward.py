@@ -55,7 +55,7 @@ class _RoutedFeedForward(torch.autograd.Function):
         keys: Tensor,
         key_bias: Tensor,
         values: Tensor,
-        value_bias: Tensor,
+        value_bias: Tensor | None,
         path: KnowledgePath,
         kind: str,
         whole: tuple[Tensor, Tensor, Tensor] | None,
@@ -68,7 +68,7 @@ class _RoutedFeedForward(torch.autograd.Function):
         before = F.linear(hidden, keys, key_bias)
         ctx.save_for_backward(hidden, before, keys, values)
         ctx.path, ctx.kind = path, kind
-        return torch.addmm(value_bias, activate(before, kind), values)
+        return _combine(activate(before, kind), values, value_bias)
 
     @staticmethod
     @once_differentiable
@@ -90,6 +90,10 @@ class _RoutedFeedForward(torch.autograd.Function):
         return by_hidden, by_keys, by_key_bias, by_values, by_value_bias, None, None, None
 
 
+def _combine(activated: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    return activated @ values if bias is None else torch.addmm(bias, activated, values)
+
+
 class KeyValueFeedForward(nn.Module):
     """y = act(x keys^T + key_bias) values + value_bias.
 
@@ -101,6 +105,7 @@ class KeyValueFeedForward(nn.Module):
 
     Attributes:
         path: what of keys, key_bias and values gets gradients; None: all. `value_bias` belongs to no neuron.
+        own: which of all F neurons are here; tensor parallelism leaves a rank a part of them.
     """
 
     all_keys: Tensor | None
@@ -117,6 +122,7 @@ class KeyValueFeedForward(nn.Module):
         self.activation = activation(config.hidden_act)
         self.kind = _kind(config.hidden_act)
         self.path: KnowledgePath | None = None
+        self.own = range(neurons)
         for name in ("all_keys", "all_key_bias", "all_values"):
             self.register_buffer(name, None, persistent=False)
         for weight in (self.keys, self.values):
@@ -124,12 +130,19 @@ class KeyValueFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform hidden states [T, D] -> [T, D], before dropout and residual."""
+        return self._feed(hidden, self.value_bias)
+
+    def _feed(self, hidden: Tensor, value_bias: Tensor | None) -> Tensor:
+        """Compute what the neurons contribute, and add a bias [D]."""
         whole = self.whole
         if whole or (self.path is not None and torch.is_grad_enabled() and self.keys.requires_grad):
-            weights = self.keys, self.key_bias, self.values, self.value_bias
+            weights = self.keys, self.key_bias, self.values, value_bias
             return _RoutedFeedForward.apply(hidden, *weights, self.path, self.kind, whole)
-        activated = self.activation(F.linear(hidden, self.keys, self.key_bias))
-        return torch.addmm(self.value_bias, activated, self.values)
+        return _combine(self.activation(F.linear(hidden, self.keys, self.key_bias)), self.values, value_bias)
+
+    def summed(self, partial: Tensor) -> Tensor:
+        """Sum what neurons contribute over the ranks that have them: here it is all of it already."""
+        return partial
 
     @property
     def whole(self) -> tuple[Tensor, Tensor, Tensor] | None:

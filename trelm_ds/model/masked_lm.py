@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trelm_ds.model.assessing import Assessing, ProductDecoder
@@ -42,6 +43,7 @@ class MaskedLanguageModel(nn.Module):
             its part of `Batch.objectives`, the step's tables and this model, and returns a loss (a sum) and how many
             targets were right, or None.
         know_linear: trainable map of injected vectors; None without one. No exported model has it.
+        tensor_group: the ranks that have parts of this model; None where this one has all of it.
     """
 
     def __init__(self, config: EncoderConfig, activation_checkpointing: bool = False) -> None:
@@ -51,6 +53,14 @@ class MaskedLanguageModel(nn.Module):
         self.head = MaskedLMHead(config)
         self.objectives = nn.ModuleDict()
         self.know_linear: nn.Linear | None = None
+        self.tensor_group: dist.ProcessGroup | None = None
+
+    def make_tensor_parallel(self, group: dist.ProcessGroup) -> None:
+        """Keep this rank's part of the model only, of those that the ranks of megatron-core's `group` share."""
+        from trelm_ds.model.tensor_parallel import cut_model  # imports megatron-core
+
+        cut_model(self, group)
+        self.tensor_group = group
 
     @property
     def decoder(self) -> ProductDecoder | None:

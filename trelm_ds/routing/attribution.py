@@ -60,17 +60,18 @@ def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLang
             view.objectives["cka"] = Assessing(ProductDecoder(model.config, decoder.max_places))
         if model.know_linear is not None:
             view.know_linear = know_linear(model.config.hidden_size)
+    if model.tensor_group is not None:
+        view.make_tensor_parallel(model.tensor_group)
     view.load_state_dict({name: weights[name] for name in view.state_dict()}, assign=True)
     return view.requires_grad_(False).eval()
 
 
 def no_scores(model: MaskedLanguageModel, first_layer: int, device: torch.device) -> NeuronScores:
     """Make zeros, for where there is nothing to look at."""
-    config = model.config
-    layers = config.num_hidden_layers - first_layer
+    ffns = [layer.feed_forward for layer in model.encoder.blocks[first_layer:]]
+    size = model.config.hidden_size
     neurons, inputs, outputs = (
-        torch.zeros(layers, size, device=device)
-        for size in (config.intermediate_size, config.hidden_size, config.hidden_size)
+        torch.zeros(len(ffns), width, device=device) for width in (len(ffns[0].own), size, size)
     )
     return NeuronScores(neurons, inputs, outputs, torch.zeros((), device=device))
 
@@ -176,7 +177,7 @@ def _node_gradients(
     blocks, count = model.encoder.blocks, len(nodes)
     layer = blocks[index]
     ffn = layer.feed_forward
-    product = ffn.activation(F.linear(states, ffn.keys, ffn.key_bias)) @ ffn.values
+    product = ffn.summed(ffn.activation(F.linear(states, ffn.keys, ffn.key_bias)) @ ffn.values)
     scaled = nodes.to(product.dtype)[:, None, None] * product + ffn.value_bias
     scaled.requires_grad_()
     at_targets = layer.finish(states, scaled)
@@ -249,6 +250,7 @@ def _add_scores(
     found.neurons[place] += riemann_scores(gradients, weights, ffn.values, activated)
     if with_coordinates:
         mean = torch.einsum("k,ktd->td", weights, gradients.float()).to(states.dtype)
-        found.outputs[place] += ((activated @ ffn.values).float() * mean.float()).clamp(min=0).sum(0)
-        by_input = before_activation(mean @ ffn.values.t(), before, ffn.kind) @ ffn.keys
+        output = ffn.summed(activated @ ffn.values)
+        found.outputs[place] += (output.float() * mean.float()).clamp(min=0).sum(0)
+        by_input = ffn.summed(before_activation(mean @ ffn.values.t(), before, ffn.kind) @ ffn.keys)
         found.inputs[place] += (states.float() * by_input.float()).clamp(min=0).sum(0)

@@ -73,11 +73,13 @@ class KnowledgePaths:
         if self.neurons is None or self.scores is None:
             return
         for place, neurons in enumerate(self.neurons):
-            path = KnowledgePath(neurons)
+            ffn = model.encoder.blocks[self.first_layer + place].feed_forward
+            own = neurons[(neurons >= ffn.own.start) & (neurons < ffn.own.stop)] - ffn.own.start
+            path = KnowledgePath(own)
             if self._config.path == "full":
                 inputs, outputs = (self._coordinates(all_[place]) for all_ in (self.scores.inputs, self.scores.outputs))
-                path = KnowledgePath(neurons, inputs, outputs, self.norms)
-            model.encoder.blocks[self.first_layer + place].feed_forward.path = path
+                path = KnowledgePath(own, inputs, outputs, self.norms)
+            ffn.path = path
 
     def _coordinates(self, scores: Tensor) -> Tensor:
         """Mark the kept coordinates by their scores [D]: bool [D]."""

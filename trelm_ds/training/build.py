@@ -16,6 +16,7 @@ from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
+from trelm_ds.tensor_ranks import split
 from trelm_ds.stopping import StopRequests, StopSignals
 from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.compiling import Compiling
@@ -55,11 +56,12 @@ def build_run(
     """
     # First, since building may take long: the time limit counts from here, and the launcher may end meanwhile.
     requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
-    ds_config = resolve_ds_config(config, ranks.world_size)
+    ranks = split(ranks, config.model.tensor_parallel)
+    ds_config = resolve_ds_config(config, ranks.data.world_size)
     ranks.all_agree(lambda: check_precision(config.trainer.precision, ranks.device))
     # Nodes may see different files, so all ranks hear of what any of them misses.
-    opened = ranks.all_agree(lambda: open_dataset(config, data, ranks))
-    model = ranks.all_agree(lambda: build_model(config, opened))
+    opened = ranks.all_agree(lambda: open_dataset(config, data, ranks.data))
+    model = ranks.all_agree(lambda: build_model(config, opened, ranks.tensor))
     pooler = ranks.all_agree(lambda: kept_pooler(config, model.config, writes=ranks.rank == 0))
     config = with_sizes(config, model.config)
     common = identity(config, model.config, opened.steps.identity)
@@ -69,7 +71,7 @@ def build_run(
         ranks.all_agree(lambda: restrict(model, config))
         if config.trainer.compile:
             compile_layers(model, ds_config["zero_optimization"]["stage"])
-        engine, optimizer = build_engine(model, config, ds_config, ranks.device)
+        engine, optimizer = build_engine(model, config, ds_config, ranks)
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
         parts = _knowledge_parts(config, opened, engine, ranks)
         components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
@@ -78,7 +80,9 @@ def build_run(
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         objectives = ["mlm", *opened.objectives]
-        saver = Saver(engine, run, opened.tokenizer, config.trainer, ranks, components)
+        # What the parts hold is the same on all ranks that share a model.
+        saved = components if ranks.first_of_model else []
+        saver = Saver(engine, run, opened.tokenizer, config.trainer, ranks, saved)
         system = SystemMetrics(config.tracking.system_metrics_every_s, run, ranks)
         held.callback(system.close)
         warn_of_idle_settings(config, opened.prepared.annotator)
@@ -166,7 +170,7 @@ def _knowledge_parts(config: Config, opened: RunData, engine: DeepSpeedEngine, r
     annotator, info = opened.prepared.annotator, opened.prepared.info
     if annotator is None:
         return []
-    knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks)
+    knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks.data)
     return [knowledge, *([Routing(config, engine, knowledge, ranks)] if config.routes else [])]
 
 
@@ -176,7 +180,7 @@ def _evaluation(
     if (held_out := opened.held_out) is None:
         return []
     knowledge = next((part for part in parts if isinstance(part, Knowledge)), None)
-    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks)]
+    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks.data)]
 
 
 def _restore(
@@ -226,6 +230,7 @@ def _parameters(
         "dataset.place": opened.steps.reader.storage.place,
         "dataset.fingerprint": fingerprint,
         "world_size": ranks.world_size,
+        "data_parallel": ranks.data.world_size,
         "zero_stage": engine.zero_optimization_stage(),
     }
     found |= {f"versions.{name}": version for name, version in versions().items()}

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from trelm_ds import log
 from trelm_ds.checkpoints import CheckpointInfo
 from trelm_ds.config import GuardsConfig
+from trelm_ds.distributed import TensorGroup
 from trelm_ds.errors import CommonError
 from trelm_ds.files import append_line, read_json_lines, write_atomically
 from trelm_ds.training.component import Component
@@ -107,7 +109,16 @@ class Guard(Component):
         self.count = state.get("count", 0)
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
-    """Compute the norm of all gradients; they must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+def gradient_norm(optimizer: torch.optim.Optimizer, tensor: TensorGroup | None = None) -> float:
+    """Compute the norm of all gradients; they must be whole, as under ZeRO 0, where DeepSpeed looks at none in fp32.
+
+    Args:
+        tensor: the ranks that have parts of them, those of parameters marked so; collective.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if tensor is None:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    own = [p.grad for p in parameters if getattr(p, "tensor_model_parallel", False) or tensor.rank == 0]
+    squared = torch.nn.utils.get_total_norm(own).double().square()
+    dist.all_reduce(squared, group=tensor.group)
+    return float(squared.sqrt())

@@ -10,6 +10,7 @@ import torch
 from trelm_ds import log
 from trelm_ds.config import Config, ModelConfig
 from trelm_ds.corpus import check_vocabulary
+from trelm_ds.distributed import TensorGroup
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel, know_linear, load_pretrained
@@ -17,11 +18,15 @@ from trelm_ds.routing import first_layer, first_neurons, path_size
 from trelm_ds.training.dataset import RunData
 
 
-def build_model(config: Config, data: RunData) -> MaskedLanguageModel:
+def build_model(config: Config, data: RunData, tensor: TensorGroup | None = None) -> MaskedLanguageModel:
     """Build the encoder of `model.init_from`, or a fresh one whose weights depend on `trainer.seed` only.
 
+    Args:
+        tensor: the ranks among which it is shared out; this one gets its part.
+
     Raises:
-        UserError: the folder's vocabulary is not the dataset's, or the sequences are longer than the model's positions.
+        UserError: the folder's vocabulary is not the dataset's, the sequences are longer than the model's positions, or
+            the model cannot be cut evenly.
     """
     settings, info, max_length = config.model, data.prepared.info, data.prepared.max_length
     torch.manual_seed(int(keyed_bits(config.trainer.seed, Stream.WEIGHTS)) >> 1)
@@ -43,7 +48,21 @@ def build_model(config: Config, data: RunData) -> MaskedLanguageModel:
     annotator = data.prepared.annotator
     if config.injection.projection == "trained" and annotator is not None and len(annotator.index.vector_entities):
         model.know_linear = know_linear(model.config.hidden_size)
+    if tensor is not None:
+        check_degree(model.config, tensor.degree)
+        model.make_tensor_parallel(tensor.group)
     return model
+
+
+def check_degree(sizes: EncoderConfig, degree: int) -> None:
+    """Check that t ranks can share the model's heads and neurons evenly; words are padded.
+
+    Raises:
+        UserError: they cannot.
+    """
+    for name in ("num_attention_heads", "intermediate_size"):
+        if (size := getattr(sizes, name)) % degree:
+            raise UserError(f"model.tensor_parallel: {degree} does not divide model.{name} {size}; choose another")
 
 
 def with_sizes(config: Config, used: EncoderConfig) -> Config:

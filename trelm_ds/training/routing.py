@@ -49,11 +49,11 @@ class Routing(Component):
         self._config, self._engine, self._knowledge, self._ranks = config, engine, knowledge, ranks
         self._sizes: EncoderConfig = engine.module.config
         self.paths = KnowledgePaths(config.routing, self._sizes, ranks.device)
+        self._group = TableGroup.of(ranks.data)
         self.compact: CompactNeurons | None = None
         if config.routing.compact:
             device = torch.device("cpu") if config.routing.placement == "cpu" else ranks.device
-            group = TableGroup.of_all_ranks(ranks.device)
-            self.compact = CompactNeurons(engine, self.paths.first_layer, device, group)
+            self.compact = CompactNeurons(engine, self.paths.first_layer, device, self._group)
         self._meanwhile = "a fixed set of neurons is" if self.compact else "all neurons are"
         self._seconds, self._warned = 0.0, False  # of attribution since the last log point
 
@@ -79,13 +79,11 @@ class Routing(Component):
         begun = self._now()
         with whole_weights(engine) as weights:
             scores = self._attribute(frozen(engine.module, weights), step)
-        for score in scores:
-            dist.all_reduce(score)
-            dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
+        scores = self._of_all_ranks(scores)
         if all(bool(score.isfinite().all()) for score in scores):
-            before = self._neurons()
+            before = None if self.compact is None else self._neurons()
             self.paths.update(scores)
-            if self.compact is not None and self.paths.neurons is not None:
+            if self.compact is not None and before is not None and self.paths.neurons is not None:
                 self.compact.move(before, self.paths.neurons)
             self.paths.install(engine.module)
             self._warn_of_nothing(
@@ -96,11 +94,22 @@ class Routing(Component):
         self._seconds += self._now() - begun
         faults.reach("routing-refreshed")
 
+    def _of_all_ranks(self, scores: NeuronScores) -> NeuronScores:
+        """Sum scores over the ranks, and put those of all neurons together where each rank has its own; collective."""
+        for score in scores:
+            self._group.sum(score)
+        if (tensor := self._ranks.tensor) is not None:
+            parts = [torch.empty_like(scores.neurons) for _ in range(tensor.degree)]
+            dist.all_gather(parts, scores.neurons, group=tensor.group)
+            scores = scores._replace(neurons=torch.cat(parts, dim=1))
+        for score in scores:
+            dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
+        return scores
+
     def _neurons(self) -> Tensor:
-        """Return the neurons that the layers follow now, int64 [L, S]; [L, 0] where there is no path yet."""
+        """Return the neurons that compact layers follow now, int64 [L, S]."""
         layers = self._engine.module.encoder.blocks[self.paths.first_layer :]
-        paths = [layer.feed_forward.path for layer in layers]
-        return torch.stack([torch.zeros(0, dtype=torch.int64) if path is None else path.neurons for path in paths])
+        return torch.stack([layer.feed_forward.path.neurons for layer in layers])
 
     def _warn_of_nothing(self, step: int, reason: str) -> None:
         """Warn once, where a refresh has left the run without a path."""
@@ -149,7 +158,7 @@ class Routing(Component):
             found["path_turnover"] = paths.turnover
         for place, share in enumerate(concentration):
             found[f"path_concentration_layer_{paths.first_layer + place:02d}"] = share
-        kept, whole = self._ranks.sum(*paths.norms.tolist())
+        kept, whole = self._ranks.sum(*paths.norms.tolist())  # of all parts of the model, and as often of each
         paths.norms.zero_()
         if whole > 0:
             found["path_gradient_kept"] = (kept / whole) ** 0.5

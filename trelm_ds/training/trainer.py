@@ -167,7 +167,7 @@ class Trainer:
         """Take one optimizer step; return the reason to stop after it, or 0."""
         step = self.reader.read(self.step)
         # Counted once over all ranks: the window is summed over them.
-        self.window.count(step.counts | {"steps": int(self.ranks.rank == 0)})
+        self.window.count(step.counts | {"steps": int(self.ranks.data.rank == 0)})
         faults.reach("step-read")
         self._refresh()
         for component in self.components:
@@ -207,7 +207,8 @@ class Trainer:
         # DeepSpeed averages over ranks. Undone by these factors, an objective's loss is the mean over its targets in
         # the global batch, whatever the number of ranks.
         factors = {
-            name: weight * self.ranks.world_size / max(1.0, step.targets[name]) for name, weight in self.weights.items()
+            name: weight * self.ranks.data.world_size / max(1.0, step.targets[name])
+            for name, weight in self.weights.items()
         }
         total, last = torch.zeros((), device=self.ranks.device), len(step.micro_batches) - 1
         for index, batch in enumerate(self.on_device(step.micro_batches)):
@@ -230,7 +231,8 @@ class Trainer:
 
     def _seed_dropout(self, index: int) -> None:
         """Make dropout a function of (seed, step, micro-batch, rank), so that a resumed run needs no stored state."""
-        key = keyed_bits(self.config.trainer.seed, Stream.DROPOUT, self.step, index, self.ranks.rank)
+        # Ranks that share a model drop the same: their states between the layers are the same.
+        key = keyed_bits(self.config.trainer.seed, Stream.DROPOUT, self.step, index, self.ranks.data.rank)
         torch.manual_seed(int(key) >> 1)
 
     def update(self, loss: torch.Tensor) -> bool:
@@ -243,7 +245,7 @@ class Trainer:
         mean = self.ranks.sum(float(loss))[0] / self.ranks.world_size
         reason = self.guard.judge(mean)
         if self.zero_stage == 0 and self.config.trainer.precision == "fp32":
-            self.grad_norm = gradient_norm(self.optimizer)
+            self.grad_norm = gradient_norm(self.optimizer, self.ranks.tensor)
             if reason is None and not math.isfinite(self.grad_norm):
                 reason = GRADIENT
         self.optimizer.skips = reason is not None
@@ -275,7 +277,7 @@ class Trainer:
         window, self.window = self.window, Window()
         pause, self.saver.pause_s = self.saver.pause_s, 0.0
         seconds = time.monotonic() - since - pause  # waiting for checkpoints is no training
-        metrics = summary(window.totals(self.ranks), self.weights, seconds)
+        metrics = summary(window.totals(self.ranks.data), self.weights, seconds)
         norm = self.engine.get_global_grad_norm() if self.grad_norm is None else self.grad_norm
         if norm is not None:
             metrics["grad_norm"] = float(norm)
@@ -298,6 +300,7 @@ class Trainer:
         info = CheckpointInfo(
             step=self.step,
             world_size=self.ranks.world_size,
+            tensor_parallel=1 if self.ranks.tensor is None else self.ranks.tensor.degree,
             zero_stage=self.zero_stage,
             identity=self.identity,
             order=reading_position(self.config, self.steps, self.step),

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
 from trelm_ds.streams import on_device
 
@@ -43,6 +44,14 @@ class TableGroup:
             return cls()
         payload = dist.new_group(backend="nccl") if device.type == "cuda" else None
         return cls(rank, world_size, dist.new_group(backend="gloo"), payload)
+
+    @classmethod
+    def of(cls, ranks: Ranks) -> TableGroup:
+        """Create groups of some ranks, on whose device tables may live; collective over all ranks."""
+        if ranks.world_size == 1:
+            return cls()
+        payload = ranks.new_group("nccl") if ranks.device.type == "cuda" else None
+        return cls(ranks.rank, ranks.world_size, ranks.new_group("gloo"), payload)
 
     def group_for(self, device: torch.device) -> dist.ProcessGroup | None:
         """Return the group for values on `device`."""

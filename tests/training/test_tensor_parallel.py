@@ -1,0 +1,54 @@
+"""Tensor parallelism in real runs: two ranks that share a model train what one rank trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import run_distributed_test
+from tests.training.test_knowledge import VARIANTS, equals_export
+from tests.training.test_pretrain import train, train_then_continue, without_dropout
+from tests.training.test_routing import config, timeless, weights_at
+from trelm_ds.config import Config
+from trelm_ds.distributed import Ranks
+from trelm_ds.routing import ROUTING_FOLDER, read_paths
+from trelm_ds.run_folder import committed
+
+
+def shared(settings: Config, degree: int = 2) -> Config:
+    return replace(settings, model=replace(settings.model, tensor_parallel=degree))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world_size", "stage", "variant", "routing"),
+    [
+        (2, 0, "query", {}),
+        (2, 1, "all words", {"path": "full"}),
+        (4, 2, "product", {"trainable": "ffn_only"}),
+        (4, 3, "trained", {"score_ema": 0.5}),
+    ],
+)
+def test_as_one_rank(
+    world_size: int, stage: int, variant: str, routing: dict[str, Any], one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Losses, gradient norms, neurons and weights; a continuation is equal to the bit."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    settings = VARIANTS[variant](without_dropout(config(stage, routing=routing, micro_batch_tokens=160)))
+    logits = run_distributed_test(train_then_continue, world_size, shared(settings), tiny_dataset, run)
+    assert timeless(tmp_path / "continued") == timeless(run)
+    expected = train(settings, tiny_dataset, alone, one_rank)
+    for ours, theirs in zip(timeless(run), timeless(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-7)
+    paths = [read_paths(committed(folder)[0] / ROUTING_FOLDER)["path"] for folder in (run, alone)]
+    assert torch.equal(*paths)
+    before = weights_at(alone, 4)
+    for name, weight in weights_at(run, 4).items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-4, atol=1e-5)
+    for each in logits:
+        assert each == pytest.approx(expected, abs=1e-4)
+    equals_export(run, tmp_path / "model", logits[0], "fp32")
