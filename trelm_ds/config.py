@@ -39,6 +39,9 @@ class ModelConfig:
     tensor_parallel: int = 1
     """how many neighbouring ranks share a model, each with its heads, neurons and words; divides the processes of a
     node. For models that ZeRO alone does not fit into GPUs (docs/tensor_parallel.md)"""
+    sequence_parallel: bool = False
+    """with tensor_parallel: share the tokens between the layers out, too, for layer norms, dropout and residuals; less
+    memory for activations. Needs GPUs"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass: less memory, about a third more work"""
 

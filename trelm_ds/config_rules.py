@@ -137,6 +137,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
 
 def _tensor_parallel_problems(config: Config) -> Iterator[tuple[str, str]]:
     degree = config.model.tensor_parallel
+    if config.model.sequence_parallel and degree == 1:
+        yield "model.sequence_parallel", "needs model.tensor_parallel above 1, whose ranks share the tokens"
     if degree > 1 and config.trainer.compile:
         yield "trainer.compile", f"must be false with model.tensor_parallel {degree}, whose collectives do not compile"
     if degree > 1 and config.routing.enabled and config.routing.compact:

@@ -20,7 +20,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.model import Batch, ModelOutput
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
-from trelm_ds.training.build import build_run, check_precision
+from trelm_ds.training.build import build_run, check_device
 from trelm_ds.training.component import Component
 from trelm_ds.training.guards import Guard
 from trelm_ds.training.journal import Journal
@@ -194,12 +194,18 @@ def test_a_component_of_ones_own_is_called_in_every_step(one_rank: Ranks, tiny_d
 
 
 def test_a_gpu_without_bf16_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda", 0)
+    gpu, half = torch.device("cuda", 0), Config()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(UserError, match=r"^trainer.precision: bf16 needs .* 8.0 .* Tesla T4 has 7.5; set fp32$"):
-        check_precision("bf16", gpu)
-    check_precision("fp32", gpu)
-    check_precision("bf16", torch.device("cpu"))
+        check_device(half, gpu)
+    check_device(replace(half, trainer=replace(half.trainer, precision="fp32")), gpu)
+    check_device(half, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    check_precision("bf16", gpu)
+    check_device(half, gpu)
+
+
+def test_sequence_parallelism_needs_gpus() -> None:
+    settings = Config(model=ModelConfig(tensor_parallel=2, sequence_parallel=True))
+    with pytest.raises(UserError, match=r"^model\.sequence_parallel: needs GPUs, .*; set false$"):
+        check_device(settings, torch.device("cpu"))

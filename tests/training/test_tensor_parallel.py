@@ -34,7 +34,13 @@ def shared(settings: Config, degree: int = 2) -> Config:
     ],
 )
 def test_as_one_rank(
-    world_size: int, stage: int, variant: str, routing: dict[str, Any], one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
+    world_size: int,
+    stage: int,
+    variant: str,
+    routing: dict[str, Any],
+    one_rank: Ranks,
+    tiny_dataset: Path,
+    tmp_path: Path,
 ) -> None:
     """Losses, gradient norms, neurons and weights; a continuation is equal to the bit."""
     run, alone = tmp_path / "run", tmp_path / "alone"

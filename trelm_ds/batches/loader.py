@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from trelm_ds.batches.flat_buffer import FlatBuffer
 from trelm_ds.batches.masking import Masker
 from trelm_ds.batches.packing import pack
 from trelm_ds.errors import UserError
-from trelm_ds.model import Batch
+from trelm_ds.model import Batch, map_tensors
 from trelm_ds.shards import Damage, SampleOrder, ShardReader, Substitution
 from trelm_ds.stopping import STOP_SIGNALS
 
@@ -62,6 +63,18 @@ class Step(NamedTuple):
             counts={},
             targets={},
         )
+
+    def digest(self) -> str:
+        """Hash what a model computes with."""
+        sha256 = hashlib.sha256()
+
+        def add(tensor: torch.Tensor) -> tuple[int, ...]:
+            sha256.update(tensor.contiguous().numpy().tobytes())
+            return tuple(tensor.shape)
+
+        content = self.micro_batches, self.memory_rows, self.vector_rows, self.negatives
+        sha256.update(repr(map_tensors(content, add)).encode())
+        return sha256.hexdigest()
 
 
 class StepDataset(Dataset[Step | UserError]):

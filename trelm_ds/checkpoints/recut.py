@@ -12,7 +12,9 @@ from trelm_ds.checkpoints.saved_state import WEIGHT, Fragment, SavedState
 from trelm_ds.model import WORD_EMBEDDING, cut, join, partition_of
 
 
-def recut(parts: Sequence[SavedState], rank: int, degree: int, vocabulary: int, weights_only: bool = False) -> SavedState:
+def recut(
+    parts: Sequence[SavedState], rank: int, degree: int, vocabulary: int, weights_only: bool = False
+) -> SavedState:
     """Return what one of t ranks has of a model that another number of ranks saved in parts.
 
     Where their numbers agree, nothing is read. Else the parameters that were cut are put together, one after another,

@@ -109,9 +109,7 @@ class SavedState:
         return whole
 
 
-def open_saved_state(
-    checkpoint: Path, zero_stage: int, names: Sequence[str] = (), tensor_rank: int = 0
-) -> SavedState:
+def open_saved_state(checkpoint: Path, zero_stage: int, names: Sequence[str] = (), tensor_rank: int = 0) -> SavedState:
     """Open the files that all ranks saved, or of tensor parallelism, those with one part of the model.
 
     Args:

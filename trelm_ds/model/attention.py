@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trelm_ds.model.encoder_config import EncoderConfig
-from trelm_ds.model.shard_dropout import of_shard
 from trelm_ds.model.flash import flash_attention, has_flash_attention
+from trelm_ds.model.shard_dropout import of_shard
 
 
 class Tail(NamedTuple):
@@ -194,6 +194,10 @@ class SelfAttention(nn.Module):
         """Attend, [T, D] -> [T, D], before dropout and residual; with `rows` [Q, D] for those rows only, [Q, D]."""
         query, key, value = self.qkv(hidden, rows)
         dropout_p = self.dropout_p if self.training else 0.0
+        tokens = len(layout.positions)
+        padding = 0 if self.shard is None or rows is not None else len(query) - tokens  # of sequence parallelism
+        if padding:
+            query, key, value = query[:tokens], key[:tokens], value[:tokens]
         with of_shard(self.shard if dropout_p else None, hidden.device):
-            attended = packed_attention(query, key, value, layout, dropout_p, row_layout)
-        return self.output(attended.flatten(1))
+            attended = packed_attention(query, key, value, layout, dropout_p, row_layout).flatten(1)
+        return self.output(F.pad(attended, (0, 0, 0, padding)) if padding else attended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
 from trelm_ds.model.injection import Injected
+
+if TYPE_CHECKING:  # it imports megatron-core
+    from trelm_ds.model.sequence_parallel import SequenceRegion
 
 
 class WordEmbedding(nn.Embedding):
@@ -119,6 +122,9 @@ class Encoder(nn.Module):
     Args:
         config: sizes.
         activation_checkpointing: recompute every layer in the backward pass, with the same dropout.
+
+    Attributes:
+        sequence_region: shares the tokens between the layers out over ranks; None where this one has all of them.
     """
 
     def __init__(self, config: EncoderConfig, activation_checkpointing: bool = False) -> None:
@@ -126,6 +132,7 @@ class Encoder(nn.Module):
         self.config, self.activation_checkpointing = config, activation_checkpointing
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.sequence_region: SequenceRegion | None = None
         initialize(self, config)
 
     @property
@@ -165,11 +172,15 @@ class Encoder(nn.Module):
             )
         layout = packed_layout(cu_seqlens, max_seqlen, input_ids.numel(), tail)
         hidden = self.embeddings(input_ids, layout.positions, injected, token_types)
+        if self.sequence_region is not None:
+            hidden = self.sequence_region.enter(hidden)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
             else:
                 hidden = layer(hidden, layout)
+        if self.sequence_region is not None:
+            hidden = self.sequence_region.leave(hidden, input_ids.numel())
         return hidden
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trelm_ds import log
@@ -25,7 +27,12 @@ _IGNORED = re.compile(
 )
 
 
-def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) -> MaskedLanguageModel:
+def load_pretrained(
+    folder: str | Path,
+    activation_checkpointing: bool = False,
+    group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+) -> MaskedLanguageModel:
     """Build the model of a Hugging Face folder, in fp32.
 
     The weights are model.safetensors, its sharded form, or pytorch_model.bin. A checkpoint of the bare encoder gets a
@@ -34,11 +41,24 @@ def load_pretrained(folder: str | Path, activation_checkpointing: bool = False) 
     Args:
         folder: holds config.json and the weights.
         activation_checkpointing: as in `Encoder`.
+        group: the ranks that share the model (`MaskedLanguageModel.make_tensor_parallel`); each holds its part and no
+            more than one whole parameter at a time.
+        sequence_parallel: as there.
 
     Raises:
         UserError: a file is missing or unreadable; a tensor is missing, unknown or of another shape.
     """
-    return _load(Path(folder), activation_checkpointing, report_fresh_head=log.warning_rank0)
+    folder = Path(folder)
+    config, tensors = _checked(folder, report_fresh_head=log.warning_rank0)
+    # Of a folder without a head, the head is drawn at random, which a model on device meta cannot be.
+    apart = group is not None and _has_head(config, tensors)
+    with torch.device("meta") if apart else contextlib.nullcontext():
+        model = MaskedLanguageModel(config, activation_checkpointing)
+    if group is not None:
+        model.make_tensor_parallel(group, sequence_parallel)
+    if apart:
+        model.to_empty(device="cpu")
+    return _filled(model, tensors)
 
 
 def load_encoder(folder: str | Path) -> Encoder:
@@ -47,7 +67,8 @@ def load_encoder(folder: str | Path) -> Encoder:
     Raises:
         UserError: as `load_pretrained`.
     """
-    return _load(Path(folder), activation_checkpointing=False, report_fresh_head=log.debug).encoder
+    config, tensors = _checked(Path(folder), report_fresh_head=log.debug)
+    return _filled(MaskedLanguageModel(config), tensors).encoder
 
 
 def load_pooler(folder: str | Path) -> Pooler | None:
@@ -71,9 +92,8 @@ def load_pooler(folder: str | Path) -> Pooler | None:
     return pooler
 
 
-def _load(
-    folder: Path, activation_checkpointing: bool, report_fresh_head: Callable[[str], None]
-) -> MaskedLanguageModel:
+def _checked(folder: Path, report_fresh_head: Report) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Read config.json, and the tensors by name, mapped into memory where they are safetensors."""
     config = load_config(folder)
     tensors = _read(folder, config)
     ignored = [name for name in tensors if _IGNORED.search(name)]
@@ -83,11 +103,21 @@ def _load(
         log.debug(f"{folder}: left out {', '.join(sorted(ignored))}, which masked language modelling does not use")
     _drop_tied_decoder(tensors, config, folder)
     _check(tensors, config, folder, report_fresh_head)
-    model, names = MaskedLanguageModel(config, activation_checkpointing), hf_names(config)
-    with torch.no_grad():
-        for ours, parameter in model.named_parameters():
-            if names[ours][0] in tensors:
-                parameter.copy_(from_hf(ours, [tensors[theirs] for theirs in names[ours]]))
+    return config, tensors
+
+
+def _has_head(config: EncoderConfig, tensors: Mapping[str, Tensor]) -> bool:
+    return all(theirs in tensors for theirs in hf_names(config)["head.bias"])
+
+
+@torch.no_grad()
+def _filled(model: MaskedLanguageModel, tensors: Mapping[str, Tensor]) -> MaskedLanguageModel:
+    """Copy the tensors into the model, or into this rank's part of it."""
+    names = hf_names(model.config)
+    for ours, parameter in model.named_parameters():
+        if names[ours][0] in tensors:
+            whole = from_hf(ours, [tensors[theirs] for theirs in names[ours]])
+            parameter.copy_(model.own_part(ours, whole))
     return model
 
 

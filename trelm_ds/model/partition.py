@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trelm_ds.errors import UserError
+from trelm_ds.model.encoder_config import EncoderConfig
+
 WORD_EMBEDDING = "encoder.embeddings.word.weight"
 
 
@@ -34,6 +37,17 @@ _PARTITIONS = {
 def partition_of(name: str) -> Partition | None:
     """Return how a parameter is cut; None for one that all ranks have whole."""
     return next((cut for pattern, cut in _PARTITIONS.items() if re.search(f"{pattern}$", name)), None)
+
+
+def check_degree(sizes: EncoderConfig, degree: int) -> None:
+    """Check that t ranks can share the model's heads and neurons evenly; words are padded.
+
+    Raises:
+        UserError: they cannot.
+    """
+    for name in ("num_attention_heads", "intermediate_size"):
+        if (size := getattr(sizes, name)) % degree:
+            raise UserError(f"model.tensor_parallel: {degree} does not divide model.{name} {size}; choose another")
 
 
 def padded(words: int, degree: int) -> int:

@@ -19,6 +19,8 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from torch import Tensor, nn
@@ -31,23 +33,29 @@ from trelm_ds.model.feed_forward import KeyValueFeedForward
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 from trelm_ds.model.partition import Partition, cut, padded, partition_of
 from trelm_ds.model.regions import copy_to_region, reduce_from_region
+from trelm_ds.model.sequence_parallel import SequenceRegion, share_tokens
 
 
-def cut_model(model: MaskedLanguageModel, group: dist.ProcessGroup) -> None:
+def cut_model(model: MaskedLanguageModel, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
     """Cut a whole model to this rank's part, in place; it may be on device meta.
 
     Args:
         model: with heads and neurons that the t ranks of the group divide.
         group: megatron-core's tensor-parallel group.
+        sequence_parallel: share the tokens between the layers' halves out, too.
     """
     embeddings = model.encoder.embeddings
-    embeddings.word = ParallelWordEmbedding(embeddings.word, group)  # type: ignore[assignment]
+    embeddings.word = ParallelWordEmbedding(embeddings.word, group)
     for layer in model.encoder.blocks:
         attention = layer.attention
-        attention.qkv = ParallelQueryKeyValue(attention.qkv, group)  # type: ignore[assignment]
-        attention.output = ParallelOutput(attention.output, group)  # type: ignore[assignment]
+        attention.qkv = ParallelQueryKeyValue(attention.qkv, group, sequence_parallel)
+        attention.output = ParallelOutput(attention.output, group, sequence_parallel)
         attention.shard = group.rank()
-        layer.feed_forward = ParallelFeedForward(model.config, layer.feed_forward, group)
+        layer.feed_forward = ParallelFeedForward(model.config, layer.feed_forward, group, sequence_parallel)
+        if sequence_parallel:
+            share_tokens(layer, group)
+    if sequence_parallel:
+        model.encoder.sequence_region = SequenceRegion(group)
     for name, parameter in model.named_parameters():
         if (partition := partition_of(name)) is not None:
             # DeepSpeed counts a parameter without this mark once for all ranks in the norm of the gradient.
@@ -56,10 +64,13 @@ def cut_model(model: MaskedLanguageModel, group: dist.ProcessGroup) -> None:
             parameter.partition_stride = partition.blocks  # type: ignore[attr-defined]
 
 
-def _settings(group: dist.ProcessGroup) -> ModelParallelConfig:
+def _settings(group: dist.ProcessGroup, sequence_parallel: bool = False) -> ModelParallelConfig:
     """Return megatron-core's settings; weights are ours, so it need not make any."""
     return ModelParallelConfig(
-        tensor_model_parallel_size=group.size(), perform_initialization=False, use_cpu_initialization=True
+        tensor_model_parallel_size=group.size(),
+        sequence_parallel=sequence_parallel,
+        perform_initialization=False,
+        use_cpu_initialization=True,
     )
 
 
@@ -78,19 +89,24 @@ class _WithoutExtraState(nn.Module):
 
     get_extra_state, set_extra_state = nn.Module.get_extra_state, nn.Module.set_extra_state
 
-    def register_load_state_dict_pre_hook(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
+    def register_load_state_dict_pre_hook(self, *_: Any, **__: Any) -> None:
         """Ignore the hook that would expect one."""
 
-    _register_load_state_dict_pre_hook = register_load_state_dict_pre_hook  # type: ignore[assignment]
+    _register_load_state_dict_pre_hook = register_load_state_dict_pre_hook
 
 
 class ParallelQueryKeyValue(_WithoutExtraState, ColumnParallelLinear):
-    """`QueryKeyValue` of this rank's H / t heads: weight [3D / t, D], bias [3D / t]."""
+    """`QueryKeyValue` of this rank's H / t heads: weight [3D / t, D], bias [3D / t].
 
-    def __init__(self, whole: QueryKeyValue, group: dist.ProcessGroup) -> None:
-        size = whole.in_features
+    Under sequence parallelism it is given this rank's tokens, and computes those of all ranks, padding too.
+    """
+
+    tp_group: dist.ProcessGroup
+
+    def __init__(self, whole: QueryKeyValue, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
+        size, settings = whole.in_features, _settings(group, sequence_parallel)
         with torch.device("meta"):
-            super().__init__(size, 3 * size, config=_settings(group), init_method=_never, tp_group=group)
+            super().__init__(size, 3 * size, config=settings, init_method=_never, tp_group=group)
         self.heads, self.head_size = whole.heads // group.size(), size // whole.heads
         self.weight = _own(whole.weight, Partition(0, blocks=3), group)
         self.bias = _own(whole.bias, Partition(0, blocks=3), group)
@@ -112,42 +128,50 @@ class ParallelQueryKeyValue(_WithoutExtraState, ColumnParallelLinear):
 class ParallelOutput(_WithoutExtraState, RowParallelLinear):
     """Attention's output projection from this rank's heads: weight [D, D / t], bias [D] on all ranks."""
 
-    def __init__(self, whole: nn.Linear, group: dist.ProcessGroup) -> None:
+    tp_group: dist.ProcessGroup
+
+    def __init__(self, whole: nn.Linear, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
         with torch.device("meta"):
             super().__init__(
                 whole.in_features,
                 whole.out_features,
-                config=_settings(group),
+                config=_settings(group, sequence_parallel),
                 init_method=_never,
                 bias=True,
                 input_is_parallel=True,
-                skip_bias_add=False,
+                skip_bias_add=True,
                 tp_group=group,
             )
         self.weight = _own(whole.weight, Partition(1), group)
         self.bias = nn.Parameter(whole.bias.detach(), requires_grad=whole.bias.requires_grad)
 
     def forward(self, attended: Tensor) -> Tensor:
-        """Project [T, D / t] -> [T, D], the same on all ranks."""
-        projected, _ = super().forward(attended)
-        return cast(Tensor, projected)
+        """Project [T, D / t] -> [T, D], the same on all ranks; under sequence parallelism, to this rank's tokens."""
+        projected, bias = super().forward(attended)
+        return cast(Tensor, projected + (copy_to_region(bias, self.tp_group) if self.sequence_parallel else bias))
 
 
 class ParallelFeedForward(KeyValueFeedForward):
     """`KeyValueFeedForward` of this rank's F / t neurons; their `path` is of these, counted from 0."""
 
-    def __init__(self, config: EncoderConfig, whole: KeyValueFeedForward, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self, config: EncoderConfig, whole: KeyValueFeedForward, group: dist.ProcessGroup, sequence_parallel: bool
+    ) -> None:
         with torch.device("meta"):
             super().__init__(config)
-        self._group = group
+        self._group, self._shares_tokens = group, sequence_parallel
         for name in ("keys", "key_bias", "values"):
             setattr(self, name, _own(getattr(whole, name), Partition(0), group))
         self.value_bias = nn.Parameter(whole.value_bias.detach(), requires_grad=whole.value_bias.requires_grad)
         self.own = range(len(self.keys) * group.rank(), len(self.keys) * (group.rank() + 1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Transform hidden states [T, D] -> [T, D], the same on all ranks."""
-        return self.summed(self._feed(copy_to_region(hidden, self._group), None)) + self.value_bias
+        """Transform hidden states [T, D] -> [T, D], the same on all ranks; or those of this rank's tokens."""
+        if not self._shares_tokens:
+            return self.summed(self._feed(copy_to_region(hidden, self._group), None)) + self.value_bias
+        together = gather_from_sequence_parallel_region(hidden, True, self._group)
+        own = reduce_scatter_to_sequence_parallel_region(self._feed(together, None), self._group)
+        return cast(Tensor, own + copy_to_region(self.value_bias, self._group))
 
     def summed(self, partial: Tensor) -> Tensor:
         """Sum over the ranks what each one's neurons contribute."""

@@ -16,8 +16,8 @@ from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
-from trelm_ds.tensor_ranks import split
 from trelm_ds.stopping import StopRequests, StopSignals
+from trelm_ds.tensor_ranks import split
 from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.compiling import Compiling
 from trelm_ds.training.component import Component
@@ -29,6 +29,7 @@ from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
 from trelm_ds.training.pooler import kept_pooler
 from trelm_ds.training.routing import Routing
+from trelm_ds.training.same_batch import SameBatch
 from trelm_ds.training.trainer import Trainer, reading_position
 from trelm_ds.training.watchdog import Watchdog
 
@@ -58,7 +59,7 @@ def build_run(
     requests = StopRequests(signals, run, config.trainer.max_minutes, watch_file=ranks.rank == 0)
     ranks = split(ranks, config.model.tensor_parallel)
     ds_config = resolve_ds_config(config, ranks.data.world_size)
-    ranks.all_agree(lambda: check_precision(config.trainer.precision, ranks.device))
+    ranks.all_agree(lambda: check_device(config, ranks.device))
     # Nodes may see different files, so all ranks hear of what any of them misses.
     opened = ranks.all_agree(lambda: open_dataset(config, data, ranks.data))
     model = ranks.all_agree(lambda: build_model(config, opened, ranks.tensor))
@@ -75,6 +76,8 @@ def build_run(
         guard = Guard(config.guards, run, writes=ranks.rank == 0)
         parts = _knowledge_parts(config, opened, engine, ranks)
         components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
+        if ranks.tensor is not None:
+            components.append(SameBatch(ranks))
         if config.trainer.compile:
             components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
@@ -122,13 +125,17 @@ def build_run(
         )
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a number format that the GPU has not: torch would emulate bf16, and Triton may fail to compile it.
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuse what the device has not: sequence parallelism a CPU, bf16 an old GPU.
+
+    Of bf16, torch would make an emulation, and Triton may fail to compile it.
 
     Raises:
-        UserError: `device` is a GPU without bf16.
+        UserError: a setting needs another device.
     """
-    if device.type != "cuda" or precision != "bf16":
+    if device.type != "cuda" and config.model.sequence_parallel:
+        raise UserError("model.sequence_parallel: needs GPUs, megatron-core exchanges tokens on CUDA only; set false")
+    if device.type != "cuda" or config.trainer.precision != "bf16":
         return
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:

@@ -33,9 +33,12 @@ def build_model(config: Config, data: RunData, tensor: TensorGroup | None = None
     if settings.init_from is None:
         sizes = EncoderConfig.from_settings(settings, info.vocab_size, info.pad)
         model = MaskedLanguageModel(sizes, activation_checkpointing=settings.activation_checkpointing)
+        if tensor is not None:
+            model.make_tensor_parallel(tensor.group, settings.sequence_parallel)
     else:
         folder = Path(settings.init_from)
-        model = load_pretrained(folder, activation_checkpointing=settings.activation_checkpointing)
+        group = None if tensor is None else tensor.group
+        model = load_pretrained(folder, settings.activation_checkpointing, group, settings.sequence_parallel)
         check_vocabulary("model.init_from", folder, model.config.vocab_size, info)
         _warn_of_ignored(settings, model.config, folder)
     if model.config.max_position_embeddings < max_length:
@@ -48,21 +51,7 @@ def build_model(config: Config, data: RunData, tensor: TensorGroup | None = None
     annotator = data.prepared.annotator
     if config.injection.projection == "trained" and annotator is not None and len(annotator.index.vector_entities):
         model.know_linear = know_linear(model.config.hidden_size)
-    if tensor is not None:
-        check_degree(model.config, tensor.degree)
-        model.make_tensor_parallel(tensor.group)
     return model
-
-
-def check_degree(sizes: EncoderConfig, degree: int) -> None:
-    """Check that t ranks can share the model's heads and neurons evenly; words are padded.
-
-    Raises:
-        UserError: they cannot.
-    """
-    for name in ("num_attention_heads", "intermediate_size"):
-        if (size := getattr(sizes, name)) % degree:
-            raise UserError(f"model.tensor_parallel: {degree} does not divide model.{name} {size}; choose another")
 
 
 def with_sizes(config: Config, used: EncoderConfig) -> Config:
