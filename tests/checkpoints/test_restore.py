@@ -27,6 +27,7 @@ from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, connect, disconnect, import_deepspeed
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
+from trelm_ds.model import WORD_EMBEDDING, join, partition_of
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 from trelm_ds.training.knowledge import Knowledge
@@ -56,10 +57,16 @@ class Case(NamedTuple):
     then: int
     model: str = "trelm"
     precision: str = "fp32"
+    degree: int = 1
+    then_degree: int = 1
 
     @property
     def run(self) -> str:
-        return f"{self.model}-{self.precision}-zero{self.stage}-{self.ranks}"
+        return f"{self.model}-{self.precision}-zero{self.stage}-{self.ranks}-{self.degree}"
+
+    @property
+    def continued(self) -> str:
+        return f"{self.run}-zero{self.then}-{self.then_degree}"
 
     def config(self, stage: int, folder: Path, saves: bool = True) -> Config:
         """Under a ZeRO stage, for those that save or those that go on; `folder` holds a DeepSpeed file of our own."""
@@ -76,6 +83,7 @@ class Case(NamedTuple):
             settings.trainer.ds_config = str(folder / ROUND_ROBIN)
         if self.model == "trelm":
             settings.model.num_hidden_layers = 1
+        settings.model.tensor_parallel = self.degree if saves else self.then_degree
         return without_dropout(settings)
 
 
@@ -115,6 +123,29 @@ CASES = {
 }
 
 
+def shared(ranks: int, degree: int, stage: int, then_degree: int, then: int | None = None, **what: str) -> Case:
+    """Saved by `degree` ranks to a model, continued by `then_degree`."""
+    return Case(ranks, stage, stage if then is None else then, degree=degree, then_degree=then_degree, **what)
+
+
+# Tensor parallelism: saved by (data-parallel, tensor-parallel) ranks (2, 1), (1, 2), (2, 2), continued by any other. By
+# the ranks that go on, and how many of them share a model: DeepSpeed knows one number in a process.
+SHARED = {
+    (1, 1): [shared(2, 2, 0, 1), shared(2, 2, 1, 1, 3), shared(4, 2, 2, 1), shared(4, 2, 3, 1, 0)],
+    (2, 1): [shared(2, 2, 0, 1), shared(4, 2, 3, 1)],
+    (2, 2): [
+        shared(2, 1, 1, 2),
+        shared(2, 1, 3, 2),
+        shared(4, 2, 2, 2),
+        shared(2, 2, 1, 2, precision="bf16"),
+        shared(2, 2, 1, 2, model="ffn_only"),
+    ],
+    (4, 1): [shared(2, 2, 1, 1), shared(4, 2, 2, 1)],
+    (4, 2): [shared(2, 1, 2, 2), shared(2, 2, 3, 2), *(shared(4, 2, stage, 2) for stage in range(4))],
+    (4, 4): [shared(4, 2, 3, 4, model="ffn_only")],
+}
+
+
 class Run:
     """A trainer that notes which samples this rank has read in which step."""
 
@@ -134,7 +165,7 @@ class Run:
         """To the end; the samples of every step, of all ranks."""
         with self.signals:
             assert self.trainer.train() == 0
-        every = self.trainer.ranks.gather(dict(self.samples))
+        every = self.trainer.ranks.data.gather(dict(self.samples))
         return {step: sorted(sample for of_rank in every for sample in of_rank[step]) for step in self.samples}
 
 
@@ -176,13 +207,27 @@ def whole_table(table: ShardedTable, ranks: Ranks) -> torch.Tensor:
     return rows
 
 
+def joined(state: dict[str, torch.Tensor], ranks: Ranks, degree: int, words: int) -> dict[str, torch.Tensor]:
+    """The parts of the ranks that share a model, put together."""
+    of_model = ranks.rank // degree * degree
+    parts = ranks.gather(state)[of_model : of_model + degree]
+    for name in state:
+        if (partition := partition_of(name.split()[0])) is not None and state[name].dim():
+            length = degree * state[name].shape[partition.dimension]
+            length = words if name.startswith(WORD_EMBEDDING) else length
+            state[name] = join([part[name] for part in parts], partition, length)
+    return state
+
+
 def live_state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Everything a run holds, whole and the same on all ranks."""
+    """Everything a run holds, whole and the same on all ranks; scores of neurons and words without padding."""
     engine, deepspeed = trainer.engine, import_deepspeed()
     state = {name: tensor.double().clone() for name, tensor in optimizer_state(trainer)}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             state[f"{name} in use"] = parameter.detach().double().clone()
+    if (tensor := trainer.ranks.tensor) is not None:
+        state = joined(state, trainer.ranks, tensor.degree, engine.module.config.vocab_size)
     counters = [engine.global_steps, engine.global_samples, engine.skipped_steps, engine.lr_scheduler.last_epoch]
     state["counters"] = torch.tensor([float(counter) for counter in counters])
     state["learning rates"] = torch.tensor(engine.get_lr(), dtype=torch.float64)
@@ -192,7 +237,7 @@ def live_state(trainer: Trainer) -> dict[str, torch.Tensor]:
         assert bank is not None
         assert vectors is not None
         tables = {"memory": bank.table, "contexts": bank.contexts, "vectors": vectors}
-        state |= {name: whole_table(table, trainer.ranks) for name, table in tables.items()}
+        state |= {name: whole_table(table, trainer.ranks.data) for name, table in tables.items()}
     if has(trainer, Routing):
         paths = trainer.component(Routing).paths
         assert paths.neurons is not None
@@ -228,7 +273,7 @@ def resume(cases: list[Case], data: Path, folder: Path, ranks: Ranks) -> list[tu
     """Goes on from the checkpoints; what differs after loading, and the samples of the steps."""
     results = []
     for case in cases:
-        copy = folder / f"{case.run}-by-{ranks.world_size}-zero{case.then}"
+        copy = folder / f"{case.continued}-by-{ranks.world_size}"
         run = Run(
             case.config(case.then, folder, saves=False), data, restart_from(folder / case.run, copy, ranks), ranks
         )
@@ -276,9 +321,9 @@ def saved(
     settings = json.loads((DS_CONFIGS / "zero2.json").read_text())
     settings["zero_optimization"]["round_robin_gradients"] = True
     (folder / ROUND_ROBIN).write_text(json.dumps(settings))
-    every = {case.run: case for cases in CASES.values() for case in cases}
-    for size in (1, 2, 4):
-        cases = [case for case in every.values() if case.ranks == size]
+    every = {case.run: case for cases in (*CASES.values(), *SHARED.values()) for case in cases}
+    for size, degree in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)):
+        cases = [case for case in every.values() if (case.ranks, case.degree) == (size, degree)]
         if size == 1:
             with cheap():
                 found = save(cases, tiny_dataset, folder, one_rank)
@@ -289,22 +334,32 @@ def saved(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("size", "cases"),
+    [
+        *(pytest.param(size, cases, id=f"{size}") for size, cases in CASES.items()),
+        *(pytest.param(size, cases, id=f"{size}, {of} to a model") for (size, of), cases in SHARED.items()),
+    ],
+)
 def test_runs_go_on_with_another_number_of_ranks(
-    size: int, saved: tuple[Path, dict[str, dict[int, list[int]]]], one_rank: Ranks, tiny_dataset: Path
+    size: int,
+    cases: list[Case],
+    saved: tuple[Path, dict[str, dict[int, list[int]]]],
+    one_rank: Ranks,
+    tiny_dataset: Path,
 ) -> None:
     folder, samples = saved
     if size == 1:
         with cheap():
-            results = resume(CASES[1], tiny_dataset, folder, one_rank)
+            results = resume(cases, tiny_dataset, folder, one_rank)
     else:
-        results = run_distributed_test(on_ranks, size, resume, CASES[size], tiny_dataset, folder)[0]
-    for case, (differing, read) in zip(CASES[size], results, strict=True):
+        results = run_distributed_test(on_ranks, size, resume, cases, tiny_dataset, folder)[0]
+    for case, (differing, read) in zip(cases, results, strict=True):
         assert not differing, case
         assert read == {step: samples[case.run][step] for step in range(SAVED_AT, STEPS)}, case
         assert all(len(ids) == 12 for ids in read.values())
         undisturbed = losses(folder / case.run)[SAVED_AT:]
-        continued = losses(folder / f"{case.run}-by-{size}-zero{case.then}")
+        continued = losses(folder / f"{case.continued}-by-{size}")
         assert len(continued) == STEPS - SAVED_AT
         tolerance = 1e-5 if case.precision == "fp32" else 0.02
         assert continued == pytest.approx(undisturbed, rel=tolerance, abs=0), case

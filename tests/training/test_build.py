@@ -14,7 +14,7 @@ from tests.training import test_routing as routed
 from tests.training.test_pretrain import config
 from trelm_ds.batches import Step
 from trelm_ds.checkpoints import CheckpointInfo, versions
-from trelm_ds.config import Config
+from trelm_ds.config import Config, ModelConfig
 from trelm_ds.distributed import Ranks
 from trelm_ds.errors import UserError
 from trelm_ds.model import Batch, ModelOutput

@@ -61,7 +61,7 @@ def _open(engine: DeepSpeedEngine, checkpoint: Path, info: CheckpointInfo, ranks
     names, degree = names_in_order(engine), info.tensor_parallel
     parts = [open_saved_state(checkpoint, info.zero_stage, names, part) for part in range(degree)]
     rank, now = (0, 1) if ranks.tensor is None else (ranks.tensor.rank, ranks.tensor.degree)
-    saved = recut(parts, rank, now, info.identity["model"]["vocab_size"])
+    saved = recut(parts, rank, now, engine.module.config.vocab_size)
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()

@@ -15,6 +15,7 @@ from trelm_ds.model.injection import Injected, injected, know_linear
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
 from trelm_ds.model.partition import WORD_EMBEDDING, cut, join, partition_of
 from trelm_ds.model.pooler import Pooler
+from trelm_ds.model.sharing import make_tensor_parallel
 
 __all__ = [
     "EXPORTED",
@@ -53,6 +54,7 @@ __all__ = [
     "load_encoder",
     "load_pooler",
     "load_pretrained",
+    "make_tensor_parallel",
     "map_tensors",
     "packed_layout",
     "partition_of",

@@ -20,6 +20,7 @@ from trelm_ds.model.hf_names import HEAD_PREFIX, from_hf, hf_names, pooler_names
 from trelm_ds.model.hf_weights import read_object, read_weights
 from trelm_ds.model.masked_lm import MaskedLanguageModel
 from trelm_ds.model.pooler import Pooler
+from trelm_ds.model.sharing import make_tensor_parallel
 
 Report = Callable[[str], None]
 _IGNORED = re.compile(
@@ -41,8 +42,8 @@ def load_pretrained(
     Args:
         folder: holds config.json and the weights.
         activation_checkpointing: as in `Encoder`.
-        group: the ranks that share the model (`MaskedLanguageModel.make_tensor_parallel`); each holds its part and no
-            more than one whole parameter at a time.
+        group: the ranks that share the model (`make_tensor_parallel`); each holds its part and no more than one whole
+            parameter at a time.
         sequence_parallel: as there.
 
     Raises:
@@ -55,7 +56,7 @@ def load_pretrained(
     with torch.device("meta") if apart else contextlib.nullcontext():
         model = MaskedLanguageModel(config, activation_checkpointing)
     if group is not None:
-        model.make_tensor_parallel(group, sequence_parallel)
+        make_tensor_parallel(model, group, sequence_parallel)
     if apart:
         model.to_empty(device="cpu")
     return _filled(model, tensors)

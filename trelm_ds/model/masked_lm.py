@@ -13,7 +13,7 @@ from trelm_ds.model.encoder import Encoder
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.head import MaskedLMHead
 from trelm_ds.model.injection import Injected, injected
-from trelm_ds.model.partition import check_degree, cut, partition_of
+from trelm_ds.model.partition import cut, partition_of
 
 EXPORTED = ("encoder.", "head.")  # begin the names of the parameters that an exported model has
 
@@ -55,22 +55,6 @@ class MaskedLanguageModel(nn.Module):
         self.objectives = nn.ModuleDict()
         self.know_linear: nn.Linear | None = None
         self.tensor_group: dist.ProcessGroup | None = None
-
-    def make_tensor_parallel(self, group: dist.ProcessGroup, sequence_parallel: bool = False) -> None:
-        """Keep this rank's part of the model only, of those that the ranks of megatron-core's `group` share.
-
-        Args:
-            group: of t ranks.
-            sequence_parallel: between the layers, each of them has only a t-th of the tokens too.
-
-        Raises:
-            UserError: they cannot share it evenly.
-        """
-        from trelm_ds.model.tensor_parallel import cut_model  # imports megatron-core
-
-        check_degree(self.config, group.size())
-        cut_model(self, group, sequence_parallel)
-        self.tensor_group = group
 
     def own_part(self, name: str, whole: Tensor) -> Tensor:
         """Return what this rank has of a whole parameter."""

@@ -27,6 +27,7 @@ from trelm_ds.model import (
     answer_bias,
     answer_probabilities,
     know_linear,
+    make_tensor_parallel,
     packed_layout,
 )
 from trelm_ds.routing.quadrature import Quadrature
@@ -61,7 +62,7 @@ def frozen(model: MaskedLanguageModel, weights: dict[str, Tensor]) -> MaskedLang
         if model.know_linear is not None:
             view.know_linear = know_linear(model.config.hidden_size)
     if model.tensor_group is not None:
-        view.make_tensor_parallel(model.tensor_group)
+        make_tensor_parallel(view, model.tensor_group)
     view.load_state_dict({name: weights[name] for name in view.state_dict()}, assign=True)
     return view.requires_grad_(False).eval()
 

@@ -237,7 +237,6 @@ def _parameters(
         "dataset.place": opened.steps.reader.storage.place,
         "dataset.fingerprint": fingerprint,
         "world_size": ranks.world_size,
-        "data_parallel": ranks.data.world_size,
         "zero_stage": engine.zero_optimization_stage(),
     }
     found |= {f"versions.{name}": version for name, version in versions().items()}

@@ -13,7 +13,7 @@ from trelm_ds.corpus import check_vocabulary
 from trelm_ds.distributed import TensorGroup
 from trelm_ds.errors import UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel, know_linear, load_pretrained
+from trelm_ds.model import EncoderConfig, MaskedLanguageModel, know_linear, load_pretrained, make_tensor_parallel
 from trelm_ds.routing import first_layer, first_neurons, path_size
 from trelm_ds.training.dataset import RunData
 
@@ -34,7 +34,7 @@ def build_model(config: Config, data: RunData, tensor: TensorGroup | None = None
         sizes = EncoderConfig.from_settings(settings, info.vocab_size, info.pad)
         model = MaskedLanguageModel(sizes, activation_checkpointing=settings.activation_checkpointing)
         if tensor is not None:
-            model.make_tensor_parallel(tensor.group, settings.sequence_parallel)
+            make_tensor_parallel(model, tensor.group, settings.sequence_parallel)
     else:
         folder = Path(settings.init_from)
         group = None if tensor is None else tensor.group
