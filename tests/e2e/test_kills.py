@@ -23,11 +23,15 @@ def forked(ranks: int, arguments: list[str], kill_at: str, log: TextIO) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["one", "all"])
-def test_a_run_killed_at_every_point_ends_as_one_undisturbed(who: str, tiny_dataset: Path, tmp_path: Path) -> None:
-    """One run for all points: killed, started again with the next point, and so on; once with compact routing."""
-    place = ["--data", str(tiny_dataset), "--work", str(tmp_path / "work")]
-    place += ["--routing.compact", str(who == "all").lower()]
+@pytest.mark.parametrize(
+    ("who", "settings"),
+    [("one", []), ("all", ["--routing.compact", "true"]), ("one", ["--model.tensor_parallel", "2"])],
+)
+def test_a_run_killed_at_every_point_ends_as_one_undisturbed(
+    who: str, settings: list[str], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """One run for all points: killed, started again with the next point, and so on."""
+    place = ["--data", str(tiny_dataset), "--work", str(tmp_path / "work"), *settings]
     result = main(["--points", "--who", who, *place, "--trainer.max_steps", "16"], forked)
     assert result["kills_by_point"] == dict.fromkeys(sorted(POINTS), 1)
     assert result["problems"] == []
