@@ -190,6 +190,16 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
             "--masking.probability: expected float or a pair such as [0.3, 0.15], got '[0.3]'",
         ),
         (["--masking.random_share", "0.5"], "mask_share + random_share must be at most 1"),
+        (["--model.tensor_parallel", "0"], "--model.tensor_parallel: must be greater than 0, got 0"),
+        (["--model.sequence_parallel", "true"], "--model.sequence_parallel: needs model.tensor_parallel above 1"),
+        (
+            ["--model.tensor_parallel", "2", "--trainer.compile", "true"],
+            "--trainer.compile: must be false with model.tensor_parallel 2",
+        ),
+        (
+            ["--model.tensor_parallel", "2", "--routing.compact", "true"],
+            "--routing.compact: must be false with model.tensor_parallel 2",
+        ),
         (["--config", "nowhere.yaml"], "--config: nowhere.yaml does not exist"),
         (["--config"], "--config: needs a file"),
         (["--config", "--trainer.max_steps", "5"], "--config: needs a file"),

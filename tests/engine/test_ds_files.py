@@ -107,5 +107,5 @@ def test_what_deepspeed_refuses_is_one_line(one_rank: Ranks, tmp_path: Path) -> 
     resolved = resolve_ds_config(settings(file), 1)
     resolved["zero_optimization"]["stage"] = "high"
     with pytest.raises(UserError, match=r"ds.json: DeepSpeed refuses it: .*stage") as error:
-        build_engine(torch.nn.Linear(2, 2), settings(file), resolved, torch.device("cpu"))
+        build_engine(torch.nn.Linear(2, 2), settings(file), resolved, one_rank)
     assert "\n" not in str(error.value)

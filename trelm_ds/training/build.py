@@ -177,7 +177,7 @@ def _knowledge_parts(config: Config, opened: RunData, engine: DeepSpeedEngine, r
     annotator, info = opened.prepared.annotator, opened.prepared.info
     if annotator is None:
         return []
-    knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks.data)
+    knowledge = Knowledge(config, annotator, info, engine, opened.steps.order.epoch_samples, ranks)
     return [knowledge, *([Routing(config, engine, knowledge, ranks)] if config.routes else [])]
 
 
@@ -187,7 +187,7 @@ def _evaluation(
     if (held_out := opened.held_out) is None:
         return []
     knowledge = next((part for part in parts if isinstance(part, Knowledge)), None)
-    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks.data)]
+    return [HeldOutLosses(config, held_out, engine, knowledge, _loss_weights(config, opened), ranks)]
 
 
 def _restore(

@@ -58,15 +58,15 @@ class HeldOutLosses(Component):
         ranks: Ranks,
     ) -> None:
         self._every, self._last = config.trainer.eval_every, config.trainer.max_steps
-        self._engine, self._knowledge, self._weights, self._ranks = engine, knowledge, weights, ranks
+        self._engine, self._knowledge, self._weights, self._ranks = engine, knowledge, weights, ranks.data
         self.n_sequences = min(config.trainer.eval_sequences, held_out.order.n_samples)
         self._steps_done = 0
         own = ranks.all_agree(lambda: self._own_parts(held_out))
-        if not ranks.sum(sum(part.targets.get("mlm", 0) for part, counts in own if counts))[0]:
+        if not self._ranks.sum(sum(part.targets.get("mlm", 0) for part, counts in own if counts))[0]:
             raise UserError(
                 f"trainer.eval_sequences: no word of the first {self.n_sequences} held-out ones is masked; use more"
             )
-        self._turns = [_Turn(part, counts, ranks.max(len(part.micro_batches))) for part, counts in own]
+        self._turns = [_Turn(part, counts, self._ranks.max(len(part.micro_batches))) for part, counts in own]
 
     def _own_parts(self, held_out: StepDataset) -> list[tuple[Step, bool]]:
         """Build every n-th part, n ranks, and tell whether to count it: a rank without one repeats another's."""

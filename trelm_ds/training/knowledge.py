@@ -63,7 +63,7 @@ class Knowledge(Component):
         self.bank: MemoryBank | None = None
         self.lookup: StepLookup | None = None  # of the step that is under way
         self.memory_lambda = 0.0  # lambda of Eq. 8, in that step
-        group, index = TableGroup.of(ranks), self.index
+        group, index = TableGroup.of(ranks.data), self.index
         if index.n_vectors:
             device = torch.device("cpu") if config.injection.placement == "cpu" else ranks.device
             dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
