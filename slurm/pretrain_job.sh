@@ -3,7 +3,7 @@
 
 # pretrain_job [SETTING...]: the arguments go to `trelm pretrain`.
 pretrain_job() {
-    check_request
+    check_request "$@"
     state=$TRELM_OUT/slurm
     { mkdir -p "$state" && [[ -w $state ]]; } || fail "cannot write into TRELM_OUT=$TRELM_OUT"
     ((10#$(df --output=avail -B 1000000 "$state" | tail -n 1 | tr -d ' ') >= 1000 * ${TRELM_MIN_DISK_GB%.*})) ||
@@ -17,15 +17,17 @@ pretrain_job() {
     trap stop USR1
     trap 'say "SIGTERM"' TERM
     note_start
+    read_settings
     set_rendezvous
     check_nodes
-    train "$@"
+    train
     settle
 }
 
 # --- Fail early, with one line and exit code 2. ---
+# Sets `settings`, the arguments of `trelm pretrain` in the order in which they count.
 check_request() {
-    local config configs
+    local config configs more
     read -rd '' -a configs <<<"$TRELM_CONFIG" || true  # read -d: the value may span several lines
     ((${#configs[@]})) || fail "no configuration: set TRELM_CONFIG"
     settings=()
@@ -33,12 +35,27 @@ check_request() {
         [[ -f $config ]] || fail "no configuration at $config: set TRELM_CONFIG"
         settings+=(--config "$config")
     done
+    read -rd '' -a more <<<"$TRELM_ARGS" || true
+    settings+=("${more[@]}" "$@")
     [[ $TRELM_DATA == *://* || -d $TRELM_DATA ]] ||
         fail "no dataset at $TRELM_DATA: make one with 'trelm prepare' or set TRELM_DATA"
     [[ $TRELM_DATA == *://* || -f $TRELM_DATA/manifest.json ]] ||
         fail "no manifest.json in $TRELM_DATA: not a dataset, or not finished"
     [[ $TRELM_PROCS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
         fail "TRELM_PROCS_PER_NODE must be a positive number, got '$TRELM_PROCS_PER_NODE'"
+}
+
+# Sets `degree`, model.tensor_parallel as files and arguments have it, and ends the job unless it divides the processes of
+# a node. Where the settings cannot be read although there is no mistake in them, the check of nodes says more.
+read_settings() {
+    local printed result=0
+    degree=1
+    printed=$(on_nodes --nodes=1 --ntasks=1 -- "$python" -m trelm_ds pretrain "${settings[@]}" --print-config) || result=$?
+    ((result != 2)) || finish 2 "not requeued: a restart would not fix this mistake, see $log"
+    printed=$(sed -n '/^model:/,/^[^ ]/s/^  tensor_parallel: //p' <<<"$printed")
+    [[ -z $printed ]] || degree=$printed
+    ((TRELM_PROCS_PER_NODE % degree == 0)) || finish 2 "model.tensor_parallel: $degree does not divide the \
+$TRELM_PROCS_PER_NODE processes of a node (TRELM_PROCS_PER_NODE), and the ranks that share a model must be on one"
 }
 
 # Handles USR1.
@@ -147,7 +164,8 @@ check_nodes() {
     answers=$work/health bad=()
     local node ok
     rm -rf "$answers" && mkdir "$answers"
-    launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" --
+    launch health trelm_ds.cluster.health --answers "$answers" --gpus "$TRELM_CHECK_GPUS" --out "$TRELM_OUT" \
+        --tensor-parallel "$degree" --
     [[ -z $stopped_by ]] || settle
     unless_ended
     ok=$(find "$answers" -name '*.ok' -printf '%f\n' | sed 's/\.ok$//')
@@ -184,10 +202,9 @@ $state/bad_nodes does not list: repair the others, or correct the requirements (
 }
 
 train() {
-    local more pretrain
+    local pretrain
     [[ -z $stopped_by ]] || settle
-    read -rd '' -a more <<<"$TRELM_ARGS" || true
-    pretrain=(-m trelm_ds pretrain "${settings[@]}" --data "$TRELM_DATA" --out "$TRELM_OUT" "${more[@]}" "$@")
+    pretrain=(-m trelm_ds pretrain --data "$TRELM_DATA" --out "$TRELM_OUT" "${settings[@]}")
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $SLURM_NNODES x $TRELM_PROCS_PER_NODE processes, meeting at $endpoint"
     say "$python ${pretrain[*]}"
     launch train trelm_ds.cluster.launcher -- "${pretrain[@]}"

@@ -286,6 +286,7 @@ def test_listing(run: Path) -> None:
         (2, 1, 1, None),
     ]
     lines = to_table(found, run, verified=True).splitlines()
+    assert lines[0].split()[3:] == ["ranks", "per", "model", "ZeRO", "state"]
     assert lines[1].startswith("* ")
     assert lines[1].endswith("sound")
     weights = found[1].path / "mp_rank_00_model_states.pt"
@@ -303,6 +304,16 @@ def test_listing(run: Path) -> None:
         prune_run(run, 1)
     with pytest.raises(UserError, match="no run folder"):
         list_checkpoints(run / "nowhere", verify=False)
+
+
+@pytest.mark.parametrize(("said", "shared"), [({"tensor_parallel": 4}, 4), ({}, 1)])  # older versions do not say it
+def test_listing_tells_how_many_ranks_shared_a_model(said: dict[str, int], shared: int, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-00000007"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"world_size": 8, "zero_stage": 1} | said))
+    (found,) = list_checkpoints(tmp_path, verify=False)
+    assert (found.ranks, found.tensor_parallel, found.zero_stage, found.problem) == (8, shared, 1, None)
+    assert f" 8  {shared:>9}     1  not checked" in to_table([found], tmp_path, verified=False)
 
 
 def test_pruning(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

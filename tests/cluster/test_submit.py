@@ -113,6 +113,15 @@ def test_site_values_are_written_down_and_the_environment_wins(
     assert """#SBATCH '--comment=it'"'"'s # 1'""" in text
 
 
+def test_ranks_that_share_a_model_fit_the_node(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = ("--model.tensor_parallel", "3", "--dry-run")
+    assert submit("--model.tensor_parallel", "4", "--dry-run")[0] == 0  # the script has eight GPUs
+    assert submit(*three, "--", "--gres=none")[0] == 0  # only the job knows what it will find
+    monkeypatch.setenv("SBATCH_GRES", "gpu:a100:6")
+    assert submit(*three)[0] == 0
+    assert submit(*three, "--", "--gres=gpu:4")[0] == 2
+
+
 def test_settings_in_the_environment_are_for_plain_sbatch(submit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRELM_ARGS", "--trainer.max_steps 3")
     code, text, errors = submit("--dry-run")
@@ -160,6 +169,9 @@ def test_passwords_are_not_written(uri: str, submit: Run, monkeypatch: pytest.Mo
         ([], {"TRELM_SITE": "file"}, "file: cannot be read: "),
         ([], {"TRELM_PROCS_PER_NODE": "eight"}, "TRELM_PROCS_PER_NODE: must be a positive number, got 'eight'"),
         ([], {"TRELM_HEALTH": "yes"}, "TRELM_HEALTH: must be 0 or 1, got 'yes'"),
+        (["--model.tensor_parallel", "3"], {}, "model.tensor_parallel: 3 does not divide the 8 processes of a node"),
+        (["--config", "two.yaml"], {"TRELM_PROCS_PER_NODE": "5"}, "tensor_parallel: 2 does not divide the 5 processes"),
+        (["--config", "two.yaml", "--", "-G", "3"], {}, "tensor_parallel: 2 does not divide the 3 processes of a node"),
         ([], {}, "sbatch: not found"),
     ],
 )
@@ -172,6 +184,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     message: str,
 ) -> None:
     (here / "file").write_text("nonsense || exit 3\n")
+    (here / "two.yaml").write_text("model: {tensor_parallel: 2}\n")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     code, output, errors = submit(*arguments)
@@ -180,7 +193,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert "sesame" not in errors
     assert errors.startswith("trelm: error: ")
     assert errors.count("\n") == 1
-    assert [path.name for path in here.iterdir()] == ["file"]
+    assert {path.name for path in here.iterdir()} == {"file", "two.yaml"}
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,9 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
     assert len(found[1]) == 12
     assert found[1] == pytest.approx(found[2], rel=1e-6)
     called = (tools / "called").read_text().splitlines()
-    start = f"exec --nv --bind {REPO}:{REPO},/data:/data --pwd {REPO} {image} {sys.executable} -m trelm_ds.cluster."
-    assert [line.removeprefix(start).split()[0] for line in called] == ["health", "launcher"]
+    start = f"exec --nv --bind {REPO}:{REPO},/data:/data --pwd {REPO} {image} {sys.executable} -m "
+    modules = ["trelm_ds", "trelm_ds.cluster.health", "trelm_ds.cluster.launcher"]  # the first reads the settings
+    assert [line.removeprefix(start).split()[0] for line in called] == modules
 
 
 def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_dataset: Path) -> None:

@@ -22,7 +22,8 @@ class ListedCheckpoint(NamedTuple):
         step: optimizer steps done.
         bytes: size of all its files.
         committed_at: seconds since 1970.
-        ranks, zero_stage: number of ranks and ZeRO stage that wrote it; 0 where the manifest is damaged.
+        ranks, tensor_parallel, zero_stage: number of ranks that wrote it, how many of them shared a model, and the ZeRO
+            stage; 0 where the manifest is damaged.
         problem: what is wrong with it; None where nothing is known to be.
     """
 
@@ -31,6 +32,7 @@ class ListedCheckpoint(NamedTuple):
     bytes: int
     committed_at: float
     ranks: int
+    tensor_parallel: int
     zero_stage: int
     problem: str | None
 
@@ -52,10 +54,11 @@ def list_checkpoints(run: Path, verify: bool) -> list[ListedCheckpoint]:
 
 def _describe(path: Path, verify: bool) -> ListedCheckpoint | None:
     """Describe one checkpoint; None where a run in progress removes it meanwhile."""
-    ranks, stage, problem = 0, 0, None
+    ranks, degree, stage, problem = 0, 0, 0, None
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         ranks, stage = int(manifest["world_size"]), int(manifest["zero_stage"])
+        degree = int(manifest.get("tensor_parallel", 1))  # an older one does not say it
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         problem = f"{path / MANIFEST}: damaged"
     if verify:
@@ -70,18 +73,18 @@ def _describe(path: Path, verify: bool) -> ListedCheckpoint | None:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     except FileNotFoundError:
         return None
-    return ListedCheckpoint(path, step_of(path), size, committed_at, ranks, stage, problem)
+    return ListedCheckpoint(path, step_of(path), size, committed_at, ranks, degree, stage, problem)
 
 
 def to_table(checkpoints: list[ListedCheckpoint], run: Path, verified: bool) -> str:
     """Format one line per checkpoint, marking with * the one that a start would continue from."""
     latest = latest_checkpoint(run)
-    lines = [f"  {'step':>10}  {'MB':>10}  committed            ranks  ZeRO  state"]
+    lines = [f"  {'step':>10}  {'MB':>10}  committed            ranks  per model  ZeRO  state"]
     for one in checkpoints:
         when = datetime.datetime.fromtimestamp(one.committed_at).isoformat(" ", "seconds")
         state = one.problem or ("sound" if verified else "not checked; --verify does")
         mark = "*" if one.path == latest else " "
-        layout = f"{one.ranks:>5}  {one.zero_stage:>4}"
+        layout = f"{one.ranks:>5}  {one.tensor_parallel:>9}  {one.zero_stage:>4}"
         lines.append(f"{mark} {one.step:>10,}  {one.bytes / 1e6:>10,.1f}  {when}  {layout}  {state}")
     lines.append("* the next start continues from here, or from the next one below that is sound")
     return "\n".join(lines)

@@ -54,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, required=True, help="folder for the answers, visible to all nodes")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs this node must have; 0 for a CPU node")
     parser.add_argument("--out", type=Path, required=True, help="run folder, checked for free space")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="how many neighbouring processes share a model")
     parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)  # one of those that main starts
     options = parser.parse_args(own)
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     try:
         if options.process:
-            check_process(node, options.answers)
+            check_process(node, options.answers, options.tensor_parallel)
             return 0
         check_node(options.gpus, (options.out, Path(tempfile.gettempdir())))
     except BadNodeError as error:
@@ -96,11 +97,17 @@ def check_node(gpus: int, folders: Sequence[Path]) -> None:
             raise BadNodeError(f"{folder} has {free:.1f} GB free, TRELM_MIN_DISK_GB is {least:g}")
 
 
-def check_process(node: str, answers: Path) -> None:
+def check_process(node: str, answers: Path, degree: int = 1) -> None:
     """Check this process's GPU, then clock and all-reduce bandwidth with all others. Collective.
 
+    Args:
+        node: name of this node.
+        answers: folder for the node's answer.
+        degree: `model.tensor_parallel`, t; the t neighbours that share a model sum by themselves first.
+
     Raises:
-        BadNodeError: the GPU computes wrongly or is in use, the node's clock is off, or its all-reduce is too slow.
+        BadNodeError: the GPU computes wrongly or is in use, the node's clock is off, or an all-reduce fails or is too
+            slow, among the processes of the node or among those that share a model.
     """
     local_rank, on_gpu = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -116,6 +123,10 @@ def check_process(node: str, answers: Path) -> None:
     # new_group is collective: every rank creates the groups of all nodes.
     within = {name: dist.new_group(ranks) for name, ranks in groups.items()}
     found = {"clock_skew_s": round(skew, 3)}
+    shared: list[float] = []
+    if degree > 1:
+        shared = _bandwidths_of_groups(device, degree, groups[node], control)
+        found["bus_gbps_tensor_parallel"] = min(shared)
     found["bus_gbps_within"] = round(bus_bandwidth(device, within[node]), 2)
     found["bus_gbps_all"] = round(bus_bandwidth(device, None), 2)
     dist.barrier(group=control)
@@ -124,6 +135,8 @@ def check_process(node: str, answers: Path) -> None:
     problem = None
     if abs(skew) > limit:
         problem = f"clock is off by {skew:+.1f} s, TRELM_MAX_CLOCK_SKEW_S is {limit:g}"
+    elif slow := [f"{_gpus(number, degree)} at {each} GB/s" for number, each in enumerate(shared) if each < least]:
+        problem = f"{', '.join(slow)} sum within tensor-parallel groups, TRELM_MIN_BUS_GBPS is {least:g}"
     elif nodes.count(node) > 1 and found["bus_gbps_within"] < least:
         problem = f"GPUs sum at {found['bus_gbps_within']} GB/s, TRELM_MIN_BUS_GBPS is {least:g}"
     if local_rank == 0 and problem is None:
@@ -178,6 +191,36 @@ def bus_bandwidth(device: torch.device, group: dist.ProcessGroup | None) -> floa
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * (n - 1) / n * values.nbytes / min(seconds[1:]) / 1e9  # the first round sets up connections
+
+
+def _bandwidths_of_groups(
+    device: torch.device, degree: int, of_node: Sequence[int], control: dist.ProcessGroup
+) -> list[float]:
+    """Measure the bus bandwidth within each group of t neighbours on this node, in GB/s.
+
+    Args:
+        of_node: ranks on this node.
+        control: group of all processes.
+
+    Raises:
+        BadNodeError: the all-reduce of this process's group fails.
+    """
+    group, _ = dist.new_subgroups(degree)
+    try:
+        own = round(bus_bandwidth(device, group), 2)
+    except RuntimeError as error:
+        gpus = _gpus(int(os.environ["LOCAL_RANK"]) // degree, degree)
+        reason = " ".join(str(error).split())[:200]
+        raise BadNodeError(f"{gpus} fail to sum as a tensor-parallel group: {reason}") from None
+    measured: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(measured, own, group=control)
+    speeds = [measured[rank] for rank in of_node]
+    return [min(speeds[first : first + degree]) for first in range(0, len(speeds), degree)]
+
+
+def _gpus(number: int, degree: int) -> str:
+    """Name the GPUs of a node's group of t neighbours."""
+    return f"GPUs {number * degree}-{(number + 1) * degree - 1}"
 
 
 def _answer(path: Path, text: str) -> None:

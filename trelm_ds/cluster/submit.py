@@ -25,6 +25,7 @@ from trelm_ds.cluster.job_file import (
     options_from_environment,
     variables_of_options,
 )
+from trelm_ds.cluster.processes import check_tensor_parallel
 from trelm_ds.cluster.site import SITE, read_site, site_file
 from trelm_ds.cluster.snapshot import (
     absolute_store,
@@ -121,7 +122,7 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
             log.warning(f"{name}: is ignored, `trelm submit` takes settings as its options")
     if (uri := environment.get(_URI)) and shown(uri) == uri:
         environment[_URI] = absolute_store(uri)
-    return Request(
+    request = Request(
         config=config,
         ds_config=ds_config,
         data=_find_data(data),
@@ -132,6 +133,9 @@ def check(config: Config, data: str, run: Path, nodes: int | None, script: str, 
         environment=environment,
         site=site_file(root, os.environ),
     )
+    if (degree := config.model.tensor_parallel) > 1:
+        check_tensor_parallel(degree, _build_job_file(request, 0), root, os.environ)
+    return request
 
 
 def _read_script(root: Path, script: str) -> str:
