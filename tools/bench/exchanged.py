@@ -35,8 +35,8 @@ class Exchanged(TorchDispatchMode):
     """Counts while it is entered.
 
     A collective counts with the bytes of its larger side: of a reduction what is reduced, of an all-gather what comes
-    out, of a reduce-scatter what goes in. Control is what the gloo group for small messages carries, and single numbers.
-    On ranks that do not share models, the data-parallel group is that of all.
+    out, of a reduce-scatter what goes in. Control is what the gloo group for small messages carries, and single
+    numbers. On ranks that do not share models, the data-parallel group is that of all. Groups of one rank send nothing.
 
     Attributes:
         bytes: counted so far.
@@ -60,6 +60,8 @@ class Exchanged(TorchDispatchMode):
 
     def _count(self, name: str, args: Any) -> None:
         group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
+        if group.size() == 1:
+            return
         sides = [[leaf for leaf in tree_leaves(arg) if isinstance(leaf, torch.Tensor)] for arg in args]
         numbers = max(sum(tensor.numel() for tensor in side) for side in sides)
         size = max(sum(tensor.numel() * tensor.element_size() for tensor in side) for side in sides)
