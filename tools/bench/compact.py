@@ -124,16 +124,16 @@ def table(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, about])
 
 
-def with_table(page: str, rows: str) -> str:
+def with_table(page: str, rows: str, mark: str = "compact-table", path: Path = PAGE) -> str:
     """Replace what is between the marks in a page.
 
     Raises:
         SystemExit: it lacks one of them.
     """
-    before, start, rest = page.partition("<!-- compact-table -->\n")
-    _, end, after = rest.partition("<!-- /compact-table -->")
+    before, start, rest = page.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
     if not (start and end):
-        raise SystemExit(f"{PAGE}: lacks <!-- compact-table --> or <!-- /compact-table -->; put both back")
+        raise SystemExit(f"{path}: lacks <!-- {mark} --> or <!-- /{mark} -->; put both back")
     return f"{before}{start}{rows}\n{end}{after}"
 
 
