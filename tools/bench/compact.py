@@ -73,7 +73,7 @@ def costs(counts: Counts, ranks: int) -> dict[str, float]:
         "trained, millions": counts.trained / 1e6,
         "reduced per step": HALF * counts.trained / 1e6,
         "gathered per step, ZeRO 1": HALF * counts.trained / 1e6,
-        "gathered per step, ZeRO 3": 2 * HALF * (counts.trained + counts.frozen) / 1e6,
+        "gathered per pass, ZeRO 3": HALF * (counts.trained + counts.frozen) / 1e6,
         "gradients": HALF * counts.trained / 1e6,
         "optimizer per rank": state / ranks / 1e6,
         "weights, ZeRO 1": HALF * (counts.trained + counts.frozen + counts.buffers) / 1e6,
@@ -95,10 +95,11 @@ def modes(densities: list[float]) -> dict[str, RoutingConfig]:
 def link_times(reduced_mb: float) -> dict[str, float]:
     """Time a step's exchange under ZeRO 1 between nodes, in ms, by number of nodes and Gbit/s of a node's link.
 
-    Reduction and gathering send (n - 1) / n of their bytes over every node's link once each.
+    DeepSpeed reduces by all-reduces, which in a ring send 2 (n - 1) / n of their bytes over every node's link; gathering
+    the weights sends (n - 1) / n of them.
     """
     return {
-        f"{nodes} nodes, {link} Gbit/s": 2 * reduced_mb * 1e6 * (nodes - 1) / nodes * 8 / (link * 1e9) * 1e3
+        f"{nodes} nodes, {link} Gbit/s": 3 * reduced_mb * 1e6 * (nodes - 1) / nodes * 8 / (link * 1e9) * 1e3
         for nodes in NODES
         for link in LINKS
     }
@@ -120,7 +121,10 @@ def table(result: dict[str, Any]) -> str:
         for name, row in rows.items():
             lines.append(f"| {name} | " + " | ".join(f"{row[key]:,.0f}" for key in links) + " |")
         parts.append("\n".join(lines))
-    about = f"MB unless said otherwise; {result['ranks']} ranks share optimizer and table; {result['date']}."
+    about = (
+        f"MB unless said otherwise; {result['ranks']} ranks share optimizer and table; under ZeRO 3 forward and backward "
+        f"are a pass each, or one together where weights are kept (`stage3_max_reuse_distance`); {result['date']}."
+    )
     return "\n\n".join([*parts, about])
 
 
