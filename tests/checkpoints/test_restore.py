@@ -142,7 +142,6 @@ SHARED = {
     ],
     (4, 1): [shared(2, 2, 1, 1), shared(4, 2, 2, 1)],
     (4, 2): [shared(2, 1, 2, 2), shared(2, 2, 3, 2), *(shared(4, 2, stage, 2) for stage in range(4))],
-    (4, 4): [shared(4, 2, 3, 4, model="ffn_only")],
 }
 
 
