@@ -95,8 +95,8 @@ def modes(densities: list[float]) -> dict[str, RoutingConfig]:
 def link_times(reduced_mb: float) -> dict[str, float]:
     """Time a step's exchange under ZeRO 1 between nodes, in ms, by number of nodes and Gbit/s of a node's link.
 
-    DeepSpeed reduces by all-reduces, which in a ring send 2 (n - 1) / n of their bytes over every node's link; gathering
-    the weights sends (n - 1) / n of them.
+    DeepSpeed reduces by all-reduces, which in a ring send 2 (n - 1) / n of their bytes over every node's link;
+    gathering the weights sends (n - 1) / n of them.
     """
     return {
         f"{nodes} nodes, {link} Gbit/s": 3 * reduced_mb * 1e6 * (nodes - 1) / nodes * 8 / (link * 1e9) * 1e3
@@ -122,8 +122,8 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {name} | " + " | ".join(f"{row[key]:,.0f}" for key in links) + " |")
         parts.append("\n".join(lines))
     about = (
-        f"MB unless said otherwise; {result['ranks']} ranks share optimizer and table; under ZeRO 3 forward and backward "
-        f"are a pass each, or one together where weights are kept (`stage3_max_reuse_distance`); {result['date']}."
+        f"MB unless said otherwise; {result['ranks']} ranks share optimizer and table; under ZeRO 3 forward and "
+        f"backward are a pass each, or one where weights are kept (`stage3_max_reuse_distance`); {result['date']}."
     )
     return "\n\n".join([*parts, about])
 
