@@ -48,8 +48,8 @@ SAMPLE_SHAPE = [
     "4",
 ]
 HELD_OUT = 0.2  # share of the T-REx probes whose triples are taken out of the graph
-# Of graphs of thousands of triples: many passes, a small margin (tried on the sample world with 5% held out).
-VECTORS = ["--dim", "128", "--epochs", "300", "--lr", "0.3", "--margin", "3"]
+# A small margin, tried on the sample world with 5% held out; passes by the size of the graph, thousands of triples there.
+VECTORS = ["--dim", "128", "--lr", "0.3", "--margin", "3", "--epochs"]
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
 # A recipe's own dose of facts is another thing than its method: the same number of facts as TRELM's in sizes/tiny.yaml.
@@ -102,7 +102,8 @@ class World:
     overrides: list[str] = field(default_factory=list)
     probing: list[str] = field(default_factory=list)  # further arguments of `trelm evaluate lama`
     fine_tuned: bool = False  # also with few examples, and read by a linear probe
-    vectors: Path = Path()  # of the graph, by `trelm vectors train`
+    vectors: Path = Path()  # of the graph, where a setting asks for them
+    vector_epochs: int = 300  # of `trelm vectors train`
 
 
 def run(log: Path, *command: str, fails: int = 0) -> None:
@@ -125,7 +126,7 @@ def sample_world(work: Path, steps: int) -> World:
     text = ["--source", str(world / "wiki"), "--wikidata5m", str(world / "wikidata5m"), "--out", str(dataset)]
     trelm(log, "prepare", *text, *SAMPLE_SHAPE)
     plain_model(work, dataset, steps)
-    vectors = trained_vectors(work, dataset)
+    vectors = work / "transe.safetensors"
     return World("sample", dataset, world / "lama", probing=["--dataset", str(dataset)], vectors=vectors)
 
 
@@ -140,15 +141,15 @@ def trex(work: Path, start_steps: int) -> World:
     start = plain_model(work, dataset, start_steps)
     settings = ["--model.init_from", str(start), "--optimizer.lr", "1e-3"]
     probing = ["--dataset", str(dataset)]
-    return World("trex", dataset, SHARED / "lama", settings, probing, True, trained_vectors(work, dataset))
+    vectors = work / "transe.safetensors"
+    return World("trex", dataset, SHARED / "lama", settings, probing, True, vectors, vector_epochs=30)
 
 
-def trained_vectors(work: Path, dataset: Path) -> Path:
-    """Train vectors of the dataset's graph, or take them as they are."""
-    file = work / "transe.safetensors"
-    if not file.is_file():
-        trelm(work / "prepare.log", "vectors", "train", str(dataset), "--out", str(file), *VECTORS)
-    return file
+def train_vectors(world: World, log: Path) -> None:
+    """Train vectors of the world's graph, unless they are there."""
+    if not world.vectors.is_file():
+        place = [str(world.dataset), "--out", str(world.vectors)]
+        trelm(log, "vectors", "train", *place, *VECTORS, str(world.vector_epochs))
 
 
 def probe_triples() -> np.ndarray:
@@ -301,6 +302,8 @@ def main() -> None:
     plan, kind = (TRIED, f"{options.world}_tried") if options.tried else (PLAN, options.world)
     names = [name for name in plan if not options.only or name in options.only]
     jobs = [(name, seed) for seed in options.seeds for name in names]
+    if any("VECTORS" in plan[name][1] for name in names):
+        train_vectors(world, work / "prepare.log")
     with ThreadPoolExecutor(options.jobs) as pool:
         records = list(pool.map(lambda job: finish(world, work, *job, steps), jobs))
     result = report([json.loads(record.read_text()) for record in records])
