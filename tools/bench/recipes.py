@@ -48,7 +48,7 @@ SAMPLE_SHAPE = [
     "4",
 ]
 HELD_OUT = 0.2  # share of the T-REx probes whose triples are taken out of the graph
-# A small margin, tried on the sample world with 5% held out; passes by the size of the graph, thousands of triples there.
+# A small margin, tried on the sample world with 5% held out; as many passes as the size of the graph allows.
 VECTORS = ["--dim", "128", "--lr", "0.3", "--margin", "3", "--epochs"]
 QUIET = ["--tracking.enabled", "false", "--loader.workers", "0", "--trainer.log_every", "20"]
 
