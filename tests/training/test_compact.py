@@ -37,9 +37,9 @@ def pair(stage: int, routing: dict[str, Any], norm: float = 0.0, **trainer: Any)
     return made[0], made[1]
 
 
-def compare(one: Path, other: Path, stage: int, exactly: bool) -> None:
+def compare(one: Path, other: Path, stage: int, exactly: bool, steps: int = STEPS) -> None:
     """Compare all losses and the weights of both checkpoints."""
-    for step in (STEPS // 2, STEPS):
+    for step in (steps // 2, steps):
         lazy, compact = (full_weights(checkpoints_folder(run) / f"step-{step:08d}", stage) for run in (one, other))
         if stage == 0:  # there bf16 runs save what the model computes with, and the table alone has fp32 weights
             half = {name for name, weight in lazy.items() if torch.equal(weight, weight.bfloat16().float())}
@@ -168,6 +168,21 @@ def test_two_ranks_compute_the_same_and_continue(
     run_distributed_test(train_then_continue, 2, compact, tiny_dataset, tmp_path / "run")
     compare(tmp_path / "lazy", tmp_path / "run", stage, exactly=True)
     assert losses(tmp_path / "continued") == losses(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])  # the others of 1, 2 x 0, 1, 2, 3 pass and cost a minute
+def test_sixty_steps_compute_the_same(ranks: int, stage: int, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Four choices of neurons, fifteen steps apart, which give moments and numbers of updates time to differ."""
+    steps = 60
+    trainer = {"max_steps": steps, "checkpoint_every": steps // 2, "global_batch_size": 8, "micro_batch_tokens": 80}
+    for settings, name in zip(pair(stage, {"refresh_every": 15}, **trainer), ("lazy", "compact"), strict=True):
+        run_distributed_test(trained, ranks, settings, tiny_dataset, tmp_path / name)
+    compare(tmp_path / "lazy", tmp_path / "compact", stage, exactly=True, steps=steps)
+    points = read_metrics(tmp_path / "compact")
+    assert len(points) == steps
+    chosen = [point.get("path_turnover", 1.0) for point in points[::15]]  # of the first there is nothing to exchange
+    assert all(turnover > 0 for turnover in chosen), chosen
 
 
 @pytest.mark.slow
