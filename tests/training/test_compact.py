@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.logged import warns
 from tests.training.test_pretrain import fails, losses, train, train_then_continue, without_dropout
 from tests.training.test_routing import config
 from trelm_ds.checkpoints.export import full_weights
@@ -20,9 +21,12 @@ from trelm_ds.config import Config, ModelConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.knowledge.tables import TableGroup
 from trelm_ds.model import Encoder, EncoderConfig
-from trelm_ds.run_folder import checkpoints_folder, read_metrics
+from trelm_ds.run_folder import checkpoints_folder, committed, read_metrics
+from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
 from trelm_ds.training.compact import CompactNeurons
 from trelm_ds.training.guards import SPIKE, Guard
+from trelm_ds.training.routing import Routing
 
 STEPS = 8
 
@@ -139,6 +143,22 @@ def test_offloaded_and_recomputed(zero: dict[str, Any], one_rank: Ranks, tiny_da
         settings.model.activation_checkpointing = True
         train(settings, tiny_dataset, tmp_path / name, one_rank)
     compare(tmp_path / "lazy", tmp_path / "compact", zero["stage"], exactly=True)
+
+
+def test_neurons_that_are_not_finite_are_not_committed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """A neuron off the path, which no gradient and no norm looks at, in its second moment."""
+    with StopSignals() as signals:
+        trainer = build_run(pair(1, {})[1], str(tiny_dataset), tmp_path / "run", one_rank, signals)
+        trainer.engine.train()
+        trainer.train_step()
+        compact = trainer.component(Routing).compact
+        assert compact is not None
+        compact.table.local[-1, -1] = float("nan")
+        trainer.save()
+        with warns("neurons: weights or moments are not finite; another run needs a lower optimizer.lr"):
+            trainer.saver.settle()
+        trainer.reader.loader.close()
+    assert not committed(tmp_path / "run")
 
 
 def test_nothing_to_leave_out(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ class CompactNeurons:
         """Size of this rank's shards in bytes."""
         return self.table.bytes + self.updates.bytes
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """This rank's weights and moments, float32 [R_local, 3 W], by their name in a checkpoint."""
+        return {NEURONS_TABLE: self.table.local}
+
     def start(self) -> None:
         """Fill the table from the layers' buffers."""
 
