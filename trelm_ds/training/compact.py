@@ -120,15 +120,13 @@ class CompactNeurons:
         Raises:
             UserError: a shard is missing, cannot be read, or belongs to another model.
         """
-        self.table.load(folder, NEURONS_TABLE)
         self.updates.load(folder, UPDATES)
-        for rows, weights in ShardedTable.saved(folder, NEURONS_TABLE, self.width):
-            numbers = torch.arange(self.table.n_rows)[rows]
+        for rows, weights in self.table.load_showing(folder, NEURONS_TABLE, self.width):
             for place, layer in enumerate(self._layers):
-                mine = numbers // self.neurons == place
+                mine = rows // self.neurons == place
                 parts = weights[mine].split([self._size, 1, self._size], dim=1)
                 for whole, part in zip(layer.whole, parts, strict=True):  # type: ignore[arg-type]
-                    places = (numbers[mine] % self.neurons).to(whole.device)
+                    places = (rows[mine] % self.neurons).to(whole.device)
                     whole[places] = part.reshape(-1, *whole.shape[1:]).to(whole)
 
     # --- Between table and optimizer ---
