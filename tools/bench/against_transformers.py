@@ -6,7 +6,8 @@
 Theirs is BertForMaskedLM on batches padded to their longest sequence, as its collators make them, under torch's AdamW
 and gradient clipping. Both compute plain masked language modelling in one process and take turns, step by step, on the
 same sequences: those of the dataset, or with `--lengths full` random ones, all as long as the model reads. Counted are
-valid tokens, padding left out. Ours has all of a run around it but reading: engine, guards, logging.
+valid tokens, padding left out, and CPU time (time on a GPU machine), which other load on the machine changes little.
+Ours has all of a run around it but reading: engine, guards, logging.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from torch import Tensor
 from trelm_ds.batches import Step
 from trelm_ds.config import Config, MemoryConfig, SelectionConfig
 from trelm_ds.distributed import connect, disconnect
+from trelm_ds.files import read_json
 from trelm_ds.model import Batch, EncoderConfig
-from trelm_ds.settings import add_settings, parse
+from trelm_ds.settings import add_settings, find_ds_config, parse
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 from trelm_ds.training.trainer import Trainer
@@ -56,7 +58,7 @@ class Theirs:
             self.model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay
         )
 
-    def step(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def step(self, batches: list[tuple[Tensor, ...]]) -> None:
         """Take one step of accumulated micro-batches: ids, attention mask and labels, [B, S] each."""
         for ids, mask, labels in batches:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -108,15 +110,40 @@ class Ours:
         self.trainer.train_step()
 
 
+def next_step(ours: Ours, full: bool) -> tuple[Step, list[tuple[Tensor, ...]]]:
+    """Read the next step, with random sequences in place of its own if `full`; return it for ours and for theirs."""
+    step, sizes = next(ours.loader), ours.trainer.engine.module.config
+    if full:
+        rate = len(step.micro_batches[0].mlm_labels) / len(step.micro_batches[0].input_ids)
+        about = sizes.max_position_embeddings, sizes.vocab_size, rate
+        batches = [as_long_as_possible(batch, *about) for batch in step.micro_batches]
+        step = step._replace(
+            micro_batches=batches, targets={"mlm": float(sum(len(batch.mlm_labels) for batch in batches))}
+        )
+    device = ours.trainer.ranks.device
+    return step, [tuple(part.to(device) for part in padded(batch)) for batch in step.micro_batches]
+
+
+def settings_of(settings: list[str]) -> Config:
+    """Parse settings of a run for plain masked language modelling."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+    add_settings(parser)
+    always = ["--tracking.enabled", "false", "--loader.workers", "0", "--cka.decoder", "none"]
+    config = parse(parser, [*settings, *always, "--routing.enabled", "false"])[0]
+    return replace(config, selection=SelectionConfig(strategy="none"), memory=MemoryConfig(enabled=False))
+
+
 def timed(call: Any, *arguments: Any) -> float:
-    """Measure the seconds of a call; on a GPU until its work is done."""
-    if torch.cuda.is_available():
+    """Measure the seconds of a call: of CPU time, or on a GPU until its work is done."""
+    gpu = torch.cuda.is_available()
+    now = time.perf_counter if gpu else time.process_time
+    if gpu:
         torch.cuda.synchronize()
-    begun = time.perf_counter()
+    begun = now()
     call(*arguments)
-    if torch.cuda.is_available():
+    if gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return now() - begun
 
 
 def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, Any]:
@@ -125,24 +152,16 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             ours = Ours(build_run(config, str(data), Path(folder) / "run", ranks, signals))
-            sizes = ours.trainer.engine.module.config
-            theirs = Theirs(sizes, config, ranks.device)
+            theirs = Theirs(ours.trainer.engine.module.config, config, ranks.device)
             for _ in range(WARM_UP + rounds):
-                step = next(ours.loader)
-                if full:
-                    rate = len(step.micro_batches[0].mlm_labels) / len(step.micro_batches[0].input_ids)
-                    about = sizes.max_position_embeddings, sizes.vocab_size, rate
-                    batches = [as_long_as_possible(batch, *about) for batch in step.micro_batches]
-                    targets = {"mlm": float(sum(len(batch.mlm_labels) for batch in batches))}
-                    step = step._replace(micro_batches=batches, targets=targets)
-                batches = [tuple(part.to(ranks.device) for part in padded(batch)) for batch in step.micro_batches]
+                step, batches = next_step(ours, full)
                 tokens.append(sum(len(batch.input_ids) for batch in step.micro_batches))
                 cells.append(sum(ids.numel() for ids, *_ in batches))
                 seconds["ours"].append(timed(ours.step, step))
                 seconds["transformers"].append(timed(theirs.step, batches))
     finally:
         disconnect()
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"tokens": round(statistics.fmean(tokens[WARM_UP:]))}
     for name, values in seconds.items():
         rates = [count / value for count, value in zip(tokens, values, strict=True)][WARM_UP:]
         middle = {"step_s": round(statistics.median(values[WARM_UP:]), 4)}
@@ -156,12 +175,14 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
 def table(result: dict[str, Any]) -> str:
     """Format the result as Markdown."""
     lines = [
-        "| layers x width, sequences | valid tokens/s, ours | transformers | times faster | padding of theirs |",
-        "|---|---|---|---|---|",
+        "| layers x width, sequences | tokens a step | valid tokens/s, ours | transformers | times faster "
+        "| padding of theirs |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in result["cases"].items():
         rates = f"{case['ours']['valid_tokens_per_s']:,} | {case['transformers']['valid_tokens_per_s']:,}"
-        lines.append(f"| {name} | {rates} | {case['times_faster']} | {100 * case['padding_of_theirs']:.0f}% |")
+        padding = f"{100 * case['padding_of_theirs']:.0f}%"
+        lines.append(f"| {name} | {case['tokens']:,} | {rates} | {case['times_faster']} | {padding} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     machine = f"{result['device']}, {result['threads']} thread(s), {result['precision']}"
     return "\n".join([*lines, "", f"{machine}; {versions}; {result['date']}."])
@@ -174,14 +195,12 @@ def main() -> None:
     options.add_argument("--lengths", choices=("dataset", "full"), default="dataset")
     options.add_argument("--out", type=Path, help="default: docs/benchmarks, and the table in docs/speed.md")
     own, settings = options.parse_known_args()
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
-    add_settings(parser)
-    always = ["--tracking.enabled", "false", "--loader.workers", "0", "--cka.decoder", "none"]
-    config = parse(parser, [*settings, *always, "--routing.enabled", "false"])[0]
-    config = replace(config, selection=SelectionConfig(strategy="none"), memory=MemoryConfig(enabled=False))
+    config = settings_of(settings)
     found = measure(config, own.data, own.rounds, own.lengths == "full")
     model = config.model
+    zero = read_json(find_ds_config(config.trainer.ds_config))["zero_optimization"]["stage"]
     name = f"{model.num_hidden_layers} x {model.hidden_size}, {own.lengths}, {model.max_position_embeddings} positions"
+    name += f", ZeRO {zero}"
     out = own.out or ROOT / "docs" / "benchmarks" / "against_transformers.json"
     known = json.loads(out.read_text())["cases"] if out.is_file() else {}
     result = {

@@ -15,7 +15,14 @@ from trelm_ds.checkpoints.recut import recut
 from trelm_ds.checkpoints.saved_state import open_saved_state
 from trelm_ds.errors import UserError
 from trelm_ds.knowledge.tables import ShardedTable
-from trelm_ds.model import EXPORTED, EncoderConfig, MaskedLanguageModel, load_pretrained, save_pretrained
+from trelm_ds.model import (
+    EXPORTED,
+    EncoderConfig,
+    MaskedLanguageModel,
+    load_pretrained,
+    neuron_parts,
+    save_pretrained,
+)
 from trelm_ds.routing import NEURONS_TABLE, PATHS_FILE, ROUTING_FOLDER, first_neurons, read_paths
 from trelm_ds.run_folder import MANIFEST
 
@@ -112,9 +119,7 @@ def _with_all_neurons(weights: dict[str, Tensor], folder: Path) -> dict[str, Ten
     if (folder / PATHS_FILE).is_file():  # else of a run before its first choice
         paths = read_paths(folder)["path"]
     for layer, rows, path in zip(routed, table.split(neurons), paths, strict=True):
-        parts = rows.split([size, 1, size], dim=1)
-        for name, part in zip(("keys", "key_bias", "values"), parts, strict=True):
-            whole = part.reshape(neurons, *weights[f"{layer}.{name}"].shape[1:]).clone()
+        for name, whole in neuron_parts(rows).items():
             weights[f"{layer}.{name}"] = whole.index_copy(0, path, weights[f"{layer}.{name}"])
     return weights
 

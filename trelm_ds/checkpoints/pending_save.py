@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -31,10 +32,12 @@ class Captured(NamedTuple):
         size: bytes that this rank will write.
         write: writes them into the checkpoint's folder and returns the paths of the files. Called on the writer
             thread, while the next step's forward and backward passes run.
+        weights: what of it is weights or moments, by the name to give it where it is not finite.
     """
 
     size: int
     write: Callable[[Path], Iterable[Path]]
+    weights: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class PendingSave:
@@ -77,10 +80,7 @@ class PendingSave:
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)  # another node may not see rank 0's folder yet
         for path, state in self._files.items():
-            if not all(map(_is_finite, tensors_of(state))):
-                raise ValueError(
-                    f"{path.name}: weights or moments are not finite; another run needs a lower optimizer.lr"
-                )
+            _check_finite(path.name, state)
             with path.open("wb") as stream, self._pinned(state):
                 hashing = _HashingStream(stream)
                 try:
@@ -92,6 +92,8 @@ class PendingSave:
             self._digests[path.name] = [hashing.size, hashing.hexdigest()]
         faults.reach("save-between-files")
         for part in self._parts:
+            for name, weights in part.weights.items():
+                _check_finite(name, weights)
             self._digests |= fsync_and_hash(self.folder, part.write(self.folder))
         fsync_path(self.folder)  # the files' names, after their contents
         faults.reach("save-written")
@@ -132,6 +134,11 @@ class _HashingStream:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+
+def _check_finite(name: str, state: Any) -> None:
+    if not all(map(_is_finite, tensors_of(state))):
+        raise ValueError(f"{name}: weights or moments are not finite; another run needs a lower optimizer.lr")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ from trelm_ds.model.batch import AssessingBatch, Batch, KnowledgeItems, StepTabl
 from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
-from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath
+from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath, neuron_parts
 from trelm_ds.model.hf import hf_shapes, load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
 from trelm_ds.model.hf_names import hf_names
@@ -56,6 +56,7 @@ __all__ = [
     "load_pretrained",
     "make_tensor_parallel",
     "map_tensors",
+    "neuron_parts",
     "packed_layout",
     "partition_of",
     "read_object",

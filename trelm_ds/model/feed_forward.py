@@ -25,6 +25,13 @@ def _kind(hidden_act: str) -> str:
     return hidden_act if hidden_act in ("relu", "gelu") else "gelu_tanh"
 
 
+def neuron_parts(rows: Tensor) -> dict[str, Tensor]:
+    """Cut neurons, rows [n, 2 D + 1], into views by name: `keys` [n, D], `key_bias` [n] and `values` [n, D]."""
+    size = rows.shape[1] // 2
+    keys, key_bias, values = rows.split([size, 1, size], dim=1)
+    return {"keys": keys, "key_bias": key_bias[:, 0], "values": values}
+
+
 class KnowledgePath(NamedTuple):
     """The part of a layer that is updated (Eq. 12); the other gradients are exactly 0."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trelm_ds.distributed import import_deepspeed
 from trelm_ds.engine import Slot, base_optimizer, slots_of
 from trelm_ds.knowledge.tables import ShardedTable, TableGroup
-from trelm_ds.model import KeyValueFeedForward, KnowledgePath
+from trelm_ds.model import KeyValueFeedForward, KnowledgePath, neuron_parts
 from trelm_ds.routing import NEURONS_TABLE
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class CompactNeurons:
     def bytes(self) -> int:
         """Size of this rank's shards in bytes."""
         return self.table.bytes + self.updates.bytes
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """This rank's weights and moments, float32 [R_local, 3 W], by their name in a checkpoint."""
+        return {NEURONS_TABLE: self.table.local}
 
     def start(self) -> None:
         """Fill the table from the layers' buffers."""
@@ -115,16 +120,13 @@ class CompactNeurons:
         Raises:
             UserError: a shard is missing, cannot be read, or belongs to another model.
         """
-        self.table.load(folder, NEURONS_TABLE)
         self.updates.load(folder, UPDATES)
-        for rows, weights in ShardedTable.saved(folder, NEURONS_TABLE, self.width):
-            numbers = torch.arange(self.table.n_rows)[rows]
+        for rows, weights in self.table.load_showing(folder, NEURONS_TABLE, self.width):
             for place, layer in enumerate(self._layers):
-                mine = numbers // self.neurons == place
-                parts = weights[mine].split([self._size, 1, self._size], dim=1)
-                for whole, part in zip(layer.whole, parts, strict=True):  # type: ignore[arg-type]
-                    places = (numbers[mine] % self.neurons).to(whole.device)
-                    whole[places] = part.reshape(-1, *whole.shape[1:]).to(whole)
+                mine = rows // self.neurons == place
+                for name, part in neuron_parts(weights[mine]).items():
+                    whole: Tensor = getattr(layer, f"all_{name}")
+                    whole[(rows[mine] % self.neurons).to(whole.device)] = part.to(whole)
 
     # --- Between table and optimizer ---
     def _slots(self) -> dict[str, list[Slot]]:
@@ -166,10 +168,9 @@ class CompactNeurons:
     def _hand_out(self, place: int, weights: Tensor, updates: Tensor, slots: dict[str, list[Slot]]) -> None:
         """Put rows [S, 3 W], [S, W] into a layer's parameters, their masters and the optimizer's state."""
         deepspeed, optimizer = import_deepspeed(), base_optimizer(self._engine)
-        of_kind = [kind.split([self._size, 1, self._size], dim=1) for kind in weights.split(self.width, dim=1)]
-        of_kind.append(updates.split([self._size, 1, self._size], dim=1))
-        for part, kinds in zip(_PARTS, zip(*of_kind, strict=True), strict=True):
-            flat = [kind.reshape(-1) for kind in kinds]
+        of_kind = [neuron_parts(kind) for kind in (*weights.split(self.width, dim=1), updates)]
+        for part in _PARTS:
+            flat = [kind[part].reshape(-1) for kind in of_kind]
             for slot in slots[self._name(place, part)]:
                 here = slice(slot.start, slot.start + slot.size)
                 slot.of(slot.master).copy_(flat[0][here])

@@ -185,7 +185,7 @@ class Routing(Component):
             return [*save_paths(state, checkpoint / ROUTING_FOLDER), *rows]
 
         size = sum(tensor.nbytes for tensor in state.values()) + (compact.bytes if compact is not None else 0)
-        return Captured(size, write)
+        return Captured(size, write, compact.weights if compact is not None else {})
 
     def load(self, checkpoint: Path, info: CheckpointInfo) -> None:
         """Read the paths from a checkpoint.

@@ -141,6 +141,18 @@ def test_shards_load_on_any_number_of_ranks(tmp_path: Path, before: int, after: 
         assert torch.equal(table.local, content(table.owned).to(dtype))
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 3), (4, 2)])
+def test_what_every_shard_holds_is_shown_while_loading(tmp_path: Path, before: int, after: int) -> None:
+    save_from(before, tmp_path, torch.float32)
+    for rank in range(after):
+        table = ShardedTable(11, WIDTH, torch.float32, CPU, TableGroup(rank, after))
+        shown = torch.full((11, 2), -1.0)
+        for rows, values in table.load_showing(tmp_path, "t", 2):
+            shown[rows] = values
+        assert torch.equal(shown, content(torch.arange(11))[:, :2].float())
+        assert torch.equal(table.local, content(table.owned).float())
+
+
 def test_another_format_is_converted_on_loading(tmp_path: Path) -> None:
     save_from(2, tmp_path, torch.float32)
     table = ShardedTable(11, WIDTH, torch.bfloat16, CPU, TableGroup())

@@ -246,16 +246,30 @@ class ShardedTable:
         Raises:
             UserError: a shard is missing, cannot be read, or belongs to a table of another size.
         """
-        size = self.group.world_size
+        for _ in self.load_showing(folder, name, 0):
+            pass
+
+    def load_showing(self, folder: Path, name: str, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Load as `load` does, and yield of each saved shard its row numbers, int64 [n], and their first columns.
+
+        Args:
+            folder, name: as in `save`.
+            width: how many columns to yield; of shards without a row of this rank, no others are read.
+
+        Raises:
+            UserError: as `load`.
+        """
         for rank, path in enumerate(shards := _find_shards(folder, name)):
             rows = self._rows_of(rank, len(shards))
-            mine = rows % size == self.group.rank
+            mine = rows % self.group.world_size == self.group.rank
+            values = self._read_shard(path, len(rows), self.width if mine.any() else width)
             if mine.any():
-                self.local[self.place(rows[mine])] = self._read_shard(path, len(rows))[mine].to(self.local)
+                self.local[self.place(rows[mine])] = values[mine].to(self.local)
+            yield rows, values[:, :width]
 
-    def _read_shard(self, path: Path, n_rows: int) -> Tensor:
-        about, rows = _open_shard(path)
-        if about.get("table") != self._size or rows.shape != (n_rows, self.width):
+    def _read_shard(self, path: Path, n_rows: int, width: int) -> Tensor:
+        about, rows = _open_shard(path, width)
+        if about.get("table") != self._size or rows.shape != (n_rows, width):
             raise UserError(
                 f"{path}: of a table of {about.get('table', 'unknown size')}, this run's has {self._size}; "
                 "go on with the dataset, selection and model that it was saved with"
