@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from trelm_ds.routing import LazyAdamW, adamw
+from trelm_ds.routing import LazyAdamW
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 
@@ -98,22 +98,3 @@ def test_a_closure_and_a_schedule() -> None:
     schedule.step()
     ours.step(closure)
     assert not torch.equal(a, before)
-
-
-@pytest.mark.parametrize("piece", [1, 5, 30])
-def test_large_tensors_are_updated_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the pieces: to the bit what comes of whole tensors, state and step counters too."""
-    updated = []
-    for size in (1 << 20, piece):
-        monkeypatch.setattr(adamw, "_PIECE", size)
-        given = parameters() + parameters() + [torch.nn.Parameter(torch.tensor(0.5))]
-        assert len(adamw._pieces(given[1])) == -(-9 // size)
-        ours = LazyAdamW(groups(given[:2], given[2:]), **SETTINGS)
-        for _ in range(5):
-            for parameter in given:
-                gradient = torch.randn_like(parameter) * (torch.rand_like(parameter) < 0.7)
-                parameter.grad = gradient.t().contiguous().t() if gradient.dim() == 2 else gradient
-            ours.step()
-        assert all(ours.state[parameter]["step"] == 5 for parameter in given)
-        updated.append([*given, *(value for parameter in given for value in ours.state[parameter].values())])
-    assert all(map(torch.equal, *updated))

@@ -1,7 +1,7 @@
 """Compare the speed of our training step with a plain transformers loop: same model, sequences, masks and optimizer.
 
     python tools/bench/against_transformers.py --data DATASET [--config trelm_ds/recipes/sizes/tiny.yaml] \
-        [--rounds 10] [--lengths dataset|full] [--out FILE] [--trainer.global_batch_size 32 ...]
+        [--rounds 10] [--lengths dataset|full] [--of NAME] [--out FILE] [--trainer.global_batch_size 32 ...]
 
 Theirs is BertForMaskedLM on batches padded to their longest sequence, as its collators make them, under torch's AdamW
 and gradient clipping. Both compute plain masked language modelling in one process and take turns, step by step, on the
@@ -193,14 +193,16 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="dataset of `trelm prepare`")
     options.add_argument("--rounds", type=int, default=10, help="steps to measure of each")
     options.add_argument("--lengths", choices=("dataset", "full"), default="dataset")
+    options.add_argument("--of", default="dataset", help="what to call the dataset's sequences in the table")
     options.add_argument("--out", type=Path, help="default: docs/benchmarks, and the table in docs/speed.md")
     own, settings = options.parse_known_args()
     config = settings_of(settings)
     found = measure(config, own.data, own.rounds, own.lengths == "full")
     model = config.model
     zero = read_json(find_ds_config(config.trainer.ds_config))["zero_optimization"]["stage"]
-    name = f"{model.num_hidden_layers} x {model.hidden_size}, {own.lengths}, {model.max_position_embeddings} positions"
-    name += f", ZeRO {zero}"
+    what = own.of if own.lengths == "dataset" else own.lengths
+    name = f"{model.num_hidden_layers} x {model.hidden_size}, {what}, {model.max_position_embeddings} positions"
+    name += f", {round(found['tokens'], -2):,} tokens, ZeRO {zero}"
     out = own.out or ROOT / "docs" / "benchmarks" / "against_transformers.json"
     known = json.loads(out.read_text())["cases"] if out.is_file() else {}
     result = {

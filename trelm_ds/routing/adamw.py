@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 from trelm_kernels import bias_corrections, lazy_adamw
 
-# Elements of a tensor on a CPU that are updated at once. ZeRO lays parameters end to end; each operation on all of them
-# would go to main memory and back, and what it makes in between (AdamW's denominator) would be paged in anew.
-_PIECE = 1 << 20
-
 
 class LazyAdamW(torch.optim.AdamW):
     """torch's AdamW; in groups with `lazy=True` it acts only where the gradient is not exactly 0.
@@ -46,21 +42,6 @@ class LazyAdamW(torch.optim.AdamW):
                         self._act(parameter, group)
         return loss
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
-        """Fill torch's lists for a step, with large tensors in pieces: no number depends on where they are cut."""
-        has_complex: bool = super()._init_group(group, *lists)
-        *of_elements, of_steps = lists  # parameters, gradients, moments and amsgrad's; step counters, [] each
-        pieces = [len(_pieces(tensor)) for tensor in lists[0]]
-        for tensors in of_elements:
-            tensors[:] = [piece for tensor in tensors for piece in _pieces(tensor)]
-        # Torch counts up what it is given, so that only one of a tensor's pieces may have the counter itself.
-        of_steps[:] = [
-            step if place == 0 else step.clone()
-            for step, count in zip(of_steps, pieces, strict=True)
-            for place in range(count)
-        ]
-        return has_complex
-
     def _act(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
@@ -74,20 +55,15 @@ class LazyAdamW(torch.optim.AdamW):
         state["step"] += 1
         corrections = bias_corrections(*map(float, group["betas"]), parameter.device)
         assert parameter.grad is not None
-        whole = parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["updates"]
-        for piece in zip(*map(_pieces, whole), strict=True):
-            lazy_adamw(
-                *piece,
-                corrections,
-                float(group["lr"]),
-                *map(float, group["betas"]),
-                float(group["eps"]),
-                float(group["weight_decay"]),
-            )
-
-
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Cut a large tensor on a CPU along its first axis into views of about `_PIECE` elements; leave others whole."""
-    if tensor.device.type != "cpu" or tensor.numel() <= _PIECE:
-        return (tensor,)
-    return tensor.split(max(1, _PIECE // tensor[0].numel()))
+        lazy_adamw(
+            parameter,
+            parameter.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["updates"],
+            corrections,
+            float(group["lr"]),
+            *map(float, group["betas"]),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+        )
