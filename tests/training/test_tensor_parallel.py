@@ -6,29 +6,58 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.distributed import run_distributed_test
 from tests.training.test_knowledge import VARIANTS, equals_export
-from tests.training.test_pretrain import train, train_then_continue, without_dropout
+from tests.training.test_pretrain import losses, train, train_then_continue, without_dropout
 from tests.training.test_routing import config, timeless, weights_at
 from trelm_ds.config import Config
-from trelm_ds.distributed import Ranks
+from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.routing import ROUTING_FOLDER, read_paths
-from trelm_ds.run_folder import committed
+from trelm_ds.run_folder import committed, read_metrics
 
 
 def shared(settings: Config, degree: int = 2) -> Config:
     return replace(settings, model=replace(settings.model, tensor_parallel=degree))
 
 
+def trained(settings: Config, data: Path, run: Path) -> np.ndarray:
+    ranks = connect()
+    try:
+        return train(settings, data, run, ranks)
+    finally:
+        disconnect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.02)])
+def test_twenty_losses(precision: str, tolerance: float, one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """With all of TRELM's parts, two ranks to a model: losses, gradient norms and logits."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    settings = without_dropout(config(1, precision, max_steps=20, checkpoint_every=20, micro_batch_tokens=160))
+    logits = run_distributed_test(trained, 2, shared(settings), tiny_dataset, run)
+    expected = train(settings, tiny_dataset, alone, one_rank)
+    assert len(losses(run)) == 20
+    assert losses(run) == pytest.approx(losses(alone), rel=tolerance, abs=0)
+    if precision == "bf16":
+        return
+    norms = [[point["grad_norm"] for point in read_metrics(folder)] for folder in (run, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=tolerance, abs=0)
+    paths = [read_paths(committed(folder)[0] / ROUTING_FOLDER)["path"] for folder in (run, alone)]
+    assert torch.equal(*paths)
+    for each in logits:
+        assert each == pytest.approx(expected, abs=tolerance)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "stage", "variant", "routing"),
     [
-        (2, 0, "query", {}),
-        (2, 1, "all words", {"path": "full"}),
+        (4, 0, "query", {}),
+        (4, 1, "all words", {"path": "full"}),
         (4, 2, "product", {"trainable": "ffn_only"}),
         (4, 3, "trained", {"score_ema": 0.5}),
     ],
