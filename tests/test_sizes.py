@@ -12,8 +12,7 @@ from tests.test_config import RECIPES, read
 from trelm_ds.config import CkaConfig, Config, InjectionConfig, MemoryConfig, RoutingConfig, SelectionConfig
 from trelm_ds.engine import resolve_ds_config
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
-from trelm_ds.model.partition import partition_of
-from trelm_ds.training.model import check_degree
+from trelm_ds.model.partition import check_degree, partition_of
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 _DECIDED = ("tensor_parallel", "activation_checkpointing", "micro_batch_tokens", "ds_config")

@@ -284,7 +284,8 @@ class TrainerConfig:
     """number format of forward, backward and (DeepSpeed's default) gradient sums; the optimizer keeps fp32 weights;
     a GPU for bf16 has compute capability 8.0 or newer"""
     compile: bool = False
-    """compile the encoder's layers (torch.compile, Inductor): the first steps take minutes, the others are faster"""
+    """compile the encoder's layers (torch.compile, Inductor): the first passes take minutes; meant to make the others
+    faster, not yet measured on a GPU (docs/speed.md)"""
     ds_config: str = "ds_configs/zero1.json"
     """DeepSpeed file; its "auto" values are filled from this configuration"""
     seed: int = 0

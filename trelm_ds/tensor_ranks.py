@@ -6,6 +6,7 @@ Only runs with `model.tensor_parallel` above 1 import megatron-core, whose group
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch.distributed as dist
 
@@ -41,9 +42,11 @@ def split(ranks: Ranks, degree: int) -> Ranks:
     if local % degree or ranks.world_size % degree:
         raise UserError(
             f"model.tensor_parallel: {degree} does not divide the {local} processes of a node; the ranks that share a "
-            "model must be on one"
+            f"model must be on one node: start a multiple of {degree} there (torchrun --nproc-per-node), or set 1"
         )
-    from megatron.core import parallel_state
+    with warnings.catch_warnings():  # of megatron-core's optimizers, which are not used here
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        from megatron.core import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=degree, create_gloo_process_groups=False)

@@ -227,3 +227,4 @@ def refused() -> str:
 def test_a_degree_that_does_not_divide_the_ranks() -> None:
     for message in run_distributed_test(refused, 3):
         assert message.startswith("model.tensor_parallel: 2 does not divide the 3 processes of a node;")
+        assert "a multiple of 2 there (torchrun --nproc-per-node)" in message

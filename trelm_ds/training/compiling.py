@@ -40,4 +40,4 @@ class Compiling(Component):
         return {"compiled_graphs": float(graphs)}
 
     def describe(self) -> dict[str, str]:
-        return {"compile": "the first passes compile the layers, which takes a minute or more"}
+        return {"compile": "the first passes compile the layers, which takes minutes"}

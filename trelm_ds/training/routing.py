@@ -87,7 +87,7 @@ class Routing(Component):
                 self.compact.move(before, self.paths.neurons)
             self.paths.install(engine.module)
             self._warn_of_nothing(
-                steps_done, f"no fact was looked at, so {self._meanwhile} updated; raise sample_fraction"
+                steps_done, f"no fact was looked at, so {self._meanwhile} updated; raise routing.sample_fraction"
             )
         else:
             self._warn_of_nothing(steps_done, "scores are not finite numbers, so there is no path yet")
