@@ -152,7 +152,8 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
     try:
         with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
             ours = Ours(build_run(config, str(data), Path(folder) / "run", ranks, signals))
-            theirs = Theirs(ours.trainer.engine.module.config, config, ranks.device)
+            sizes = ours.trainer.engine.module.config
+            theirs, words = Theirs(sizes, config, ranks.device), sizes.vocab_size
             for _ in range(WARM_UP + rounds):
                 step, batches = next_step(ours, full)
                 tokens.append(sum(len(batch.input_ids) for batch in step.micro_batches))
@@ -161,7 +162,7 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
                 seconds["transformers"].append(timed(theirs.step, batches))
     finally:
         disconnect()
-    result: dict[str, Any] = {"tokens": round(statistics.fmean(tokens[WARM_UP:]))}
+    result: dict[str, Any] = {"tokens": round(statistics.fmean(tokens[WARM_UP:])), "words": words}
     for name, values in seconds.items():
         rates = [count / value for count, value in zip(tokens, values, strict=True)][WARM_UP:]
         middle = {"step_s": round(statistics.median(values[WARM_UP:]), 4)}
@@ -175,7 +176,7 @@ def measure(config: Config, data: Path, rounds: int, full: bool) -> dict[str, An
 def table(result: dict[str, Any]) -> str:
     """Format the result as Markdown."""
     lines = [
-        "| layers x width, sequences | tokens a step | valid tokens/s, ours | transformers | times faster "
+        "| layers x width, vocabulary, sequences | tokens a step | valid tokens/s, ours | transformers | times faster "
         "| padding of theirs |",
         "|---|---|---|---|---|---|",
     ]
@@ -201,7 +202,8 @@ def main() -> None:
     model = config.model
     zero = read_json(find_ds_config(config.trainer.ds_config))["zero_optimization"]["stage"]
     what = own.of if own.lengths == "dataset" else own.lengths
-    name = f"{model.num_hidden_layers} x {model.hidden_size}, {what}, {model.max_position_embeddings} positions"
+    name = f"{model.num_hidden_layers} x {model.hidden_size}, {found['words']:,} words, {what}"
+    name += f", {model.max_position_embeddings} positions"
     name += f", {round(found['tokens'], -2):,} tokens, ZeRO {zero}"
     out = own.out or ROOT / "docs" / "benchmarks" / "against_transformers.json"
     known = json.loads(out.read_text())["cases"] if out.is_file() else {}
