@@ -6,6 +6,7 @@ Only runs with `model.tensor_parallel` above 1 import megatron-core, whose group
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 
 import torch.distributed as dist
@@ -38,12 +39,8 @@ def split(ranks: Ranks, degree: int) -> Ranks:
     """
     if degree == 1:
         return ranks
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
-    if local % degree or ranks.world_size % degree:
-        raise UserError(
-            f"model.tensor_parallel: {degree} does not divide the {local} processes of a node; the ranks that share a "
-            f"model must be on one node: start a multiple of {degree} there (torchrun --nproc-per-node), or set 1"
-        )
+    hosts = ranks.gather(socket.gethostname())
+    ranks.all_agree(lambda: _check(degree, hosts))
     with warnings.catch_warnings():  # of megatron-core's optimizers, which are not used here
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
         from megatron.core import parallel_state
@@ -58,3 +55,18 @@ def split(ranks: Ranks, degree: int) -> Ranks:
     place, size = ranks.rank // degree, ranks.world_size // degree
     data = Ranks(place, size, ranks.local_rank, ranks.device, control, alike)
     return _Grid(ranks, data, TensorGroup(ranks.rank % degree, degree, group))
+
+
+def _check(degree: int, hosts: list[str]) -> None:
+    """Check that t neighbours are on one node always; `hosts`: the host of every rank."""
+    # Not every launcher says how many processes a node has.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(map(hosts.count, hosts))))
+    number = f"{local} process{'es' * (local != 1)}"
+    where = "the ranks that share a model must be on one"
+    if local % degree or len(hosts) % degree:
+        start = f"start a multiple of {degree} there (torchrun --nproc-per-node), or set 1"
+        raise UserError(f"model.tensor_parallel: {degree} does not divide the {number} of a node; {where}: {start}")
+    for first in range(0, len(hosts), degree):
+        if len(apart := sorted(set(hosts[first : first + degree]))) > 1:
+            names = f"ranks {first} to {first + degree - 1} are on {' and '.join(apart)}"
+            raise UserError(f"model.tensor_parallel: {names}; {where} node, so number the ranks node by node")

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tests.distributed import run_distributed_test
+from tests.training import test_pretrain as plain
 from tests.training.test_knowledge import VARIANTS, equals_export
 from tests.training.test_pretrain import losses, train, train_then_continue, without_dropout
 from tests.training.test_routing import config, timeless, weights_at
-from trelm_ds.config import Config
+from trelm_ds.checkpoints import export
+from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.routing import ROUTING_FOLDER, read_paths
 from trelm_ds.run_folder import committed, read_metrics
@@ -87,3 +89,39 @@ def test_as_one_rank(
     for each in logits:
         assert each == pytest.approx(expected, abs=1e-4)
     equals_export(run, tmp_path / "model", logits[0], "fp32")
+
+
+# Steps as long as clipped gradients, so that a wrong norm would show in losses, too.
+CLIPPED = OptimizerConfig(lr=0.3, eps=1.0, warmup_steps=0, max_grad_norm=0.1)
+
+
+def clipped(stage: int, precision: str, start: Path | None) -> Config:
+    settings = without_dropout(plain.config(stage, precision, max_steps=2))
+    model = replace(settings.model, init_from=None if start is None else str(start))
+    return replace(settings, optimizer=CLIPPED, model=model)
+
+
+def train_all(cases: list[Config], data: Path, runs: Path) -> None:
+    ranks = connect()
+    for number, settings in enumerate(cases):
+        train(settings, data, runs / f"{number}", ranks)
+    disconnect()
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_by_the_norm_of_all_parts(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Of a fresh model and of one from a folder, which leaves device meta after it was cut."""
+    train(clipped(0, "fp32", None), tiny_dataset, tmp_path / "alone", one_rank)
+    export(tmp_path / "alone", tmp_path / "start")
+    train(clipped(0, "fp32", tmp_path / "start"), tiny_dataset, tmp_path / "alone from start", one_rank)
+    cases = [
+        *(clipped(stage, "fp32", tmp_path / "start") for stage in (0, 1)),
+        *(clipped(stage, "bf16", None) for stage in (0, 3)),
+    ]
+    run_distributed_test(train_all, 2, [shared(settings) for settings in cases], tiny_dataset, tmp_path)
+    for number, settings in enumerate(cases):
+        alone = "alone" if settings.model.init_from is None else "alone from start"
+        tolerance = 1e-4 if settings.trainer.precision == "fp32" else 1e-2
+        for ours, theirs in zip(*map(read_metrics, (tmp_path / f"{number}", tmp_path / alone)), strict=True):
+            for name in ("grad_norm", "loss"):
+                assert ours[name] == pytest.approx(theirs[name], rel=tolerance), settings.trainer

@@ -10,7 +10,7 @@ from torch import nn
 
 from trelm_ds.config import Config, OptimizerConfig
 from trelm_ds.distributed import Ranks, import_deepspeed
-from trelm_ds.engine.model_parallel import ModelParallelUnit
+from trelm_ds.engine.model_parallel import ModelParallelUnit, mark_parts
 from trelm_ds.engine.schedule import decay_of, wsd
 from trelm_ds.engine.skippable_adamw import SkippableAdamW
 from trelm_ds.errors import UserError
@@ -79,6 +79,8 @@ def build_engine(
     from deepspeed.runtime.config import DeepSpeedConfigError
 
     settings: OptimizerConfig = config.optimizer
+    if ranks.tensor is not None:
+        mark_parts(model)
     groups = parameter_groups(model, settings.weight_decay, config.routes)
     optimizer = SkippableAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule

@@ -31,7 +31,7 @@ from trelm_ds.model.encoder import WordEmbedding
 from trelm_ds.model.encoder_config import EncoderConfig
 from trelm_ds.model.feed_forward import KeyValueFeedForward
 from trelm_ds.model.masked_lm import MaskedLanguageModel
-from trelm_ds.model.partition import Partition, cut, padded, partition_of
+from trelm_ds.model.partition import Partition, cut, padded
 from trelm_ds.model.regions import copy_to_region, reduce_from_region
 from trelm_ds.model.sequence_parallel import SequenceRegion, share_tokens
 
@@ -56,12 +56,6 @@ def cut_model(model: MaskedLanguageModel, group: dist.ProcessGroup, sequence_par
             share_tokens(layer, group)
     if sequence_parallel:
         model.encoder.sequence_region = SequenceRegion(group)
-    for name, parameter in model.named_parameters():
-        if (partition := partition_of(name)) is not None:
-            # DeepSpeed counts a parameter without this mark once for all ranks in the norm of the gradient.
-            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-            parameter.partition_dim = partition.dimension  # type: ignore[attr-defined]
-            parameter.partition_stride = partition.blocks  # type: ignore[attr-defined]
 
 
 def _settings(group: dist.ProcessGroup, sequence_parallel: bool = False) -> ModelParallelConfig:

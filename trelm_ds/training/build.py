@@ -30,6 +30,7 @@ from trelm_ds.training.model import build_model, restrict, with_sizes
 from trelm_ds.training.pooler import kept_pooler
 from trelm_ds.training.routing import Routing
 from trelm_ds.training.same_batch import SameBatch
+from trelm_ds.training.same_weights import SameWeights
 from trelm_ds.training.trainer import Trainer, reading_position
 from trelm_ds.training.watchdog import Watchdog
 
@@ -77,7 +78,7 @@ def build_run(
         parts = _knowledge_parts(config, opened, engine, ranks)
         components: list[Component] = [guard, *parts, *pooler, *_evaluation(config, opened, engine, parts, ranks)]
         if ranks.tensor is not None:
-            components.append(SameBatch(ranks))
+            components += [SameBatch(ranks), SameWeights(engine, ranks)]
         if config.trainer.compile:
             components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)

@@ -16,9 +16,9 @@ class Component:
     """An optional part of a run: knowledge, routing, the journal ...
 
     A run has a list of them, and the trainer calls each hook on all of them in order. A part overrides the hooks that
-    it needs. `start`, `refresh`, `before_step`, `after_step`, `capture` and `metrics` may be collective, since every
-    rank calls them equally often. The others must not be: ranks differ in how many micro-batches attribution looks at,
-    and rank 0 alone asks for descriptions and parameters.
+    it needs. `start`, `refresh`, `before_step`, `after_step` and `metrics` may be collective, since every rank calls
+    them equally often. The others must not be: ranks differ in how many micro-batches attribution looks at, of those
+    that share a model the first alone captures, and rank 0 alone asks for descriptions and parameters.
     """
 
     def start(self) -> None:

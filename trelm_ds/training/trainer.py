@@ -15,7 +15,7 @@ from trelm_ds.batches import DevicePrefetcher, Step, StepDataset, StepReader, ma
 from trelm_ds.checkpoints import CheckpointInfo, Saver
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import SkippableAdamW, decay_of
+from trelm_ds.engine import SkippableAdamW, decay_of, mark_gradients
 from trelm_ds.errors import CommonError, RankError, UserError
 from trelm_ds.keyed_random import Stream, keyed_bits
 from trelm_ds.launched import leave_exit_code
@@ -248,6 +248,8 @@ class Trainer:
             self.grad_norm = gradient_norm(self.optimizer, self.ranks.tensor)
             if reason is None and not math.isfinite(self.grad_norm):
                 reason = GRADIENT
+        if self.ranks.tensor is not None:
+            mark_gradients(self.engine.module)
         self.optimizer.skips = reason is not None
         self.engine.step()
         if not self.engine.was_step_applied():  # DeepSpeed has met a gradient that is not finite
