@@ -33,11 +33,14 @@ def test_flops_of_bert_base() -> None:
 
 def test_bytes_of_bert_base() -> None:
     found = counted(Config(), 30522, 512)
-    assert list(found) == ["dense", "trelm", "routed", "ffn_only"]
+    assert list(found) == ["dense", "trelm", "routed", "ffn_only", "compact", "compact, ffn_only"]
     assert found["dense"]["gb_weights"] == pytest.approx(2 * 109.5e6 / 1e9, rel=0.01)
     assert found["dense"]["gb_optimizer"] == pytest.approx(6 * found["dense"]["gb_weights"], rel=0.01)
     neurons = 12 * (2 * 768 * 3072 + 3072)
     assert found["ffn_only"]["gb_gradients"] == pytest.approx(2 * neurons / 1e9, rel=0.01)
+    assert found["routed"]["gb_optimizer"] == pytest.approx((12 * 109.5e6 + 2 * neurons) / 1e9, rel=0.01)
+    assert found["compact, ffn_only"]["gb_gradients"] == pytest.approx(0.1 * 2 * neurons / 1e9, rel=0.01)
+    assert found["compact, ffn_only"]["gb_table"] == pytest.approx(14 * neurons / 1e9, rel=0.01)
 
 
 def test_peaks_go_by_the_gpus_name() -> None:

@@ -277,6 +277,12 @@ def test_more_layers_than_there_are(one_rank: Ranks, tiny_dataset: Path, tmp_pat
     assert message == "routing.top_layers: is 3, the model has 2 layers"
 
 
+def test_compact_without_routing(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = config(routing={"enabled": False, "compact": True}, max_steps=1)
+    with warns("routing.compact: is ignored, routing.enabled is false"):
+        train(settings, tiny_dataset, tmp_path / "run", one_rank)
+
+
 def test_nothing_asked_nothing_routed(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:
     settings = replace(config(), selection=SelectionConfig(strategy="none"))
     with warns("routing.enabled: is ignored, no fact is asked"):

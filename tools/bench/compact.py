@@ -65,19 +65,28 @@ def _neurons(layer: Any) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
     return layer.keys, layer.key_bias, layer.values
 
 
+def model_bytes(counts: Counts) -> dict[str, float]:
+    """Convert counts to bytes of weights, gradients, optimizer states and the table of neurons, unshared."""
+    return {
+        "weights": HALF * (counts.trained + counts.frozen + counts.buffers),
+        "gradients": HALF * counts.trained,
+        "optimizer": (MASTER + MOMENTS) * counts.trained + UPDATES * counts.lazy,
+        "table": (MASTER + MOMENTS + UPDATES) * counts.buffers,
+    }
+
+
 def costs(counts: Counts, ranks: int) -> dict[str, float]:
     """Convert counts to bytes, in MB: per step and per GPU, under ZeRO 1 and 3."""
-    state = (MASTER + MOMENTS) * counts.trained + UPDATES * counts.lazy
-    table = (MASTER + MOMENTS + UPDATES) * counts.buffers
+    sizes = model_bytes(counts)
     return {
         "trained, millions": counts.trained / 1e6,
         "reduced per step": HALF * counts.trained / 1e6,
         "gathered per step, ZeRO 1": HALF * counts.trained / 1e6,
         "gathered per pass, ZeRO 3": HALF * (counts.trained + counts.frozen) / 1e6,
-        "gradients": HALF * counts.trained / 1e6,
-        "optimizer per rank": state / ranks / 1e6,
-        "weights, ZeRO 1": HALF * (counts.trained + counts.frozen + counts.buffers) / 1e6,
-        "table per rank": table / ranks / 1e6,
+        "gradients": sizes["gradients"] / 1e6,
+        "optimizer per rank": sizes["optimizer"] / ranks / 1e6,
+        "weights, ZeRO 1": sizes["weights"] / 1e6,
+        "table per rank": sizes["table"] / ranks / 1e6,
     }
 
 

@@ -1,4 +1,4 @@
-"""Measure tokens per second and model FLOPs utilisation (MFU) on one GPU: base and large, dense, TRELM, routed.
+"""Measure tokens per second and model FLOPs utilisation (MFU) on one GPU: base and large, dense, TRELM, routed, compact.
 
     python tools/bench/mfu.py --data DATASET [--sizes base large] [--steps 20] [--peak TFLOPS] [--out FILE]
         [--trainer.compile true ...]
@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compact import count, model_bytes
 from flops import training_flops
 from jsonargparse import ArgumentParser
 from objectives import Timed, variants
 
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, connect, disconnect
-from trelm_ds.model import EncoderConfig, MaskedLanguageModel
+from trelm_ds.model import EncoderConfig
 from trelm_ds.settings import add_settings, parse
 from trelm_ds.shards import Manifest
 from trelm_ds.stopping import StopSignals
@@ -52,6 +53,8 @@ def cases(config: Config) -> dict[str, Config]:
         "trelm": parts["trelm"],
         "routed": replace(config, routing=replace(paths, trainable="all")),
         "ffn_only": replace(config, routing=replace(paths, trainable="ffn_only")),
+        "compact": replace(config, routing=replace(paths, trainable="all", compact=True)),
+        "compact, ffn_only": replace(config, routing=replace(paths, trainable="ffn_only", compact=True)),
     }
 
 
@@ -62,24 +65,14 @@ def peak_of(name: str) -> float | None:
 
 def counted(config: Config, vocabulary: int, sequence: float) -> dict[str, dict[str, float]]:
     """Count, by case, FLOPs per token, and bytes of weights, gradients and optimizer states on one GPU without ZeRO."""
-    sizes = EncoderConfig.from_settings(config.model, vocabulary, 0)
-    with torch.device("meta"):
-        model = MaskedLanguageModel(sizes)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    neurons = sum(
-        weight.numel() for layer in model.encoder.blocks
-        for weight in (layer.feed_forward.keys, layer.feed_forward.key_bias, layer.feed_forward.values)
-    )  # fmt: skip
-    found = {}
+    sizes, found = EncoderConfig.from_settings(config.model, vocabulary, 0), {}
     for name, case in cases(config).items():
-        density, trainable = (case.routing.density, case.routing.trainable) if case.routing.enabled else (1.0, "all")
-        trained = neurons if trainable == "ffn_only" else whole
+        routing = case.routing
+        density, trainable = (routing.density, routing.trainable) if routing.enabled else (1.0, "all")
+        elements = count(sizes, routing)
         found[name] = {
             "gflops_per_token": round(training_flops(case, sequence, vocabulary, density, trainable) / 1e9, 3),
-            "gb_weights": round(2 * whole / 1e9, 3),  # bf16
-            "gb_gradients": round(2 * trained / 1e9, 3),
-            "gb_optimizer": round(12 * trained / 1e9, 3),  # fp32 weights and two moments
-        }
+        } | {f"gb_{part}": round(size / 1e9, 3) for part, size in model_bytes(elements).items()}
     return found
 
 

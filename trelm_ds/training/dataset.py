@@ -177,6 +177,8 @@ def warn_of_idle_settings(config: Config, annotator: Annotator | None) -> None:
     """Warn of knowledge settings that have no effect in this run."""
     if config.routing.enabled and not config.assesses:
         log.warning_rank0("routing.enabled: is ignored, no fact is asked that neurons could be found by")
+    if config.routing.compact and not config.routing.enabled:
+        log.warning_rank0("routing.compact: is ignored, routing.enabled is false")
     if config.selection.strategy == "none":
         if config.injection.file is not None:
             log.warning_rank0(f"injection.source: {config.injection.source} is ignored, selection.strategy is none")
