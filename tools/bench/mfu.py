@@ -1,4 +1,4 @@
-"""Measure tokens per second and model FLOPs utilisation (MFU) on one GPU: base and large, dense, TRELM, routed, compact.
+"""Measure tokens per second and model FLOPs utilisation (MFU) on a GPU: base and large; dense, TRELM, routed, compact.
 
     python tools/bench/mfu.py --data DATASET [--sizes base large] [--steps 20] [--peak TFLOPS] [--out FILE]
         [--trainer.compile true ...]
