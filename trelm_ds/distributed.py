@@ -168,6 +168,13 @@ class OneProcess(Ranks):
         return value
 
 
+def join_parts(part: torch.Tensor, group: dist.ProcessGroup, dimension: int) -> torch.Tensor:
+    """Put the parts that the ranks of a group have, equal in shape, together; the same on all of them; collective."""
+    parts = [torch.empty_like(part) for _ in range(group.size())]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts, dimension)
+
+
 def import_deepspeed() -> ModuleType:
     """Import DeepSpeed with its logging turned down and its C++ op cached in this environment."""
     if not torch.cuda.is_available():

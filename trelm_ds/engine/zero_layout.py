@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trelm_ds.distributed import import_deepspeed
+from trelm_ds.distributed import import_deepspeed, join_parts
 from trelm_ds.engine.build import parameter_groups
 
 if TYPE_CHECKING:
@@ -118,6 +118,4 @@ def word_embedding(engine: DeepSpeedEngine) -> Tensor:
         own = weight.detach().float()
     if (group := engine.module.tensor_group) is None:
         return own
-    parts = [torch.empty_like(own) for _ in range(group.size())]
-    torch.distributed.all_gather(parts, own.contiguous(), group=group)
-    return torch.cat(parts)[: engine.module.config.vocab_size]
+    return join_parts(own, group, dimension=0)[: engine.module.config.vocab_size]

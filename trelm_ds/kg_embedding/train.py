@@ -125,7 +125,7 @@ class Training:
                 f"--batch-size {options.batch_size} has {chunks} chunks of {options.chunk_size}: "
                 f"{ranks.world_size - chunks} of {ranks.world_size} ranks have nothing to compute"
             )
-        group = TableGroup() if ranks.world_size == 1 else TableGroup.of_all_ranks(ranks.device)
+        group = TableGroup.of(ranks)
         self._embeddings = Embeddings(n_entities, n_relations, options.dim, ranks.device, group)
         self._method = options.make_method()
         self._objective = Objective(

@@ -25,6 +25,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
+from trelm_ds.distributed import join_parts
 from trelm_ds.model.attention import QueryKeyValue
 from trelm_ds.model.cross_entropy import VocabularyShard, linear_cross_entropy
 from trelm_ds.model.encoder import WordEmbedding
@@ -204,9 +205,7 @@ class ParallelWordEmbedding(VocabParallelEmbedding):
     @torch.no_grad()
     def _all_scores(self, states: Tensor, bias: Tensor) -> Tensor:
         own = F.linear(states, self.weight, self._own_bias(bias))
-        parts = [torch.empty_like(own) for _ in range(self.tp_group.size())]
-        dist.all_gather(parts, own, group=self.tp_group)
-        return torch.cat(parts, dim=1)[:, : self.num_embeddings]
+        return join_parts(own, self.tp_group, dimension=1)[:, : self.num_embeddings]
 
     def probabilities(self, states: Tensor, vocabulary_bias: Tensor, labels: Tensor) -> Tensor:
         """Compute the labels' probabilities, as `WordEmbedding` does."""

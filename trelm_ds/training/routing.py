@@ -16,7 +16,7 @@ from trelm_ds import faults, log
 from trelm_ds.batches import Step
 from trelm_ds.checkpoints import Captured, CheckpointInfo
 from trelm_ds.config import Config
-from trelm_ds.distributed import Ranks, import_deepspeed
+from trelm_ds.distributed import Ranks, import_deepspeed, join_parts
 from trelm_ds.knowledge.tables import TableGroup
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
 from trelm_ds.routing import (
@@ -99,9 +99,7 @@ class Routing(Component):
         for score in scores:
             self._group.sum(score)
         if (tensor := self._ranks.tensor) is not None:
-            parts = [torch.empty_like(scores.neurons) for _ in range(tensor.degree)]
-            dist.all_gather(parts, scores.neurons, group=tensor.group)
-            scores = scores._replace(neurons=torch.cat(parts, dim=1))
+            scores = scores._replace(neurons=join_parts(scores.neurons, tensor.group, dimension=1))
         for score in scores:
             dist.broadcast(score, src=0)  # ranks must not differ in a bit, or their neurons would
         return scores

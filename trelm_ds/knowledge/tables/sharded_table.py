@@ -37,21 +37,18 @@ class TableGroup:
     payload: dist.ProcessGroup | None = None
 
     @classmethod
-    def of_all_ranks(cls, device: torch.device) -> TableGroup:
-        """Create groups of all ranks of the default process group; collective. `device` is where tables may live."""
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        if world_size == 1:
-            return cls()
-        payload = dist.new_group(backend="nccl") if device.type == "cuda" else None
-        return cls(rank, world_size, dist.new_group(backend="gloo"), payload)
-
-    @classmethod
     def of(cls, ranks: Ranks) -> TableGroup:
         """Create groups of some ranks, on whose device tables may live; collective over all ranks."""
         if ranks.world_size == 1:
             return cls()
         payload = ranks.new_group("nccl") if ranks.device.type == "cuda" else None
         return cls(ranks.rank, ranks.world_size, ranks.new_group("gloo"), payload)
+
+    @classmethod
+    def of_all_ranks(cls, device: torch.device) -> TableGroup:
+        """Create groups of all ranks of the default process group; collective. `device` is where tables may live."""
+        world: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
+        return cls.of(Ranks(dist.get_rank(), dist.get_world_size(), 0, device, control=world))
 
     def group_for(self, device: torch.device) -> dist.ProcessGroup | None:
         """Return the group for values on `device`."""
