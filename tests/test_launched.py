@@ -31,7 +31,7 @@ def test_a_process_alone_is_the_only_rank() -> None:
         "0",
         "127.0.0.1",
     ]
-    assert int(os.environ["MASTER_PORT"]) > 0
+    assert os.environ["MASTER_PORT"] == "0"  # any that is free
 
 
 @pytest.mark.parametrize("local", [None, "3"])

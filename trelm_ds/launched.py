@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from pathlib import Path
 
 from trelm_ds import log
@@ -52,8 +51,6 @@ def complete_environment() -> None:
         missing = ", ".join(name for name in _NEEDED if not os.environ.get(name))
         are = "are" if len(given) > 1 else "is"
         raise UserError(f"{' and '.join(given)} {are} set, but not {missing}: unset, or start the ranks with torchrun")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Port 0: the store takes a free one. A port that was free a moment ago may be another process's by then.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

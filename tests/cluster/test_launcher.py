@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.launch import environment
+from tests.forked import free_port
 from trelm_ds.cluster.launcher import _interface_of
 
 LAUNCHER = [sys.executable, "-m", "trelm_ds.cluster.launcher", "--standalone", "--no-python", "--nproc-per-node"]
@@ -44,9 +44,7 @@ def test_it_ends_as_its_ranks_end(tmp_path: Path, ends: tuple[str, ...], code: i
 
 def test_a_launcher_that_loses_another_says_so(tmp_path: Path) -> None:
     """The one that keeps the store of both ends first, as when its rank is the first to answer a stop file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (tmp_path / "exit").mkdir()
     meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
     ends = f"touch {tmp_path}/$RANK; until [ -f {tmp_path}/0 ] && [ -f {tmp_path}/1 ]; do sleep 0.1; done; {{}}"
