@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from tests.routing.test_attribution import build, sizes
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.routing import KnowledgePaths, NeuronScores, read_paths, save_paths
+from trelm_ds.model import Updated
+from trelm_ds.routing import KnowledgePaths, NeuronScores, read_paths, save_paths, updated_part
 from trelm_ds.routing.paths import FILE
 
 
@@ -112,3 +113,14 @@ def test_full_keeps_the_best_coordinates() -> None:
         path = layer.feed_forward.path
         assert path.inputs.nonzero()[:, 0].tolist() == sorted(found.inputs[number].topk(4)[1].tolist())
         assert path.outputs.nonzero()[:, 0].tolist() == sorted(found.outputs[number].topk(4)[1].tolist())
+
+
+def test_what_is_updated_in_a_run() -> None:
+    """Of 24 neurons a quarter, in the upper layers of 3; before the first path all, unless they were frozen."""
+    upper = RoutingConfig(density=0.25, top_layers=1)
+    assert updated_part(upper, sizes()) == Updated(neurons=0.25, first_layer=2)
+    assert updated_part(upper, sizes(), chosen=False) == Updated(neurons=1.0, first_layer=2)
+    compact = RoutingConfig(density=0.25, compact=True, trainable="ffn_only")
+    for chosen in (False, True):
+        assert updated_part(compact, sizes(), chosen) == Updated(neurons=0.25, others=False)
+    assert updated_part(RoutingConfig(density=0.1), sizes()).neurons == 2 / 24  # of whole neurons

@@ -22,26 +22,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from compact import count, model_bytes
-from flops import training_flops
 from jsonargparse import ArgumentParser
 from objectives import Timed, variants
 
+from trelm_ds.batches import mask_rate
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, connect, disconnect
-from trelm_ds.model import EncoderConfig
+from trelm_ds.model import EncoderConfig, Updated, flops_per_token, peak_tflops
+from trelm_ds.routing import updated_part
 from trelm_ds.settings import add_settings, parse
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import ShardReader
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ROOT / "trelm_ds" / "recipes" / "sizes"
 WARM_UP = 5  # first steps of each, not counted: kernels are chosen and compiled
-# Dense bf16 matrix products with fp32 sums, TFLOP/s, as the vendor states them.
-PEAKS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "B200": 2250.0}
-SEQUENCE, VOCABULARY = 512, 30522  # where no dataset says otherwise
+ATTENDED, VOCABULARY = 512, 30522  # where no dataset says otherwise
 
 
 def cases(config: Config) -> dict[str, Config]:
@@ -58,20 +58,24 @@ def cases(config: Config) -> dict[str, Config]:
     }
 
 
-def peak_of(name: str) -> float | None:
-    """Look up a GPU's TFLOP/s by its name; None where it is not known."""
-    return next((peak for known, peak in PEAKS.items() if all(word in name for word in known.split())), None)
+def attended_tokens(lengths: np.ndarray) -> float:
+    """Average how many tokens a token attends to: all of its own sequence; `lengths` [n] are theirs."""
+    return float(np.square(lengths.astype(np.float64)).sum() / lengths.sum())
 
 
-def counted(config: Config, vocabulary: int, sequence: float) -> dict[str, dict[str, float]]:
+def flops_of(config: Config, sizes: EncoderConfig, attended: float) -> float:
+    """Count the FLOPs of training on a token, with routing as the configuration has it."""
+    updated = updated_part(config.routing, sizes) if config.routing.enabled else Updated()
+    return flops_per_token(sizes, attended, mask_rate(config.masking, 0, 1), updated)
+
+
+def counted(config: Config, vocabulary: int, attended: float) -> dict[str, dict[str, float]]:
     """Count, by case, FLOPs per token, and bytes of weights, gradients and optimizer states on one GPU without ZeRO."""
     sizes, found = EncoderConfig.from_settings(config.model, vocabulary, 0), {}
     for name, case in cases(config).items():
-        routing = case.routing
-        density, trainable = (routing.density, routing.trainable) if routing.enabled else (1.0, "all")
-        elements = count(sizes, routing)
+        elements = count(sizes, case.routing)
         found[name] = {
-            "gflops_per_token": round(training_flops(case, sequence, vocabulary, density, trainable) / 1e9, 3),
+            "gflops_per_token": round(flops_of(case, sizes, attended) / 1e9, 3),
         } | {f"gb_{part}": round(size / 1e9, 3) for part, size in model_bytes(elements).items()}
     return found
 
@@ -97,11 +101,11 @@ def measured(config: Config, data: Path, steps: int, ranks: Ranks) -> dict[str, 
 
 def of_size(config: Config, data: Path | None, steps: int, peak: float | None) -> dict[str, dict[str, float]]:
     """Count and, with a GPU, measure all cases of one size."""
-    vocabulary, sequence = VOCABULARY, float(SEQUENCE)
+    vocabulary, attended = VOCABULARY, float(ATTENDED)
     if data is not None:
-        manifest = Manifest.load(data)
-        vocabulary, sequence = manifest.tokenizer["vocab_size"], manifest.n_tokens / manifest.n_sequences
-    found = counted(config, vocabulary, sequence)
+        reader = ShardReader(data)
+        vocabulary, attended = reader.manifest.vocab_size, attended_tokens(reader.lengths)
+    found = counted(config, vocabulary, attended)
     if data is None or not torch.cuda.is_available():
         return found
     ranks = connect()
@@ -140,7 +144,7 @@ def main() -> None:
         add_settings(parser)
         always = ["--tracking.enabled", "false", "--config", str(SIZES / f"{size}.yaml")]
         config = parse(parser, [*always, *settings])[0]
-        peak = own.peak or (peak_of(gpu) if gpu else None)
+        peak = own.peak or (peak_tflops(gpu) if gpu else None)
         result["sizes"][size] = of_size(config, own.data, own.steps, peak)
     text = json.dumps(result, indent=1)
     print(text)

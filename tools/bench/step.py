@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flops import training_flops
 from jsonargparse import ArgumentParser
+from mfu import attended_tokens, flops_of
 from objectives import Timed
 
 from trelm_ds.config import Config
 from trelm_ds.distributed import connect, disconnect
+from trelm_ds.model import EncoderConfig
 from trelm_ds.settings import add_settings, parse
-from trelm_ds.shards import Manifest
+from trelm_ds.shards import ShardReader
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 from trelm_ds.training.routing import Routing
@@ -78,20 +79,18 @@ def measure(config: Config, data: Path, rounds: int) -> tuple[dict[str, float], 
     return steps, statistics.median(refreshes[WARM_UP:])
 
 
-def predicted(config: Config, sequence: float, vocabulary: int) -> dict[str, float]:
+def predicted(config: Config, attended: float, vocabulary: int) -> dict[str, float]:
     """Predict the relative step time by the FLOPs of the matrix products: forward, input and weight gradients.
 
     Args:
         config: model sizes and path density.
-        sequence: number of tokens that a token attends to.
+        attended: number of tokens that a token attends to.
         vocabulary: vocabulary size V.
     """
-    dense = training_flops(config, sequence, vocabulary)
-    return {
-        f"{kind}, {trainable}": training_flops(config, sequence, vocabulary, config.routing.density, trainable) / dense
-        for kind in ("routed", "compact")
-        for trainable in ("all", "ffn_only")
-    }
+    sizes, cases = EncoderConfig.from_settings(config.model, vocabulary, 0), variants(config)
+    dense = flops_of(cases["dense"], sizes, attended)
+    routed = [name for name in cases if name.startswith(("routed", "compact"))]
+    return {name: flops_of(cases[name], sizes, attended) / dense for name in routed}
 
 
 def main() -> None:
@@ -106,8 +105,8 @@ def main() -> None:
     config = parse(parser, [*settings, *always])[0]
     steps, whole = measure(config, own.data, own.rounds)
     refresh = config.routing.sample_fraction * whole  # scale from all facts to those of a sample
-    manifest = Manifest.load(own.data)
-    model = predicted(config, manifest.n_tokens / manifest.n_sequences, manifest.tokenizer["vocab_size"])
+    reader = ShardReader(own.data)
+    model = predicted(config, attended_tokens(reader.lengths), reader.manifest.vocab_size)
     dense, every = steps["dense"], config.routing.refresh_every
     rows: dict[str, dict[str, Any]] = {"dense": {"step_ms": round(1000 * dense, 2), "relative": 1.0}}
     for name in model:

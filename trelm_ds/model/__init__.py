@@ -1,4 +1,4 @@
-"""The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, Hugging Face import and export."""
+"""The encoder, its key-value feed-forward, MLM head, Eq. 7 and Eq. 2, their FLOPs, Hugging Face import and export."""
 
 from trelm_ds.model.assessing import Assessing, MentionDecoder, ProductDecoder, answer_bias, answer_probabilities
 from trelm_ds.model.attention import PackedLayout, Tail, packed_layout
@@ -7,6 +7,7 @@ from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath, neuron_parts
+from trelm_ds.model.flops import PEAKS, Updated, Work, flops_per_token, peak_tflops, training_flops
 from trelm_ds.model.hf import hf_shapes, load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
 from trelm_ds.model.hf_names import hf_names
@@ -19,6 +20,7 @@ from trelm_ds.model.sharing import make_tensor_parallel
 
 __all__ = [
     "EXPORTED",
+    "PEAKS",
     "TOKENIZER_FILES",
     "WORD_EMBEDDING",
     "Assessing",
@@ -39,10 +41,13 @@ __all__ = [
     "ProductDecoder",
     "StepTables",
     "Tail",
+    "Updated",
+    "Work",
     "answer_bias",
     "answer_probabilities",
     "check_sizes",
     "cut",
+    "flops_per_token",
     "hf_names",
     "hf_shapes",
     "initialize",
@@ -59,6 +64,8 @@ __all__ = [
     "neuron_parts",
     "packed_layout",
     "partition_of",
+    "peak_tflops",
     "read_object",
     "save_pretrained",
+    "training_flops",
 ]

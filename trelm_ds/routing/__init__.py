@@ -6,7 +6,15 @@ from trelm_ds.routing.explain import Explanation, explain, plot, table, to_json
 from trelm_ds.routing.paths import FILE as PATHS_FILE
 from trelm_ds.routing.paths import FOLDER as ROUTING_FOLDER
 from trelm_ds.routing.paths import NEURONS as NEURONS_TABLE
-from trelm_ds.routing.paths import KnowledgePaths, first_layer, first_neurons, path_size, read_paths, save_paths
+from trelm_ds.routing.paths import (
+    KnowledgePaths,
+    first_layer,
+    first_neurons,
+    path_size,
+    read_paths,
+    save_paths,
+    updated_part,
+)
 from trelm_ds.routing.quadrature import QUADRATURES, Quadrature, gauss_legendre, right_riemann
 from trelm_ds.routing.sample import routed_facts
 
@@ -35,4 +43,5 @@ __all__ = [
     "save_paths",
     "table",
     "to_json",
+    "updated_part",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trelm_ds.config import RoutingConfig
 from trelm_ds.errors import UserError
-from trelm_ds.model import EncoderConfig, KnowledgePath, MaskedLanguageModel
+from trelm_ds.model import EncoderConfig, KnowledgePath, MaskedLanguageModel, Updated
 from trelm_ds.routing.attribution import NeuronScores
 
 FOLDER, FILE = "routing", "paths.safetensors"  # in a checkpoint
@@ -166,6 +166,20 @@ def read_paths(folder: Path) -> dict[str, Tensor]:
 def path_size(size: int, density: float) -> int:
     """Return how many of `size` neurons or coordinates are on a path, at least one."""
     return max(1, round(density * size))
+
+
+def updated_part(config: RoutingConfig, sizes: EncoderConfig, chosen: bool = True) -> Updated:
+    """Say what gets gradients in a run with routing.
+
+    Args:
+        chosen: whether there is a path; without one all neurons get them, but for those that compact routing froze.
+    """
+    share = path_size(sizes.intermediate_size, config.density) / sizes.intermediate_size
+    return Updated(
+        neurons=share if chosen or config.compact else 1.0,
+        first_layer=first_layer(config, sizes.num_hidden_layers),
+        others=config.trainable == "all",
+    )
 
 
 def _top(scores: Tensor, density: float) -> Tensor:
