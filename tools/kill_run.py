@@ -27,10 +27,10 @@ from typing import Any, TextIO
 import yaml
 
 from trelm_ds.faults import POINTS
+from trelm_ds.run_folder import TIMED
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK_0_ALONE = ("log-written", "commit-", "prune-")
-TIMED = ("tokens_per_s", "sequences_per_s", "attribution_time_share", "checkpoint_wait_s", "system/")
 
 
 Launch = Callable[[int, list[str], str, TextIO], int]

@@ -22,6 +22,19 @@ HISTORY = "slurm/history.jsonl"  # starts and ends of the run's Slurm jobs
 SUBMISSIONS = "submissions"  # snapshots of `trelm submit`
 MANIFEST = "manifest.json"  # in each committed checkpoint
 POINTER = "latest.json"  # in the checkpoints folder: names the newest commit
+# Beginnings of the names of metrics that tell of time and machine, in which equal runs differ.
+TIMED = (
+    "tokens_per_s",
+    "sequence_tokens_per_s",
+    "sequences_per_s",
+    "tflops_per_device",
+    "mfu",
+    "data_wait_share",
+    "peak_",
+    "checkpoint_wait_s",
+    "attribution_time_share",
+    "system/",
+)
 
 
 def checkpoints_folder(run: Path) -> Path:

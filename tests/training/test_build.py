@@ -26,6 +26,7 @@ from trelm_ds.training.guards import Guard
 from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.routing import Routing
+from trelm_ds.training.speed import Speed
 from trelm_ds.training.trainer import Trainer
 
 
@@ -45,21 +46,21 @@ def test_a_run_has_the_components_that_its_settings_ask_for(
     one_rank: Ranks, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     plain = built(config(), tiny_dataset, tmp_path / "plain", one_rank)
-    assert kinds(plain) == [Guard, Journal]
+    assert kinds(plain) == [Guard, Speed, Journal]
     assert plain.guard is plain.components[0]
     with pytest.raises(LookupError):
         plain.component(Knowledge)
     assert plain.weights == {"mlm": 1.0}
     assert list(plain.engine.module.objectives) == []
     unrouted = built(knowledge.config(), tiny_dataset, tmp_path / "unrouted", one_rank)
-    assert kinds(unrouted) == [Guard, Knowledge, Journal]
+    assert kinds(unrouted) == [Guard, Knowledge, Speed, Journal]
     weight = knowledge.config().cka.mlm_weight
     assert unrouted.weights == {"mlm": weight, "cka": 1 - weight}
     trelm = built(routed.config(), tiny_dataset, tmp_path / "trelm", one_rank)
-    assert kinds(trelm) == [Guard, Knowledge, Routing, Journal]
+    assert kinds(trelm) == [Guard, Knowledge, Routing, Speed, Journal]
     assert trelm.component(Routing) is trelm.components[2]
     off = routed.config(routing={"enabled": False})
-    assert kinds(built(off, tiny_dataset, tmp_path / "off", one_rank)) == [Guard, Knowledge, Journal]
+    assert kinds(built(off, tiny_dataset, tmp_path / "off", one_rank)) == [Guard, Knowledge, Speed, Journal]
 
 
 def test_the_folder_is_free_again_where_a_run_cannot_be_built(

@@ -22,7 +22,7 @@ from trelm_ds.corpus import PrepareOptions, describe, load_tokenizer, prepare, w
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.model import Batch
-from trelm_ds.run_folder import read_metrics
+from trelm_ds.run_folder import TIMED, read_metrics
 from trelm_ds.shards import HELD_OUT_TEXT, SampleOrder, ShardReader
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
@@ -42,10 +42,9 @@ def dataset(tiny_corpus: Path, once: Callable[..., Path]) -> Path:
 
 def points(run: Path, evaluated: bool = False) -> list[dict[str, float]]:
     """What the log points say of training, or of the text held out; without what depends on time."""
-    timed = ("tokens_per_s", "sequences_per_s", "checkpoint_wait_s", "attribution_time_share", "system/")
     return [
         {name: value for name, value in point.items() if name.startswith("eval_") == evaluated or name == "step"}
-        for point in ({k: v for k, v in one.items() if not k.startswith(timed)} for one in read_metrics(run))
+        for point in ({k: v for k, v in one.items() if not k.startswith(TIMED)} for one in read_metrics(run))
     ]
 
 

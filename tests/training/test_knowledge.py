@@ -24,7 +24,7 @@ from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.errors import UserError
 from trelm_ds.importance import ScoreOptions, score_dataset
 from trelm_ds.model import hf_shapes, injected, load_config
-from trelm_ds.run_folder import committed, read_metrics
+from trelm_ds.run_folder import TIMED, committed, read_metrics
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 from trelm_ds.training.knowledge import Knowledge
@@ -69,7 +69,7 @@ VARIANTS = {
 
 def comparable(run: Path) -> list[dict[str, float]]:
     """The log points without what depends on time, or on how sequences are dealt to ranks."""
-    apart = ("tokens_per_s", "sequences_per_s", "checkpoint_wait_s", "memory_hit_rate", "system/")
+    apart = (*TIMED, "memory_hit_rate")
     return [{name: value for name, value in point.items() if not name.startswith(apart)} for point in read_metrics(run)]
 
 

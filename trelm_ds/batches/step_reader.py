@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ class StepReader:
         substitution: whose budget for damaged samples holds for all ranks together.
         ranks: that agree on each step.
         objectives: names of all in `Step.targets`: a rank may lack one where others have it.
+
+    Attributes:
+        waited_s: seconds that `read` has waited for the loader; whoever logs them sets them back.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class StepReader:
     ) -> None:
         self.loader, self.substitution, self.run, self.ranks = loader, substitution, run, ranks
         self.objectives = objectives
+        self.waited_s = 0.0
         self.damages: dict[int, Damage] = {}  # blocks met so far that cannot be read, of all ranks
 
     def read(self, number: int) -> Step:
@@ -39,11 +44,12 @@ class StepReader:
             UserError: too much of the dataset is damaged, as some rank has found.
         """
         problem: UserError | None = None
-        step = Step.empty()
+        step, begun = Step.empty(), time.monotonic()
         try:
             step = next(self.loader)
         except UserError as error:
             problem = error
+        self.waited_s += time.monotonic() - begun
         new = [damage for damage in step.damages if damage.block not in self.damages]
         own = [step.targets.get(name, 0) if self.ranks.first_of_model else 0 for name in self.objectives]
         problems, new_everywhere, *targets = self.ranks.sum(int(problem is not None), len(new), *own)

@@ -31,6 +31,7 @@ from trelm_ds.training.pooler import kept_pooler
 from trelm_ds.training.routing import Routing
 from trelm_ds.training.same_batch import SameBatch
 from trelm_ds.training.same_weights import SameWeights
+from trelm_ds.training.speed import Speed
 from trelm_ds.training.trainer import Trainer, reading_position
 from trelm_ds.training.watchdog import Watchdog
 
@@ -83,7 +84,8 @@ def build_run(
             components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
-        objectives = ["mlm", *opened.objectives]
+        reader = StepReader(loader, opened.steps.substitution, run, ranks, ["mlm", *opened.objectives])
+        components.append(Speed(config, model, reader, ranks))
         # What the parts hold is the same on all ranks that share a model.
         saved = components if ranks.first_of_model else []
         saver = Saver(engine, run, opened.tokenizer, config.trainer, ranks, saved)
@@ -110,7 +112,7 @@ def build_run(
             run=run,
             ranks=ranks,
             steps=opened.steps,
-            reader=StepReader(loader, opened.steps.substitution, run, ranks, objectives),
+            reader=reader,
             engine=engine,
             optimizer=optimizer,
             weights=_loss_weights(config, opened),

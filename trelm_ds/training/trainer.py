@@ -26,6 +26,7 @@ from trelm_ds.tracking import SystemMetrics
 from trelm_ds.training.component import Component
 from trelm_ds.training.guards import GRADIENT, LOSS, Guard, gradient_norm
 from trelm_ds.training.metrics import Window, summary
+from trelm_ds.training.speed import rate_in_words
 from trelm_ds.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ class Trainer:
             component.log(self.step, metrics)
         faults.reach("log-written")
         held_out = f"  held-out mlm {metrics['eval_mlm_loss']:.3f}" if "eval_mlm_loss" in metrics else ""
-        return f"loss {metrics['loss']:.3f}{held_out}  {metrics['tokens_per_s']:,.0f} tokens/s"
+        return f"loss {metrics['loss']:.3f}{held_out}  {rate_in_words(metrics, self.ranks.world_size)}"
 
     def _take_metrics(self, since: float) -> dict[str, float]:
         """Measure over all ranks what came since the last log point, and begin the next window."""
