@@ -15,6 +15,7 @@ PACKAGE = REPO / "trelm_ds"
 ROOMS = (
     "commands",
     "cluster",
+    "planning",
     "evaluation",
     "training",
     "objectives",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from trelm_ds import __version__, log
-from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, runs, vectors
+from trelm_ds.commands import compare, convert, datasets, evaluate, jobs, mentions, models, planning, runs, vectors
 from trelm_ds.errors import MAY_PASS, RankError, UserError
 from trelm_ds.launched import is_launched, leave_exit_code
 
@@ -86,6 +86,7 @@ def _run(arguments: list[str]) -> int:
     datasets.add_prepare(commands)
     datasets.add_verify(commands)
     commands.add_parser("pretrain", help="train on a prepared dataset", add_help=False)
+    commands.add_parser("plan", help="plan a run's memory and speed before it is started", add_help=False)
     commands.add_parser("submit", help="submit a pre-training job to Slurm", add_help=False)
     jobs.add_status(commands)
     runs.add_checkpoints(commands)
@@ -102,6 +103,8 @@ def _run(arguments: list[str]) -> int:
         return runs.pretrain_command(arguments[1:])
     if arguments[:1] == ["submit"]:
         return jobs.submit_command(arguments[1:])
+    if arguments[:1] == ["plan"]:
+        return planning.plan_command(arguments[1:])
     namespace = parser.parse_args(arguments)
     action: Callable[[argparse.Namespace], int] = namespace.action
     return action(namespace)

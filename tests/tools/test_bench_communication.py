@@ -12,12 +12,14 @@ from tests.distributed import run_distributed_test
 from tests.forked import ROOT
 from trelm_ds.distributed import connect, disconnect
 from trelm_ds.model import EncoderConfig
+from trelm_ds.planning.traffic import MicroBatch, on_the_wire
+from trelm_ds.planning.zero import Zero
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
 from communication import MARK, PAGE, Counted, check, count, settings, table
-from communication_model import LAYOUTS, LINKS, Layout, MicroBatch, Zero, crossing, of_step, seconds, shape
-from exchanged import CONTROL, DATA, TENSOR, on_the_wire
+from communication_model import LAYOUTS, LINKS, RELEASED, Layout, crossing, of_step, seconds, shape
+from exchanged import CONTROL, DATA, TENSOR
 
 PAIR = Layout(2, 1)
 
@@ -55,7 +57,7 @@ def test_rings() -> None:
     assert on_the_wire(800, "all-reduce", 1) == 0
 
 
-@pytest.mark.parametrize("zero", [Zero(1), Zero(3, released=True)])
+@pytest.mark.parametrize("zero", [Zero(1), RELEASED])
 @pytest.mark.parametrize("link", LINKS)
 def test_the_crossing_is_where_times_are_equal(zero: Zero, link: str) -> None:
     alone, shared = LAYOUTS

@@ -31,9 +31,8 @@ from communication_model import (
     TOKENS,
     ZEROS,
     Layout,
-    MicroBatch,
-    Zero,
     computed,
+    name_of,
     of_step,
 )
 from compact import with_table
@@ -52,6 +51,8 @@ from trelm_ds.config import (
 )
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderConfig
+from trelm_ds.planning.traffic import MicroBatch
+from trelm_ds.planning.zero import Zero
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
 
@@ -78,7 +79,7 @@ def settings(zero: Zero, tensor: int, precision: str, folder: Path, knowledge: b
     given = json.loads((ROOT / "ds_configs" / f"zero{zero.stage}.json").read_text())
     if zero.stage == 3:
         given["zero_optimization"]["stage3_param_persistence_threshold"] = zero.persistent
-        if zero.released:
+        if not zero.keeps:
             given["zero_optimization"] |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     file = folder / "ds_config.json"
     file.write_text(json.dumps(given))
@@ -184,7 +185,7 @@ def check(counted: Counted, sizes: EncoderConfig, layout: Layout, zero: Zero, nu
     handed = {group: kinds for group, kinds in counted.handed.items() if group != CONTROL}
     expected = of_step(sizes, layout, zero, number, counted.micro_batches)
     if handed != expected:
-        step = f"{layout.name}, {zero.name}, {number} bytes a number, {counted.micro_batches}"
+        step = f"{layout.name}, {name_of(zero)}, {number} bytes a number, {counted.micro_batches}"
         raise SystemExit(f"{step}: counted {handed}, the closed form says {expected}; nothing is computed with it")
 
 
@@ -211,7 +212,7 @@ def counted_and_checked(data: Path) -> list[dict[str, Any]]:
             for step in [] if knowledge else [step for rank in ranks for step in rank]:
                 check(step, sizes, layout, zero, BYTES[precision])
             first = ranks[0]
-            row = {"layout": layout.name, "zero": zero.name, "precision": precision, "knowledge": knowledge}
+            row = {"layout": layout.name, "zero": name_of(zero), "precision": precision, "knowledge": knowledge}
             row["tokens"] = sum(batch.tokens for step in first for batch in step.micro_batches) / len(first)
             row["micro_batches"] = sum(len(step.micro_batches) for step in first) / len(first)
             rows.append(row | {"handed": mean(first)})

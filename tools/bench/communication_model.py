@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from compact import sizes_of
-from exchanged import DATA, TENSOR, Bytes, on_the_wire
+from exchanged import DATA, TENSOR, Bytes
 
 from trelm_ds.model import EncoderConfig, MaskedLanguageModel
 from trelm_ds.model.partition import WORD_EMBEDDING, padded, partition_of
+from trelm_ds.planning.parameters import Parameter, Parameters
+from trelm_ds.planning.traffic import MicroBatch, of_data_group, of_tensor_group, on_the_wire
+from trelm_ds.planning.zero import Zero
 
 
 class Layout(NamedTuple):
@@ -30,40 +33,9 @@ class Layout(NamedTuple):
         return f"TP {self.tensor} x DP {self.data}" if self.tensor > 1 else f"DP {self.data}"
 
 
-class Zero(NamedTuple):
-    """How ZeRO shares out the training state."""
-
-    stage: int
-    """1 to 3"""
-    released: bool = False
-    """stage 3: whether a parameter is released after the forward pass and gathered again for the backward pass, as with
-    stage3_max_reuse_distance 0; else it is kept, as where that distance covers a whole pass"""
-    persistent: int = 100_000
-    """stage 3: parameters of at most so many elements are whole all the time (stage3_param_persistence_threshold)"""
-
-    @property
-    def name(self) -> str:
-        return f"ZeRO {self.stage}" + (", released" if self.released else ", kept" if self.stage == 3 else "")
-
-
-class MicroBatch(NamedTuple):
-    tokens: int
-    """T"""
-    targets: int
-    """M, tokens that are predicted"""
-
-
-class Parameter(NamedTuple):
-    """A parameter, or a rank's part of one."""
-
-    name: str
-    elements: int
-    matrix: bool
-    """optimizers have one group of matrices and one of vectors"""
-
-
 LAYOUTS = (Layout(1, 4), Layout(2, 2))
-ZEROS = (Zero(1), Zero(2), Zero(3), Zero(3, released=True))
+RELEASED = Zero(3, reuse=0, prefetch=0)  # a parameter is released after the forward pass, and gathered again
+ZEROS = (Zero(1), Zero(2), Zero(3), RELEASED)
 BYTES = {"fp32": 4, "bf16": 2}  # of a number in weights, gradients and activations
 MASKED = 0.15  # share of tokens that are predicted
 TOKENS = 8192  # per GPU and step
@@ -74,8 +46,13 @@ LINKS = {
 }
 
 
-def parameters_of(sizes: EncoderConfig, degree: int) -> list[Parameter]:
-    """List the parameters of a model, or of the t-th part of it that a rank has."""
+def name_of(zero: Zero) -> str:
+    """Name a stage, of the third with what becomes of a parameter between the passes."""
+    return f"ZeRO {zero.stage}" + ("" if zero.stage < 3 else ", kept" if zero.keeps else ", released")
+
+
+def parameters_of(sizes: EncoderConfig, degree: int) -> Parameters:
+    """List the parameters of a model, or of a rank's t-th part of it, in two groups: matrices and vectors."""
     with torch.device("meta"):
         model = MaskedLanguageModel(sizes)
     found = []
@@ -85,51 +62,8 @@ def parameters_of(sizes: EncoderConfig, degree: int) -> list[Parameter]:
             elements = padded(sizes.vocab_size, degree) // degree * sizes.hidden_size
         elif partition_of(name) is not None:
             elements //= degree
-        found.append(Parameter(name, elements, weight.dim() > 1))
-    return found
-
-
-def of_tensor_group(sizes: EncoderConfig, number: int, micro_batches: Sequence[MicroBatch]) -> int:
-    """Count the bytes that a rank all-reduces with those that share its model; they do not depend on how many they are.
-
-    Per token and layer: the outputs of attention and feed-forward, and the gradients by their inputs, D numbers each;
-    and once the word embedding. Per target: the gradient by its state; the highest score (fp32) and its word (int64),
-    the sum of exponentials and the label's score (fp32). Per micro-batch: the gradient by the words' bias.
-
-    Args:
-        number: bytes of one in activations.
-    """
-    width, layers = sizes.hidden_size, sizes.num_hidden_layers
-    per_token, per_target = number * width * (4 * layers + 1), number * width + 4 + 8 + 4 + 4
-    per_batch = number * sizes.vocab_size
-    return sum(batch.tokens * per_token + batch.targets * per_target + per_batch for batch in micro_batches)
-
-
-def of_data_group(
-    parameters: Sequence[Parameter], ranks: int, zero: Zero, number: int, micro_batches: int
-) -> dict[str, int]:
-    """Count the bytes that a rank exchanges with those that hold the same part of the model, by kind.
-
-    ZeRO 1 and 2 all-reduce gradients, of which each rank keeps its part (use_multi_rank_bucket_allreduce, DeepSpeed's
-    default, also with reduce_scatter), 2 after every micro-batch; then weights are gathered, aligned by 2 a rank.
-    ZeRO 3 gathers and reduce-scatters in every micro-batch, and gathers persistent parameters after the step.
-
-    Args:
-        parameters: those of a rank.
-        number: bytes of one in weights and gradients.
-        micro_batches: how many the step has.
-    """
-    if zero.stage < 3:
-        reduced = sum(one.elements for one in parameters) * (micro_batches if zero.stage == 2 else 1)
-        groups = [sum(one.elements for one in parameters if one.matrix == matrix) for matrix in (True, False)]
-        return {"all-reduce": number * reduced, "all-gather": number * sum(padded(one, 2 * ranks) for one in groups)}
-    gathered = 0
-    for name, elements, _ in parameters:
-        whole = padded(elements, ranks)
-        uses = 4 if name == WORD_EMBEDDING else 2  # look-up and decoder, forward and backward
-        gathered += whole if elements <= zero.persistent else whole * micro_batches * (uses if zero.released else 1)
-    scattered = sum(padded(one.elements, ranks) for one in parameters) * micro_batches
-    return {"all-gather": number * gathered, "reduce-scatter": number * scattered}
+        found.append(Parameter(name, elements, group=int(weight.dim() > 1)))
+    return Parameters(tuple(found), 0)
 
 
 def of_step(
@@ -197,12 +131,12 @@ def computed(name: str) -> dict[str, Any]:
             parameters = parameters_of(sizes, layout.tensor)
             handed = of_data_group(parameters, layout.data, zero, BYTES["bf16"], 1)
             row[layout.name] = {
-                "parameters": sum(one.elements for one in parameters),
+                "parameters": parameters.trained,
                 "handed": handed,
                 "sent": round(sent({DATA: handed}, layout)[DATA]),
                 "ms": {
                     link: round(seconds(sizes, layout, zero, TOKENS, speeds) * 1e3, 2) for link, speeds in LINKS.items()
                 },
             }
-        found["zero"][zero.name] = row
+        found["zero"][name_of(zero)] = row
     return found

@@ -69,11 +69,3 @@ class Exchanged(TorchDispatchMode):
         label = CONTROL if small else self._labels[tuple(dist.get_process_group_ranks(group))]
         kinds, kind = self.bytes.setdefault(label, {}), KINDS.get(name, name)
         kinds[kind] = kinds.get(kind, 0) + size
-
-
-def on_the_wire(size: float, kind: str, ranks: int) -> float:
-    """Return how many of a collective's bytes one rank sends in a ring of n ranks, on average over them.
-
-    An all-reduce is a reduce-scatter and an all-gather; each of the others sends (n - 1) / n of its bytes.
-    """
-    return size * (ranks - 1) / ranks * (2 if kind == "all-reduce" else 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -107,20 +109,45 @@ class StepDataset(Dataset[Step | UserError]):
         collators: Sequence[Collator] = (),
     ) -> None:
         self._collators: list[Collator] = [*([] if annotator is None else [annotator]), *collators]
-        share = sum(collator.token_share for collator in self._collators)
+        self.reader, self.order, self.substitution = reader, order, substitution
+        self.annotator, self._masker = annotator, masker
+        self._global, self._rank, self._world = global_batch_size, rank, world_size
+        self._budget = self._tokens_of_text(micro_batch_tokens)
+
+    def packed_to(self, micro_batch_tokens: int) -> StepDataset:
+        """Return the same data in micro-batches of another size.
+
+        Raises:
+            UserError: the dataset's longest sequence does not fit into one.
+        """
+        other = copy.copy(self)
+        other._budget = self._tokens_of_text(micro_batch_tokens)
+        return other
+
+    @property
+    def least_tokens(self) -> int:
+        """Least size of micro-batches, in tokens."""
+        return math.ceil(self.reader.manifest.max_length * (1 + self._share))
+
+    @property
+    def _share(self) -> float:
+        """Tokens of other documents for each token of text, on average."""
+        return sum(collator.token_share for collator in self._collators)
+
+    def _tokens_of_text(self, micro_batch_tokens: int) -> int:
+        share = self._share
         budget = int(micro_batch_tokens / (1 + share))
-        if budget < reader.manifest.max_length:
+        if budget < self.reader.manifest.max_length:
             beside = ""
             if share:
                 largest = max(self._collators, key=lambda collator: collator.token_share)
                 beside = f" without {share:g} times as many beside the text ({largest.token_settings})"
             raise UserError(
                 f"trainer.micro_batch_tokens: {micro_batch_tokens}{beside} is less than the dataset's longest "
-                f"sequence of {reader.manifest.max_length} tokens; raise it, or prepare with a smaller --max-length"
+                f"sequence of {self.reader.manifest.max_length} tokens; raise it, or prepare with a smaller "
+                "--max-length"
             )
-        self.reader, self.order, self.substitution = reader, order, substitution
-        self.annotator, self._masker = annotator, masker
-        self._global, self._budget, self._rank, self._world = global_batch_size, budget, rank, world_size
+        return budget
 
     @property
     def identity(self) -> dict[str, Any]:

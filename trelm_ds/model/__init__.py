@@ -7,6 +7,7 @@ from trelm_ds.model.cross_entropy import linear_cross_entropy
 from trelm_ds.model.encoder import Encoder, EncoderLayer, initialize
 from trelm_ds.model.encoder_config import EncoderConfig, check_sizes
 from trelm_ds.model.feed_forward import KeyValueFeedForward, KnowledgePath, neuron_parts
+from trelm_ds.model.flash import as_on_gpu
 from trelm_ds.model.flops import PEAKS, Updated, Work, flops_per_token, peak_tflops, training_flops
 from trelm_ds.model.hf import hf_shapes, load_config, load_encoder, load_pooler, load_pretrained
 from trelm_ds.model.hf_export import TOKENIZER_FILES, save_pretrained
@@ -14,7 +15,7 @@ from trelm_ds.model.hf_names import hf_names
 from trelm_ds.model.hf_weights import read_object
 from trelm_ds.model.injection import Injected, injected, know_linear
 from trelm_ds.model.masked_lm import EXPORTED, MaskedLanguageModel, ModelOutput
-from trelm_ds.model.partition import WORD_EMBEDDING, cut, join, partition_of
+from trelm_ds.model.partition import WORD_EMBEDDING, check_degree, cut, join, partition_of
 from trelm_ds.model.pooler import Pooler
 from trelm_ds.model.sharing import make_tensor_parallel
 
@@ -45,6 +46,8 @@ __all__ = [
     "Work",
     "answer_bias",
     "answer_probabilities",
+    "as_on_gpu",
+    "check_degree",
     "check_sizes",
     "cut",
     "flops_per_token",

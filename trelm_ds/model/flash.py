@@ -12,16 +12,29 @@ from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 _FIRST_CAPABILITY = (8, 0)  # of FlashAttention-2
+_planned = False
 _LARGEST_HEAD = 192  # the backward pass of larger ones does not run on every GPU (8.6, 8.9, 12.0)
 
 
 def has_flash_attention(query: Tensor) -> bool:
     """Tell whether the kernel can attend for these queries [Q, H, d]: their device, number format and head size."""
-    if not query.is_cuda or query.dtype not in _HALF:
-        return False
     size = query.shape[-1]
-    capable = torch.cuda.get_device_capability(query.device) >= _FIRST_CAPABILITY
-    return capable and size % 8 == 0 and size <= _LARGEST_HEAD
+    if query.dtype not in _HALF or size % 8 or size > _LARGEST_HEAD:
+        return False
+    if not query.is_cuda:
+        return _planned
+    return torch.cuda.get_device_capability(query.device) >= _FIRST_CAPABILITY
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Attend on the CPU as a GPU would, for planning: its tensors have no values, and no kernel runs."""
+    global _planned
+    _planned = True
+    try:
+        yield
+    finally:
+        _planned = False
 
 
 def flash_attention(

@@ -25,6 +25,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARTS = ("keys", "key_bias", "values")
 
 
+def compact_bytes(neurons: int, size: int, ranks: int) -> int:
+    """Compute the bytes of a rank's shards of the two tables below.
+
+    Args:
+        neurons: of all layers together.
+        size: hidden size D.
+        ranks: that share the tables.
+    """
+    width = 2 * size + 1
+    return -(-neurons // ranks) * 4 * (3 * width + (width + 1) // 2)
+
+
 class CompactNeurons:
     """All F neurons of the L routed layers: fp32 weights, both moments and numbers of updates, as rows of a table.
 

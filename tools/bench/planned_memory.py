@@ -1,0 +1,313 @@
+"""Measure what training holds, and compare it with what the planner says.
+
+    python tools/bench/planned_memory.py --data DATASET [--ranks 1 2] [--sizes tiny narrow deep] [--out FILE]
+
+Real runs on the CPU, of every ZeRO stage, with and without activation checkpointing, dense and routed. In a step:
+model states are the storages of all tensors that came into being since the run was built, after the backward pass;
+saved activations are counted where autograd saves them; the peak is that of the CPU allocator, in torch's profile. The
+planner is given the micro-batches that were trained on, and this CPU's attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from compact import with_table
+
+from trelm_ds.config import (
+    CkaConfig,
+    Config,
+    LoaderConfig,
+    MemoryConfig,
+    ModelConfig,
+    RoutingConfig,
+    SelectionConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+from trelm_ds.distributed import Ranks, connect, disconnect
+from trelm_ds.model import EncoderConfig
+from trelm_ds.planning.memory import Memory, memory_of
+from trelm_ds.planning.model import traced
+from trelm_ds.planning.samples import Sample, open_for_planning
+from trelm_ds.planning.zero import Zero
+from trelm_ds.stopping import StopSignals
+from trelm_ds.training.build import build_run
+from trelm_ds.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, MARK = ROOT / "docs" / "planning.md", "memory-table"
+SIZES = {
+    "tiny": ModelConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256),
+    "narrow": ModelConfig(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512),
+    "wide": ModelConfig(hidden_size=384, num_hidden_layers=3, num_attention_heads=6, intermediate_size=1536),
+}
+BUCKET = 100_000  # elements; the shipped 50 million would hide everything else of models this small
+WARM_UP = 2  # ZeRO 3 learns the order of modules first
+
+
+def settings(size: str, stage: int, checkpointing: bool, routed: bool, precision: str, folder: Path) -> Config:
+    """Make a run's settings; the DeepSpeed file is written into a folder."""
+    given = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
+    given["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if stage == 3:
+        given["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
+    file = folder / "ds_config.json"
+    file.write_text(json.dumps(given))
+    config = Config(
+        model=replace(SIZES[size], activation_checkpointing=checkpointing, hidden_dropout_prob=0.1),
+        trainer=TrainerConfig(
+            ds_config=str(file),
+            precision=precision,  # type: ignore[arg-type]
+            max_steps=100,
+            global_batch_size=64,
+            micro_batch_tokens=512,
+        ),
+        routing=RoutingConfig(refresh_every=WARM_UP, sample_fraction=0.5),
+        tracking=TrackingConfig(enabled=False),
+        loader=LoaderConfig(workers=0),
+    )
+    config.optimizer.warmup_steps = 1
+    if routed:
+        return config
+    off = {"selection": SelectionConfig(strategy="none"), "memory": MemoryConfig(enabled=False)}
+    return replace(config, cka=CkaConfig(decoder="none"), routing=RoutingConfig(enabled=False), **off)
+
+
+def storages() -> dict[int, int]:
+    """List the storages of all tensors that Python knows of, with their bytes."""
+    gc.collect()
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated attributes of modules, which looking at them would warn of
+        for one in gc.get_objects():
+            if isinstance(one, torch.Tensor) and type(one).__name__ != "FakeTensor" and one.device.type == "cpu":
+                storage = one.untyped_storage()
+                found[storage._cdata] = storage.nbytes()
+    return found
+
+
+def allocator_peak(profile: Any) -> int:
+    """Return the most bytes above those at its start that the allocator had given out during a profile."""
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
+
+
+class Watched:
+    """Measures the passes of a step.
+
+    Attributes:
+        samples: the micro-batches, with what was looked up for them.
+        states: bytes of all tensors that came into being since `before`, after the backward pass.
+        saved: bytes that autograd has saved of all micro-batches.
+        peak: the most bytes at a time, while the passes went on.
+    """
+
+    def __init__(self, trainer: Trainer, before: set[int]) -> None:
+        self.trainer, self._before = trainer, before
+        self.samples: list[Any] = []
+        self.states, self.saved, self.peak = 0, 0, 0
+
+    def steps(self) -> None:
+        """Take a step in which saved tensors are counted, and one that is profiled, of the same micro-batches."""
+        accumulate = self.trainer.accumulate
+        held: list[Any] = []
+
+        def watched(step: Any, window: Any) -> Any:
+            held[:] = held or [step]
+            self.samples = [(batch, self._tables()) for batch in held[0].micro_batches]
+            own = self._before | {key for batch, tables in self.samples for key in _storages_of(batch, tables)}
+            at_start = sum(size for key, size in storages().items() if key not in own)
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+                result = accumulate(held[0], window)
+            self.peak = at_start + allocator_peak(profile)
+            self.states = sum(size for key, size in storages().items() if key not in own)
+            return result
+
+        def counting(step: Any, window: Any) -> Any:
+            held[:] = [step]
+            return self._counting(accumulate, step, window)
+
+        self.trainer.accumulate = counting  # type: ignore[method-assign]
+        self.trainer.train_step()
+        self.trainer.accumulate = watched  # type: ignore[method-assign]
+        self.trainer.train_step()
+        self.trainer.accumulate = accumulate  # type: ignore[method-assign]
+
+    def _counting(self, accumulate: Any, step: Any, window: Any) -> Any:
+        module = self.trainer.engine.module
+        forward = module.forward
+
+        def counting(*inputs: Any, **more: Any) -> Any:
+            known, found = set(storages()), dict[int, int]()
+
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in known:
+                    found[storage._cdata] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                output = forward(*inputs, **more)
+            self.saved += sum(found.values())
+            return output
+
+        module.forward = counting
+        try:
+            return accumulate(step, window)
+        finally:
+            module.forward = forward
+
+    def _tables(self) -> Any:
+        inputs: dict[str, Any] = {}
+        for part in self.trainer.components:
+            inputs |= part.model_inputs()
+        return inputs.get("tables")
+
+
+def measure(config: Config, data: str, ranks: Ranks) -> dict[str, Any]:
+    """Measure one case on this rank, and plan it."""
+    with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
+        before = set(storages())
+        trainer = build_run(config, data, Path(folder) / "run", ranks, signals)
+        trainer.engine.train()
+        for _ in range(WARM_UP):
+            trainer.train_step()
+        watched = Watched(trainer, before)
+        watched.steps()
+        zero = Zero.of(trainer.engine.config)
+        tables = sum(
+            table.bytes
+            for part in trainer.components
+            for table in (getattr(part, "vectors", None), getattr(part, "bank", None))
+            if table is not None
+        )
+        trainer.held.close()
+        trainer.engine.destroy()
+    planned, saved = plan(config, zero, data, watched.samples, ranks, tables)
+    found = {
+        "states": watched.states, "states_planned": planned.states + planned.tables,
+        "saved": watched.saved, "saved_planned": sum(saved),
+        "peak": watched.peak, "peak_planned": planned.passes,
+    }  # fmt: skip
+    return found | {
+        f"{name}_error": round(error(found[f"{name}_planned"], found[name]), 3) for name in ("states", "saved", "peak")
+    }
+
+
+def _storages_of(batch: Any, tables: Any) -> set[int]:
+    """List the storages of a micro-batch and of what was looked up for it."""
+    return {
+        leaf.untyped_storage()._cdata
+        for leaf in torch.utils._pytree.tree_leaves((batch, tables))
+        if isinstance(leaf, torch.Tensor)
+    }
+
+
+def plan(
+    config: Config, zero: Zero, data: str, samples: list[Any], ranks: Ranks, tables: int
+) -> tuple[Memory, list[int]]:
+    """Plan the same case with the micro-batches that were trained on; return also what each of them saves."""
+    opened = open_for_planning(config, data)
+    info = opened.prepared.info
+    sizes = EncoderConfig.from_settings(config.model, info.vocab_size, info.pad)
+    traced_ones = [
+        traced(config, sizes, opened, Sample(batch, looked_up, len(batch.input_ids), 0.0, 0.0), on_gpu=False)
+        for batch, looked_up in samples
+    ]
+    number = 2 if config.trainer.precision == "bf16" else 4
+    observed = 8 * sizes.hidden_size * sum(len(batch.items.memory) for batch, _ in samples if batch.items is not None)
+    traces = [trace for trace, _ in traced_ones]
+    each = [
+        memory_of(parameters, zero, ranks.world_size, number, trace, len(traces) > 1, tables + observed, at_once=False)
+        for trace, parameters in traced_ones
+    ]
+    return max(each, key=lambda one: one.peak), [trace.saved for trace in traces]
+
+
+def error(planned: float, measured: float) -> float:
+    """Return how far a plan is off, in percent of what was measured."""
+    return 100 * (planned - measured) / measured
+
+
+def cases(options: argparse.Namespace) -> list[tuple[str, int, bool, bool, str]]:
+    """List the cases: size, stage, activation checkpointing, routed, precision."""
+    return list(itertools.product(options.sizes, options.stages, (False, True), (False, True), options.precisions))
+
+
+def on_ranks(options: argparse.Namespace) -> None:
+    """Measure all cases on the ranks that are there; rank 0 writes them as lines of JSON."""
+    ranks = connect()
+    for size, stage, checkpointing, routed, precision in cases(options):
+        with tempfile.TemporaryDirectory() as folder:
+            config = settings(size, stage, checkpointing, routed, precision, Path(folder))
+            found = measure(config, options.data, ranks)
+        case = {"size": size, "zero": stage, "checkpointing": checkpointing, "routed": routed, "precision": precision}
+        if ranks.rank == 0:
+            with options.lines.open("a") as lines:
+                lines.write(json.dumps(case | {"ranks": ranks.world_size} | found) + "\n")
+        gc.collect()
+    disconnect()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Format the errors as Markdown: over all cases, the largest and the mean of their sizes."""
+    lines = ["| ranks | ZeRO | cases | model states | saved activations | peak |", "|---|---|---|---|---|---|"]
+    for ranks, stage in sorted({(row["ranks"], row["zero"]) for row in rows}):
+        own = [row for row in rows if (row["ranks"], row["zero"]) == (ranks, stage)]
+        parts = [[abs(row[f"{name}_error"]) for row in own] for name in ("states", "saved", "peak")]
+        shown = " | ".join(f"{statistics.mean(part):.2f} (at most {max(part):.2f})" for part in parts)
+        lines.append(f"| {ranks} | {stage} | {len(own)} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/planned_memory.json and docs/planning.md")
+    parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)  # of the ranks that this starts
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        return on_ranks(options)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "lines"
+        for count in options.ranks:
+            own = ["--data", options.data, "--lines", str(lines), "--sizes", *options.sizes]
+            own += ["--stages", *map(str, options.stages), "--precisions", *options.precisions]
+            start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__]
+            subprocess.run([sys.executable, *start, *own], check=True)
+        rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    result = {
+        "device": "CPU", "date": datetime.date.today().isoformat(),
+        "versions": {name: version(name) for name in ("torch", "deepspeed")}, "cases": rows,
+    }  # fmt: skip
+    print(table(rows))
+    out = options.out or ROOT / "docs" / "benchmarks" / "planned_memory.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.out is None:
+        PAGE.write_text(with_table(PAGE.read_text(), table(rows), MARK, PAGE))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What a rank holds at its worst moment."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trelm_ds.planning.parameters import Parameters
+from trelm_ds.planning.trace import Between, Trace
+from trelm_ds.planning.zero import MASTER, Held, Zero, gradients_held, held
+
+
+class Memory(NamedTuple):
+    """Bytes of a rank's device, by what they are for, when most is held.
+
+    Attributes:
+        weights, optimizer, tables: for good; tables: memory bank, vectors, and neurons off a compact path.
+        gradients: with what was accumulated.
+        buckets: for communication: reduced gradients, and under ZeRO 3 gathered weights.
+        activations: kept for the backward pass.
+        temporary: whatever else there is at the worst moment.
+        step: peak of the optimizer's step, after the passes.
+        host: on the CPU, with offloading.
+    """
+
+    weights: int
+    optimizer: int
+    tables: int
+    gradients: int
+    buckets: int
+    activations: int
+    temporary: int
+    step: int
+    host: int
+
+    @property
+    def states(self) -> int:
+        """Weights, optimizer states and gradients."""
+        return self.weights + self.optimizer + self.gradients
+
+    @property
+    def passes(self) -> int:
+        """Peak of the forward and backward passes."""
+        parts = self.weights, self.optimizer, self.tables, self.gradients, self.buckets, self.activations
+        return sum(parts) + self.temporary
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at a time."""
+        return max(self.passes, self.step)
+
+    def largest(self) -> str:
+        """Name what takes most, in a few words."""
+        parts = {name: value for name, value in self._asdict().items() if name not in ("step", "host")}
+        return max(parts, key=lambda name: parts[name])
+
+
+def memory_of(
+    parameters: Parameters,
+    zero: Zero,
+    ranks: int,
+    number: int,
+    trace: Trace | Between,
+    accumulates: bool,
+    tables: int = 0,
+    looked_up: int = 0,
+    at_once: bool = True,
+) -> Memory:
+    """Compute what a rank holds.
+
+    Args:
+        parameters: this rank's part of the model.
+        ranks: data-parallel ones.
+        number: bytes of an element in weights, gradients and activations.
+        trace: of its largest micro-batch.
+        accumulates: whether a step has more than one micro-batch.
+        tables: bytes of this rank's shards of memory bank, vectors and neurons.
+        looked_up: bytes of the rows that a step has looked up.
+        at_once: AdamW updates all weights of a group in one go, as on GPUs, which takes as much again as their masters.
+    """
+    states = held(parameters, zero, ranks, number, accumulates)
+    held_at = gradients_held(zero, states, accumulates)
+    peak = trace.peak(held_at) + looked_up
+    buckets = min(peak, states.buckets + states.gathered)
+    saved = min(trace.saved, peak - buckets)
+    return Memory(
+        weights=states.weights,
+        optimizer=states.optimizer,
+        tables=tables,
+        gradients=states.accumulated,
+        buckets=buckets,
+        activations=saved,
+        temporary=peak - buckets - saved,
+        step=states.weights + states.optimizer + tables + _step(parameters, zero, states, number, at_once),
+        host=states.host,
+    )
+
+
+def _step(parameters: Parameters, zero: Zero, states: Held, number: int, at_once: bool) -> int:
+    """Return what the optimizer's step holds beside weights and states: gradients in fp32, and its own numbers."""
+    if zero.offload:
+        return 0
+    own = states.gradients // number
+    largest = max((sum(one.elements for one in group) for group in parameters.groups if not group[0].lazy), default=0)
+    shared = largest * own // max(1, parameters.trained)
+    return MASTER * own + (MASTER * shared if at_once else 0)

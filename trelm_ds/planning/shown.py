@@ -1,0 +1,193 @@
+"""A plan as a table, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from trelm_ds.planning.choices import Choice
+from trelm_ds.planning.hardware import BANDWIDTH_SHARE, GB, GIB, MATMUL_SHARE
+from trelm_ds.planning.memory import Memory
+from trelm_ds.planning.plan import Plan, Planned
+
+_SHOWN = 12  # rows
+# Part of the memory, its name in tables, its colour in pictures.
+_PARTS = (
+    ("weights", "weights", "#4c72b0"),
+    ("optimizer", "optimizer", "#55a868"),
+    ("tables", "tables", "#8172b3"),
+    ("gradients", "gradients", "#c44e52"),
+    ("buckets", "buckets", "#937860"),
+    ("activations", "activations", "#dd8452"),
+    ("temporary", "temporary", "#8c8c8c"),
+)
+
+
+def best_of_each(plan: Plan) -> list[Planned]:
+    """Keep, of rows that differ in the size of micro-batches alone, the best one; in the plan's order."""
+    found: dict[Any, Planned] = {}
+    for row in plan.rows:
+        found.setdefault(row.choice._replace(micro_batch_tokens=0), row)
+    return list(found.values())
+
+
+def to_table(plan: Plan, configured: Choice, everything: bool = False) -> Group:
+    """Render a plan: what was reckoned with, what fits, why the others do not.
+
+    Args:
+        configured: the choice that the settings have, which is marked.
+        everything: list every row, not only the best ones.
+    """
+    rows = plan.rows if everything else best_of_each(plan)
+    fitting = [row for row in rows if not row.problem]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("ZeRO", "TP", "micro-batch", "x", "recompute", "tokens/s", "MFU", "step", "peak", "free", "weights"):
+        table.add_column(name, justify="right")
+    for name in ("optim.", "grad.", "buckets", "activ.", "other"):
+        table.add_column(name, justify="right")
+    listed = fitting if everything else fitting[:_SHOWN]
+    mine = next((row for row in plan.rows if row.choice == configured), None)
+    if mine is not None and mine.memory is not None and mine not in listed:
+        listed = [*listed, mine]
+    for row in listed:
+        style = "bold" if row.choice == configured else ("" if not row.problem else "dim")
+        table.add_row(*_cells(row, plan.machine.usable), style=style)
+    lines = [Text(line) for line in _about(plan)]
+    if not fitting:
+        lines.append(Text("Nothing fits.", style="bold"))
+    more = [Text(f"{len(fitting) - _SHOWN} more fit (--all lists them)")] if len(fitting) > len(listed) else []
+    mark = [Text("bold: as the settings have it" + (f", which {mine.problem}" if mine and mine.problem else ""))]
+    return Group(*lines, table, *more, *(mark if mine else []), *_problems(rows))
+
+
+def _cells(row: Planned, usable: int) -> list[str]:
+    choice, memory, time = row.choice, row.memory, row.time
+    assert memory is not None
+    assert time is not None
+    return [
+        f"{choice.stage}{' offload' if choice.offload else ''}",
+        str(choice.tensor),
+        f"{choice.micro_batch_tokens:,}",
+        str(row.micro_batches),
+        "yes" if choice.checkpointing else "",
+        f"{row.tokens_per_s:,.0f}",
+        f"{row.mfu:.0%}",
+        f"{time.total:.3g} s",
+        f"{memory.peak / GIB:.2f}",
+        f"{(usable - memory.peak) / GIB:.2f}",
+        *(
+            f"{value / GIB:.2f}"
+            for value in (
+                memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations,
+                memory.temporary + memory.tables,
+            )
+        ),
+    ]  # fmt: skip
+
+
+def _about(plan: Plan) -> list[str]:
+    machine = plan.machine
+    device = machine.device
+    many = f"{machine.nodes} x {machine.per_node} {device.name}"
+    usable = f"{device.memory / GIB:.0f} GiB each, of which tensors get {machine.usable / GIB:.1f}"
+    speeds = ", ".join(f"{value / 1e12:,.4g} TFLOP/s {precision}" for precision, value in device.flops.items())
+    links = f"{device.node_link / GB:,.0f} GB/s to GPUs of the node, {device.network / GB:,.0f} to other nodes"
+    return [
+        f"{many}: {usable}; a step has {plan.step_tokens:,.0f} tokens of text",
+        f"reckoned with {MATMUL_SHARE:.0%} of {speeds}, {BANDWIDTH_SHARE:.0%} of {device.bandwidth / GB:,.0f} GB/s, "
+        f"{links}; GiB per GPU below",
+        *plan.notes,
+    ]
+
+
+def _problems(rows: list[Planned]) -> list[Text]:
+    """Say what does not fit and why, briefly: one line for each reason, with how many it keeps out."""
+    counted: Counter[str] = Counter()
+    examples: dict[str, Planned] = {}
+    for row in rows:
+        if row.problem:
+            reason = "not enough memory" if row.memory is not None else row.problem
+            counted[reason] += 1
+            examples.setdefault(reason, row)
+    lines = [Text("what does not fit:")] if counted else []
+    for reason, number in counted.most_common():
+        example = examples[reason]
+        detail = f"; {example.choice.name} {example.problem}" if example.memory is not None else ""
+        lines.append(Text(f"  {number} choices: {reason}{detail}"))
+    return lines
+
+
+def print_table(shown: Group) -> None:
+    """Print a table, on its whole width where no terminal folds it."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(shown)
+
+
+def to_plain(plan: Plan) -> dict[str, Any]:
+    """Convert a plan to what JSON holds: bytes, seconds."""
+    machine = plan.machine
+    return {
+        "machine": {
+            "nodes": machine.nodes, "gpus_per_node": machine.per_node, "usable_bytes": machine.usable,
+            **machine.device._asdict(),
+        },
+        "assumed": {"matmul_share": MATMUL_SHARE, "bandwidth_share": BANDWIDTH_SHARE, "notes": plan.notes},
+        "step_tokens": plan.step_tokens,
+        "choices": [row_to_plain(row) for row in plan.rows],
+    }  # fmt: skip
+
+
+def row_to_plain(row: Planned) -> dict[str, Any]:
+    """Convert one choice."""
+    found: dict[str, Any] = {"name": row.choice.name, **row.choice._asdict(), "problem": row.problem}
+    if row.memory is None or row.time is None:
+        return found
+    memory = {**row.memory._asdict(), "peak": row.memory.peak}
+    return found | {
+        "memory_bytes": memory,
+        "micro_batches": row.micro_batches,
+        "seconds": {**row.time._asdict(), "total": row.time.total},
+        "tokens_per_s": row.tokens_per_s,
+        "mfu": row.mfu,
+        "bytes_per_step": row.traffic,
+    }
+
+
+def plot(plan: Plan, out: Path) -> None:
+    """Draw the memory of a GPU as stacked bars, a bar for the best of each kind, beside what there is."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in best_of_each(plan) if row.memory is not None][: 2 * _SHOWN]
+    figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = [row.choice.name for row in rows]
+    left = [0.0] * len(rows)
+    for part, label, colour in _PARTS:
+        widths = [getattr(_memory(row), part) / GIB for row in rows]
+        axes.barh(names, widths, left=left, color=colour, label=label)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, row in enumerate(rows):
+        note = f" {row.tokens_per_s:,.0f} tokens/s" if not row.problem else " does not fit"
+        axes.text(left[place], place, note, va="center", fontsize=7)
+    machine = plan.machine
+    axes.axvline(machine.usable / GIB, color="black", linestyle="--", linewidth=1)
+    limit = max(1.25 * machine.usable / GIB, 0.1)
+    axes.set_xlim(0, min(max([limit, *(1.2 * value for value in left)]), 2 * limit))
+    axes.set_title(f"GiB of each {machine.device.name}, {machine.nodes} x {machine.per_node}; dashed: what there is")
+    axes.margins(y=0.02)
+    axes.invert_yaxis()
+    axes.legend(ncols=len(_PARTS), fontsize=7, loc="upper center", bbox_to_anchor=(0.4, -0.05))
+    figure.savefig(out, dpi=120)
+
+
+def _memory(row: Planned) -> Memory:
+    assert row.memory is not None
+    return row.memory
