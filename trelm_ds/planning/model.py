@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -63,7 +64,9 @@ def planned_model(config: Config, sizes: EncoderConfig, data: RunData | None, de
     """
     model = MaskedLanguageModel(sizes, activation_checkpointing=config.model.activation_checkpointing)
     if degree > 1:
-        make_tensor_parallel(model, dist.new_group(list(range(degree))))
+        with warnings.catch_warnings():  # of megatron-core's optimizers, and of a setting of real GPUs
+            warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+            make_tensor_parallel(model, dist.new_group(list(range(degree))))
     if data is not None:
         for name, objective in data.objectives.items():
             model.objectives[name] = objective.module(config, sizes, data.prepared)

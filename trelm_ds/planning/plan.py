@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -96,6 +98,9 @@ class Planner:
 
     Args:
         data: its dataset; None to assume sequences as long as the model reads them.
+
+    Raises:
+        UserError: without a dataset nothing can be planned with these settings.
     """
 
     def __init__(self, config: Config, machine: Machine, data: RunData | None) -> None:
@@ -109,6 +114,20 @@ class Planner:
         self.sizes_of_micro_batches = sizes_of_micro_batches(
             config.trainer.micro_batch_tokens, self._least(), self.step_tokens / machine.world_size
         )
+        self._sample(self.sizes_of_micro_batches[0])  # what no choice can be planned with is told at once
+
+    def on(self, machine: Machine) -> Planner:
+        """Return a planner of the same run elsewhere, on a device of the same kind: it traces nothing anew."""
+        other = copy.copy(self)
+        other.machine = machine
+        return other
+
+    def with_batch(self, sequences: int) -> Planner:
+        """Return a planner of the same run with another global batch size; it traces nothing anew."""
+        other = copy.copy(self)
+        other.config = replace(self.config, trainer=replace(self.config.trainer, global_batch_size=sequences))
+        other.step_tokens = self.step_tokens * sequences / self.config.trainer.global_batch_size
+        return other
 
     @property
     def configured(self) -> Choice:

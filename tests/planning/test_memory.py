@@ -1,0 +1,92 @@
+"""The planner's closed form against what ranks of real runs hold."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import run_distributed_test
+from tests.forked import ROOT
+from trelm_ds.distributed import connect, disconnect
+from trelm_ds.planning.memory import memory_of
+from trelm_ds.planning.parameters import Parameter, Parameters
+from trelm_ds.planning.trace import Trace
+from trelm_ds.planning.zero import Zero, held
+
+sys.path.insert(0, str(ROOT / "tools" / "bench"))
+
+from planned_memory import measure, settings
+
+PARAMETERS = Parameters(
+    (Parameter("a", 1001, 0), Parameter("b", 500, 0), Parameter("c", 2000, 1, lazy=True), Parameter("d", 7, None)), 11
+)
+
+
+def measured(cases: list[tuple[int, bool, bool]], dataset: Path, folder: Path) -> list[dict[str, Any]]:
+    ranks, found = connect(), []
+    try:
+        for stage, checkpointing, routed in cases:
+            own = folder / f"{ranks.rank}-{stage}-{checkpointing}-{routed}"
+            own.mkdir()
+            config = settings("narrow", stage, checkpointing, routed, "fp32", own)
+            found.append(measure(config, str(dataset), ranks))
+    finally:
+        disconnect()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_hold_what_is_planned(stage: int, tiny_dataset: Path, tmp_path: Path) -> None:
+    for ranks in run_distributed_test(measured, 2, [(stage, stage == 2, stage == 3)], tiny_dataset, tmp_path):
+        for case in ranks:
+            assert abs(case["states_error"]) < 2, case
+            assert case["saved"] == case["saved_planned"] > 0
+            assert abs(case["peak_error"]) < 5, case
+
+
+def test_shares_of_each_stage() -> None:
+    """16 bytes an element, of which ZeRO shares out ever more; a count of updates beside lazy AdamW's."""
+    trained, lazy = 3501, 2000
+    whole = held(PARAMETERS, Zero(0), 4, 2, accumulates=False)
+    assert whole.weights == 2 * (trained + 7) + 2 * 11
+    assert whole.optimizer == 12 * trained + 2 * lazy
+    assert whole.gradients == 2 * trained
+    own = 2 * -(-1501 // 8) + 500  # of two groups, each padded to a multiple of twice the ranks
+    for stage in (1, 2):
+        shared = held(PARAMETERS, Zero(stage, reduce_bucket=100), 4, 2, accumulates=True)
+        assert shared.optimizer == 12 * own + 2 * 500
+        assert shared.accumulated == 2 * (trained if stage == 1 else own)
+        assert shared.buckets == 200
+        assert shared.weights == 2 * (4 * own + 7 + 11)
+    every = held(PARAMETERS, Zero(3, reduce_bucket=100, persistent=10), 4, 2, accumulates=True)
+    parts = 251 + 125 + 500 + 2  # each parameter cut by itself
+    assert every.weights == 2 * (parts + 7 + 11)
+    assert every.gathered == 2 * trained
+    assert held(PARAMETERS, Zero(0), 1, 4, accumulates=False).optimizer == 8 * trained + 2 * lazy  # no other masters
+
+
+def test_offloading_moves_states_to_the_host() -> None:
+    here, there = (held(PARAMETERS, Zero(2, offload), 2, 2, accumulates=True) for offload in (False, True))
+    assert there.optimizer == there.gradients == 0
+    assert there.host >= here.optimizer
+    assert there.weights == here.weights
+
+
+def test_the_worst_moment_is_found() -> None:
+    import numpy as np
+
+    live, gradients = np.array([100, 900, 500, 10]), np.array([0, 0, 300, 7002])
+    passes = Trace(800, live, gradients, np.zeros(1), np.zeros(1))
+    one = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=False, at_once=False)
+    assert one.passes == one.weights + one.optimizer + 7012  # all gradients, at the end
+    several = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=True, at_once=False)
+    assert several.passes == several.weights + several.optimizer + 7002 + 900  # they are there from the start
+    assert several.states == several.weights + several.optimizer + 7002
+    for memory in (one, several):
+        parts = memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations, memory.temporary
+        assert sum(parts) == memory.passes <= memory.peak
+        assert memory.largest() == "optimizer"
