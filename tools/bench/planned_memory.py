@@ -199,6 +199,7 @@ def measure(config: Config, data: str, ranks: Ranks) -> dict[str, Any]:
             for table in (getattr(part, "vectors", None), getattr(part, "bank", None))
             if table is not None
         )
+        estimated = deepspeed_estimate(trainer.engine.module, zero.stage, ranks.world_size)
         trainer.held.close()
         trainer.engine.destroy()
     planned, saved = plan(config, zero, data, watched.samples, ranks, tables)
@@ -206,6 +207,7 @@ def measure(config: Config, data: str, ranks: Ranks) -> dict[str, Any]:
         "states": watched.states, "states_planned": planned.states + planned.tables,
         "saved": watched.saved, "saved_planned": sum(saved),
         "peak": watched.peak, "peak_planned": planned.passes,
+        "states_deepspeed": estimated,
     }  # fmt: skip
     return found | {
         f"{name}_error": round(error(found[f"{name}_planned"], found[name]), 3) for name in ("states", "saved", "peak")
@@ -267,14 +269,47 @@ def on_ranks(options: argparse.Namespace) -> None:
     disconnect()
 
 
+def deepspeed_estimate(model: torch.nn.Module, stage: int, ranks: int) -> int | None:
+    """Ask DeepSpeed's own estimator for the model states of a rank in bytes; None for stages that it does not know."""
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as of_stage_3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as of_stage_2
+
+    def elements(module: torch.nn.Module, recurse: bool) -> int:
+        return sum(getattr(one, "ds_numel", one.numel()) for one in module.parameters(recurse))
+
+    total, largest = elements(model, True), max(elements(module, False) for module in model.modules())
+    if stage == 2:
+        return int(of_stage_2(total, ranks, 1, cpu_offload=False)[1])
+    if stage == 3:
+        return int(of_stage_3(total, largest, ranks, 1, cpu_offload=False, cpu_offload_params=False)[1])
+    return None
+
+
+def estimators_table(rows: list[dict[str, Any]]) -> str:
+    """Format what DeepSpeed's estimators say of the dense cases in bf16, whose states alone they know."""
+    lines = [
+        "| ranks | ZeRO | size | states held, MB | `trelm plan` | DeepSpeed's estimator | peak held, MB | its share |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for row in rows:
+        if row["precision"] == "bf16" and not row["routed"] and not row["checkpointing"] and row["states_deepspeed"]:
+            theirs = error(row["states_deepspeed"], row["states"])
+            lines.append(
+                f"| {row['ranks']} | {row['zero']} | {row['size']} | {row['states'] / 1e6:.2f} | "
+                f"{row['states_error']:+.1f}% | {theirs:+.1f}% | {row['peak'] / 1e6:.2f} | "
+                f"{row['states_deepspeed'] / row['peak']:.0%} |"
+            )
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the errors as Markdown: over all cases, the largest and the mean of their sizes."""
-    lines = ["| ranks | ZeRO | cases | model states | saved activations | peak |", "|---|---|---|---|---|---|"]
-    for ranks, stage in sorted({(row["ranks"], row["zero"]) for row in rows}):
-        own = [row for row in rows if (row["ranks"], row["zero"]) == (ranks, stage)]
+    lines = ["| precision | ranks | ZeRO | cases | model states | saved activations | peak |", "|---" * 7 + "|"]
+    for kind in sorted({(row["precision"], row["ranks"], row["zero"]) for row in rows}, reverse=True):
+        own = [row for row in rows if (row["precision"], row["ranks"], row["zero"]) == kind]
         parts = [[abs(row[f"{name}_error"]) for row in own] for name in ("states", "saved", "peak")]
         shown = " | ".join(f"{statistics.mean(part):.2f} (at most {max(part):.2f})" for part in parts)
-        lines.append(f"| {ranks} | {stage} | {len(own)} | {shown} |")
+        lines.append(f"| {' | '.join(map(str, kind))} | {len(own)} | {shown} |")
     return "\n".join(lines)
 
 
@@ -306,7 +341,8 @@ def main() -> None:
     out = options.out or ROOT / "docs" / "benchmarks" / "planned_memory.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     if options.out is None:
-        PAGE.write_text(with_table(PAGE.read_text(), table(rows), MARK, PAGE))
+        text = f"{table(rows)}\n\nThe same models by DeepSpeed's own estimators:\n\n{estimators_table(rows)}"
+        PAGE.write_text(with_table(PAGE.read_text(), text, MARK, PAGE))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,7 @@ def table(curves: dict[str, list[dict[str, Any]]]) -> str:
         if name.endswith("weak")
         for point in points
     )
-    return "\n".join(
-        [*lines, "", f"Where the batch grows with the GPUs it stays at {least:.0%} or more in all of them."]
-    )
+    return "\n".join([*lines, "", f"Where the batch grows with the GPUs, all stay above {math.floor(99.9 * least)}%."])
 
 
 def plot(curves: dict[str, list[dict[str, Any]]], out: Path) -> None:
