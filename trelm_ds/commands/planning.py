@@ -52,7 +52,7 @@ def _plan(config: Config, given: Any) -> int:
     machine = Machine(device_of(given.gpu), given.nodes, given.gpus_per_node)
     data = None if given.data is None else open_for_planning(config, given.data)
     planner = Planner(config, machine, data)
-    with ProgressBar("plan", None) as bar:
+    with ProgressBar("plan", len(planner.choices)) as bar:
         plan = planner.plan(bar.advance)
     _print(plan, planner.configured, given)
     if plot_file is not None:

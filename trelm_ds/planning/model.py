@@ -64,9 +64,7 @@ def planned_model(config: Config, sizes: EncoderConfig, data: RunData | None, de
     """
     model = MaskedLanguageModel(sizes, activation_checkpointing=config.model.activation_checkpointing)
     if degree > 1:
-        with warnings.catch_warnings():  # of megatron-core's optimizers, and of a setting of real GPUs
-            warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
-            make_tensor_parallel(model, dist.new_group(list(range(degree))))
+        make_tensor_parallel(model, dist.new_group(list(range(degree))))
     if data is not None:
         for name, objective in data.objectives.items():
             model.objectives[name] = objective.module(config, sizes, data.prepared)
@@ -105,7 +103,7 @@ def traced(
     Raises:
         UserError: as `planned_model`.
     """
-    with imaginary_ranks(degree), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with imaginary_ranks(degree), _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with _default_dtype(DTYPES[config.trainer.precision]):
             model = planned_model(config, sizes, data, degree).train()
         batch: Batch = map_tensors(sample.batch, mode.from_tensor)
@@ -113,6 +111,14 @@ def traced(
         with as_on_gpu() if on_gpu else contextlib.nullcontext():
             found = trace(model, batch, tables, attended=sample.attended)
         return found, Parameters.of(model, config.routes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what megatron-core warns of: optimizers that are not used, and a setting of real GPUs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+        yield
 
 
 @contextlib.contextmanager

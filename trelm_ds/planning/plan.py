@@ -139,10 +139,15 @@ class Planner:
             zero.stage, zero.offload, config.model.tensor_parallel, tokens, config.model.activation_checkpointing
         )
 
+    @property
+    def choices(self) -> list[Choice]:
+        """All that a plan compares."""
+        return list(choices(self.sizes_of_micro_batches, self.machine.per_node))
+
     def plan(self, progress: Callable[[], None] = lambda: None) -> Plan:
         """Plan every choice; `progress` is called after each."""
         rows = []
-        for choice in choices(self.sizes_of_micro_batches, self.machine.per_node):
+        for choice in self.choices:
             rows.append(self.planned(choice))
             progress()
         rows.sort(key=_preference)
