@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,13 +140,22 @@ def test_a_dataset_gives_lengths_tables_and_knowledge(tiny_dataset: Path) -> Non
 
 def test_the_choice_that_the_settings_have(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
-    file.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+    content = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": "auto"}
+    file.write_text(json.dumps({"zero_optimization": content}))
     mine = settings(activation_checkpointing=True)
     mine = replace(mine, trainer=replace(mine.trainer, ds_config=str(file)))
     planner = Planner(mine, Machine(device_of("h100"), 1, 2), None)
     assert planner.configured == Choice(2, True, 1, 4096, True)
     assert planner.configured.name == "zero2-offload-4096-recomputed"
     assert planner.configured.applied(settings()).model == mine.model
+    assert planner.ds_config(planner.configured)["zero_optimization"] == content  # the user's own file
+    assert planner.ds_config(planner.configured._replace(stage=3))["zero_optimization"]["stage"] == 3
+    file.write_text(json.dumps({"zero_optimization": content | {"reduce_bucket_size": 10**9}}))
+    larger = Planner(mine, Machine(device_of("h100"), 1, 2), None)
+    own, others = (one.planned(one.configured).memory for one in (planner, larger))
+    assert own is not None
+    assert others is not None
+    assert others.buckets > own.buckets
 
 
 def test_sizes_of_micro_batches() -> None:

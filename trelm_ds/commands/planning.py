@@ -63,7 +63,7 @@ def _plan(config: Config, given: Any) -> int:
         return 1
     if settings_file is not None:
         about = f"planned for {machine.nodes} x {machine.per_node} {machine.device.name}: {plan.best.choice.name}"
-        written = write_choice(plan.best.choice, settings_file, about)
+        written = write_choice(plan.best.choice, planner.ds_config(plan.best.choice), settings_file, about)
         if not given.json:
             print(f"settings: {written[0]}, with {written[1]}; use them: trelm pretrain ... --config {written[0]}")
     return 0

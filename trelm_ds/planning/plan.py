@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from trelm_ds.config import Config
+from trelm_ds.engine import resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.knowledge.tables import MemoryBank, TableGroup, VectorTable
@@ -100,12 +101,13 @@ class Planner:
         data: its dataset; None to assume sequences as long as the model reads them.
 
     Raises:
-        UserError: without a dataset nothing can be planned with these settings.
+        UserError: without a dataset nothing can be planned with these settings, or their DeepSpeed file is wrong.
     """
 
     def __init__(self, config: Config, machine: Machine, data: RunData | None) -> None:
         self.config, self.machine, self.data = config, machine, data
         self.sizes = _sizes(config, data)
+        self._own_zero = Zero.of(resolve_ds_config(config, 1))
         self.number = DTYPES[config.trainer.precision].itemsize
         self._traces: dict[tuple[int, bool, int], tuple[Trace, Parameters]] = {}
         self._samples: dict[int, Sample] = {}
@@ -132,12 +134,21 @@ class Planner:
     @property
     def configured(self) -> Choice:
         """The choice that the settings have."""
-        config = self.config
-        zero = Zero.of(read_json(find_ds_config(config.trainer.ds_config)))
+        config, zero = self.config, self._own_zero
         tokens = max(config.trainer.micro_batch_tokens, self._least())
         return Choice(
             zero.stage, zero.offload, config.model.tensor_parallel, tokens, config.model.activation_checkpointing
         )
+
+    def ds_config(self, choice: Choice) -> dict[str, Any]:
+        """Return the DeepSpeed file of a choice: the settings' own where it is of that stage, else a shipped one."""
+        if self._is_own(choice):
+            content: dict[str, Any] = read_json(find_ds_config(self.config.trainer.ds_config))
+            return content
+        return choice.ds_config()
+
+    def _is_own(self, choice: Choice) -> bool:
+        return (choice.stage, choice.offload) == (self._own_zero.stage, self._own_zero.offload)
 
     @property
     def choices(self) -> list[Choice]:
@@ -194,7 +205,7 @@ class Planner:
 
     def _computed(self, choice: Choice, layout: Layout) -> Planned:
         config, machine = choice.applied(self.config), self.machine
-        zero = Zero.of(choice.ds_config())
+        zero = self._own_zero if self._is_own(choice) else Zero.of(choice.ds_config())
         passes, sample = self._passes(choice)
         _, parameters = self._trace(choice, self._sample(self.sizes_of_micro_batches[0]))
         own_tokens = self.step_tokens / layout.data
