@@ -112,7 +112,7 @@ class StepDataset(Dataset[Step | UserError]):
         self.reader, self.order, self.substitution = reader, order, substitution
         self.annotator, self._masker = annotator, masker
         self._global, self._rank, self._world = global_batch_size, rank, world_size
-        self._budget = self._tokens_of_text(micro_batch_tokens)
+        self._budget = self.tokens_of_text(micro_batch_tokens)
 
     def packed_to(self, micro_batch_tokens: int) -> StepDataset:
         """Return the same data in micro-batches of another size.
@@ -121,7 +121,7 @@ class StepDataset(Dataset[Step | UserError]):
             UserError: the dataset's longest sequence does not fit into one.
         """
         other = copy.copy(self)
-        other._budget = self._tokens_of_text(micro_batch_tokens)
+        other._budget = self.tokens_of_text(micro_batch_tokens)
         return other
 
     @property
@@ -134,7 +134,12 @@ class StepDataset(Dataset[Step | UserError]):
         """Tokens of other documents for each token of text, on average."""
         return sum(collator.token_share for collator in self._collators)
 
-    def _tokens_of_text(self, micro_batch_tokens: int) -> int:
+    def tokens_of_text(self, micro_batch_tokens: int) -> int:
+        """Return how many tokens of sequences micro-batches of a size have at most.
+
+        Raises:
+            UserError: the dataset's longest sequence does not fit into one.
+        """
         share = self._share
         budget = int(micro_batch_tokens / (1 + share))
         if budget < self.reader.manifest.max_length:

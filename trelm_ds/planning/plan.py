@@ -206,25 +206,24 @@ class Planner:
     def _computed(self, choice: Choice, layout: Layout) -> Planned:
         config, machine = choice.applied(self.config), self.machine
         zero = self._own_zero if self._is_own(choice) else Zero.of(choice.ds_config())
-        passes, sample = self._passes(choice)
-        _, parameters = self._trace(choice, self._sample(self.sizes_of_micro_batches[0]))
-        own_tokens = self.step_tokens / layout.data
-        at_most = sample.tokens
+        low, high = self._traced_samples()
+        _, parameters = self._trace(choice, low)
+        own_tokens, at_most = self.step_tokens / layout.data, self._tokens_of_text(choice.micro_batch_tokens)
         micro_batches = max(1, -(-int(own_tokens) // at_most))
         memory = memory_of(
             parameters=parameters,
             zero=zero,
             ranks=layout.data,
             number=self.number,
-            trace=passes,
+            trace=self._at(choice, at_most),
             accumulates=micro_batches > 1,
             tables=self._tables(layout.data),
-            looked_up=round(4 * self.sizes.hidden_size * sample.looked_up * own_tokens),
+            looked_up=round(4 * self.sizes.hidden_size * high.looked_up * own_tokens),
             at_once=machine.device.name != CPU,
         )
         filled = self._at(choice, own_tokens / micro_batches)
         seconds = micro_batches * filled.seconds(machine.device.attained, config.trainer.precision)
-        traffic = self._traffic(choice, layout, zero, parameters, sample, own_tokens, micro_batches)
+        traffic = self._traffic(choice, layout, zero, parameters, high, own_tokens, micro_batches)
         time = step_time(
             parameters, zero, layout, machine.device.attained, self.number, seconds,
             sum(traffic.get("tensor", {}).values()), traffic.get("data", {}),
@@ -237,7 +236,7 @@ class Planner:
             micro_batches=micro_batches,
             time=time,
             tokens_per_s=speed,
-            mfu=self._mfu(speed, sample),
+            mfu=self._mfu(speed, high),
             traffic=traffic,
         )
 
@@ -270,20 +269,25 @@ class Planner:
             found["tensor"] = {"all-reduce": of_tensor_group(self.sizes, self.number, [batch] * micro_batches)}
         return found
 
-    def _passes(self, choice: Choice) -> tuple[Trace | Between, Sample]:
-        """Return what the largest micro-batch of a choice holds, and what micro-batches of that size are like."""
-        sample = self._sample(choice.micro_batch_tokens)
-        return self._at(choice, sample.tokens), sample
-
     def _at(self, choice: Choice, tokens: float) -> Between:
         """Return what a micro-batch of so many tokens of text holds and takes.
 
         Everything is linear in tokens but the place of the peak, between which it lies below the line: so what is
         planned is rather too much than too little.
         """
-        low, high = (self._sample(size) for size in (self.sizes_of_micro_batches[0], self._largest_traced))
+        low, high = self._traced_samples()
         share = (tokens - low.tokens) / (high.tokens - low.tokens) if high.tokens > low.tokens else 0.0
         return Between(self._trace(choice, low)[0], self._trace(choice, high)[0], share)
+
+    def _tokens_of_text(self, micro_batch_tokens: int) -> int:
+        """Return how many tokens of sequences micro-batches of a size have at most."""
+        if self.data is not None:
+            return self.data.steps.tokens_of_text(micro_batch_tokens)
+        return made_up_sample(self.config, micro_batch_tokens, self.sizes.hidden_size).tokens
+
+    def _traced_samples(self) -> tuple[Sample, Sample]:
+        """Return the smallest and the largest micro-batch that are traced."""
+        return self._sample(self.sizes_of_micro_batches[0]), self._sample(self._largest_traced)
 
     def _trace(self, choice: Choice, sample: Sample) -> tuple[Trace, Parameters]:
         key = (choice.tensor, choice.checkpointing, sample.tokens)
