@@ -31,7 +31,8 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:
     pairs = ["--optimizer.betas", "[0.8,0.9]", "--masking.probability", "[0.3, 0.15]"]
-    config = read(*pairs, "--tracking.run_name", "x: y", "--masking.whole_word", "false")
+    texts = ["--tracking.run_name", "x: y", "--trainer.profile_steps", "10:13"]
+    config = read(*pairs, *texts, "--masking.whole_word", "false")
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert read("--config", str(tmp_path / "again.yaml")) == config
     assert flatten(config)["optimizer.betas"] == (0.8, 0.9)
@@ -125,6 +126,10 @@ def test_dkplm_is_its_own_objective_at_every_size() -> None:
         ),
         ("trainr:\n  max_steps: 4\n", "run.yaml:1: unknown setting 'trainr'; did you mean 'trainer'"),
         ("trainer:\n  max_steps: many\n", "run.yaml:2: trainer.max_steps: expected int, got 'many'"),
+        (  # which YAML reads as a number in base 60
+            "trainer:\n  profile_steps: 10:13\n",
+            "run.yaml:2: trainer.profile_steps: expected str or null, got '613'; put it in quotes",
+        ),
         ("trainer:\n  max_steps: null\n", "run.yaml:2: trainer.max_steps: needs a value, got null"),
         ("", "run.yaml:1: expected settings such as 'trainer:', found nothing"),
         ("? [a, b]\n: 3\n", "run.yaml:1: unknown setting"),
@@ -179,6 +184,17 @@ def test_a_mistake_in_the_file_is_named_by_line(tmp_path: Path, yaml: str, messa
         (["--trainer.eval_every", "25"], "--trainer.eval_every: must be a multiple of log_every 10, got 25"),
         (["--trainer.eval_every", "-10"], "--trainer.eval_every: must not be negative, got -10"),
         (["--trainer.eval_sequences", "0"], "--trainer.eval_sequences: must be greater than 0, got 0"),
+        (["--trainer.profile_steps", "10"], "--trainer.profile_steps: must be two numbers of steps such as 10:13, got"),
+        (["--trainer.profile_steps", "1:-3"], "--trainer.profile_steps: must be two numbers of steps such as 10:13"),
+        (
+            ["--trainer.profile_steps", "0:3"],
+            "--trainer.profile_steps: must be a:b with 1 <= a < b, for steps a to b -",
+        ),
+        (["--trainer.profile_steps", "3:3"], "--trainer.profile_steps: must be a:b with 1 <= a < b"),
+        (
+            ["--trainer.max_steps", "2000", "--trainer.profile_steps", "1999:2002"],
+            "--trainer.profile_steps: must end with trainer.max_steps 2000, at most a:2001, got 1999:2002",
+        ),
         (["--trainer.keep_checkpoints", "1"], "--trainer.keep_checkpoints: must be at least 2"),
         (["--guards.spike_window", "100000000000000000000"], "--guards.spike_window: must be at most 1000000"),
         (["--guards.hang_minutes", "1e300"], "--guards.hang_minutes: must be at most 1000000"),

@@ -297,6 +297,9 @@ class TrainerConfig:
     0: never"""
     eval_sequences: int = 1024
     """sequences of that text, always the same ones; all where it has fewer"""
+    profile_steps: str | None = None
+    """steps to record with torch's profiler, in RUN/profile and MLflow: 10:13 records 10, 11 and 12, counted from 1; in
+    a file put it in quotes (docs/speed.md)"""
     checkpoint_every: int = 1000
     """steps between checkpoints; one is always written at the end and when the run is stopped"""
     max_minutes: float | None = None

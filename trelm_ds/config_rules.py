@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from trelm_ds.config import Config, flatten
@@ -133,6 +134,34 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _decay_problems(config)
     if trainer.log_every > 0 and trainer.eval_every % trainer.log_every:
         yield "trainer.eval_every", f"must be a multiple of log_every {trainer.log_every}, got {trainer.eval_every}"
+    yield from _profile_problems(config)
+
+
+def profiled_steps(window: str) -> range:
+    """Read `trainer.profile_steps`, a:b: steps a to b - 1.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    found = re.fullmatch("([0-9]{1,12}):([0-9]{1,12})", window)
+    if found is None:
+        raise ValueError(f"'{window}' is not a:b")
+    return range(int(found[1]), int(found[2]))
+
+
+def _profile_problems(config: Config) -> Iterator[tuple[str, str]]:
+    window, last = config.trainer.profile_steps, config.trainer.max_steps
+    if window is None:
+        return
+    try:
+        steps = profiled_steps(window)
+    except ValueError:
+        yield "trainer.profile_steps", f"must be two numbers of steps such as 10:13, got '{window}'"
+        return
+    if not 1 <= steps.start < steps.stop:
+        yield "trainer.profile_steps", f"must be a:b with 1 <= a < b, for steps a to b - 1, got {window}"
+    elif steps[-1] > last:
+        yield "trainer.profile_steps", f"must end with trainer.max_steps {last}, at most a:{last + 1}, got {window}"
 
 
 def _tensor_parallel_problems(config: Config) -> Iterator[tuple[str, str]]:

@@ -116,6 +116,8 @@ def _one_line(message: str, places: Places) -> str:
     union = r".*Union subtypes Subtypes: \[(?:<class ')?(\w+)[^\]]*.*Given value: (.*)"
     other = "null" if "NoneType" in text else "a pair such as [0.3, 0.15]"
     text = re.sub(union, rf"expected \1 or {other}, got '\2'", text)
+    if match and text.startswith("expected str"):  # YAML has read a number or the like
+        text += "; put it in quotes"
     if match and text.startswith("expected tuple"):
         default = flatten(Config()).get(match.group(1)) or (0.25, 0.75)
         text += f"; write it as [{default[0]}, {default[1]}]"

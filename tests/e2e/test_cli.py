@@ -175,6 +175,36 @@ def test_an_interrupted_run_continues_where_it_was(tiny_dataset: Path, settings:
 
 
 @pytest.mark.slow
+def test_a_profile_of_two_ranks_survives_a_kill_and_a_restart(
+    tiny_dataset: Path, settings: Path, tmp_path: Path
+) -> None:
+    """Nothing of it is there after a kill within the window, and once in MLflow although it was recorded twice."""
+    from mlflow import MlflowClient
+
+    run = tmp_path / "run"
+    common = ("pretrain", "--config", settings, "--data", tiny_dataset, "--out", run, "--trainer.profile_steps", "6:8")
+    assert trelm(*common, TRELM_KILL_AT="step-updated:7").returncode != 0
+    assert json.loads((run / "checkpoints" / "latest.json").read_text())["step"] == 4
+    assert not (run / "profile").exists()
+    for _ in range(2):
+        trained = forked_ranks(2, *common)
+        assert trained.returncode == 0, trained.stderr
+        assert "at step 4" in trained.stderr
+        assert f"profile: steps 6 to 7 are in {run}/profile/rank-0.steps-6-8.json.gz, and likewise" in trained.stderr
+        assert " tokens/s, " in trained.stderr
+        assert " per device" in trained.stderr
+        shutil.rmtree(run / "checkpoints" / "step-00000008")
+    names = [f"profile/rank-{rank}.steps-6-8.json.gz" for rank in (0, 1)]
+    assert sorted(str(path.relative_to(run)) for path in (run / "profile").iterdir()) == names
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("trelm").experiment_id])
+    assert [item.path for item in client.list_artifacts(tracked.info.run_id, "profile")] == names
+    for name in ("tokens_per_s_per_device", "tflops_per_device", "data_wait_share", "peak_resident_gb"):
+        points = client.get_metric_history(tracked.info.run_id, name)
+        assert [point.step for point in points] == [2, 4, 6, 8], name
+
+
+@pytest.mark.slow
 def test_a_run_whose_mlflow_server_is_down_trains_and_is_sent_later(
     tiny_dataset: Path, settings: Path, tmp_path: Path
 ) -> None:

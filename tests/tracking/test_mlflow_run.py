@@ -294,6 +294,24 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(
     assert found.info.status == "FINISHED"
 
 
+def test_files_of_a_folder_lie_in_it_there_too_and_once(run: Path, store: Path) -> None:
+    """A restart logs them again, with what they hold by then."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{store}"
+    (run / "profile").mkdir()
+    for content in ("before", "after"):
+        (run / "profile" / "rank-0.json.gz").write_text(content)
+        tracker = tracked(run, uri)
+        tracker.log_file("profile/rank-0.json.gz")
+        tracker.end("FINISHED")
+    (found,) = runs_of(uri)
+    client = MlflowClient(uri)
+    assert [item.path for item in client.list_artifacts(found.info.run_id)] == ["profile"]
+    (item,) = client.list_artifacts(found.info.run_id, "profile")
+    assert (item.path, item.file_size) == ("profile/rank-0.json.gz", len("after"))
+
+
 def test_nobody_sends_while_the_run_is_training(run: Path) -> None:
     from trelm_ds.files import lock
 

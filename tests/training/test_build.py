@@ -124,13 +124,14 @@ def test_a_component_that_overrides_nothing_does_nothing(tmp_path: Path) -> None
         part.load(tmp_path, CheckpointInfo(1, 1, 1, {}, {})),
         part.begin(),
         part.refresh(),
+        part.before_read(0),
         part.before_step(Step.empty(), 0),
         part.after_micro_batch(batch, output),
         part.log(1, {"loss": 1.0}),
         part.end(1, 0, failed=True),
         part.capture(),
     ]
-    assert called == [None] * 9
+    assert called == [None] * 10
     assert part.refresh_due(7) is False
     empty = [part.model_inputs(), part.after_step(True), part.manifest(), part.metrics(1.0), part.describe()]
     assert [*empty, part.parameters()] == [{}] * 6
@@ -149,6 +150,9 @@ def test_a_component_of_ones_own_is_called_in_every_step(one_rank: Ranks, tiny_d
 
         def refresh(self) -> None:
             calls.append(("refresh",))
+
+        def before_read(self, number: int) -> None:
+            calls.append(("read", number))
 
         def before_step(self, step: Step, number: int) -> None:
             calls.append(("before", number, len(step.micro_batches) > 0))
@@ -183,8 +187,10 @@ def test_a_component_of_ones_own_is_called_in_every_step(one_rank: Ranks, tiny_d
         assert trainer.train() == 0
     assert calls == [
         ("begin",),
+        ("read", 0),
         ("before", 0, True),
         ("after", True),
+        ("read", 1),
         ("refresh",),
         ("before", 1, True),
         ("after", True),

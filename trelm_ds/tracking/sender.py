@@ -309,7 +309,8 @@ class Sender:
         if not path.is_file():
             return
         try:
-            self._client.log_artifact(self._progress.run_id, str(path))
+            folder = Path(name).parent.as_posix()  # there as here
+            self._client.log_artifact(self._progress.run_id, str(path), None if folder == "." else folder)
         except Exception as error:
             self._client.get_run(self._progress.run_id)  # raises if the server does not answer at all
             self._file_failures += 1

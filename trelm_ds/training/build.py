@@ -11,6 +11,7 @@ import torch
 from trelm_ds.batches import StepLoader, StepReader
 from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_checkpoint, identity, load, versions
 from trelm_ds.config import Config
+from trelm_ds.config_rules import profiled_steps
 from trelm_ds.distributed import Ranks
 from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
 from trelm_ds.errors import UserError
@@ -28,6 +29,7 @@ from trelm_ds.training.journal import Journal
 from trelm_ds.training.knowledge import Knowledge
 from trelm_ds.training.model import build_model, restrict, with_sizes
 from trelm_ds.training.pooler import kept_pooler
+from trelm_ds.training.profiling import Profiling
 from trelm_ds.training.routing import Routing
 from trelm_ds.training.same_batch import SameBatch
 from trelm_ds.training.same_weights import SameWeights
@@ -92,6 +94,7 @@ def build_run(
         system = SystemMetrics(config.tracking.system_metrics_every_s, run, ranks)
         held.callback(system.close)
         warn_of_idle_settings(config, opened.prepared.annotator)
+        journal = None
         if ranks.rank == 0:
             mlflow_key = _mlflow_key(run, resumed)
             parameters = _parameters(opened, common["dataset"], engine, components, ranks)
@@ -107,6 +110,9 @@ def build_run(
                 notes=notes,
             )
             components.append(journal)
+        if config.trainer.profile_steps is not None:
+            window, publish = profiled_steps(config.trainer.profile_steps), journal.log_file if journal else None
+            components.append(Profiling(window, run, first_step, ranks, publish))
         return Trainer(
             config=config,
             run=run,

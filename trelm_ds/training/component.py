@@ -16,9 +16,10 @@ class Component:
     """An optional part of a run: knowledge, routing, the journal ...
 
     A run has a list of them, and the trainer calls each hook on all of them in order. A part overrides the hooks that
-    it needs. `start`, `refresh`, `before_step`, `after_step` and `metrics` may be collective, since every rank calls
-    them equally often. The others must not be: ranks differ in how many micro-batches attribution looks at, of those
-    that share a model the first alone captures, and rank 0 alone asks for descriptions and parameters.
+    it needs. `start`, `refresh`, `before_read`, `before_step`, `after_step` and `metrics` may be collective, since
+    every rank calls them equally often. The others must not be: ranks differ in how many micro-batches attribution
+    looks at, of those that share a model the first alone captures, and rank 0 alone asks for descriptions and
+    parameters.
     """
 
     def start(self) -> None:
@@ -44,6 +45,9 @@ class Component:
 
     def refresh(self) -> None:
         """Recompute slowly changing state that is in checkpoints; this may take minutes."""
+
+    def before_read(self, steps_done: int) -> None:
+        """Begin a step, before it is read."""
 
     def before_step(self, step: Step, steps_done: int) -> None:
         """Prepare for the passes of a step."""

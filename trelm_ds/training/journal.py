@@ -111,6 +111,11 @@ class Journal(Component):
         if self._tracker:
             self._tracker.log(steps_done, metrics)
 
+    def log_file(self, name: str) -> None:
+        """Bring a file of the run folder to MLflow."""
+        if self._tracker:
+            self._tracker.log_file(name)
+
     def end(self, steps_done: int, stop: int, failed: bool) -> None:
         """Draw the loss curve, end the MLflow run, and say how training came to its end."""
         if failed:

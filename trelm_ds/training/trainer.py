@@ -166,6 +166,8 @@ class Trainer:
 
     def train_step(self) -> int:
         """Take one optimizer step; return the reason to stop after it, or 0."""
+        for component in self.components:
+            component.before_read(self.step)
         step = self.reader.read(self.step)
         # Counted once over all ranks: the window is summed over them.
         self.window.count(step.counts | {"steps": int(self.ranks.data.rank == 0)})
