@@ -66,7 +66,13 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
             "'torch_autocast' is not read from here; use trainer",
         ),
         ({"amp": True}, "'amp' is not read from here; use trainer.precision"),
-        ({"communication_data_type": "fp16"}, "'communication_data_type' is not read from here; gradients are summed"),
+        ({"communication_data_type": "fp16"}, "'communication_data_type' must be one of fp32, bf16, got"),
+        ({"data_types": {"grad_accum_dtype": "fp16"}}, "'data_types.grad_accum_dtype' must be one of fp32, bf16, got"),
+        (
+            {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 0}},
+            "'data_types.grad_accum_dtype' is fp32, and under trainer.precision bf16 DeepSpeed keeps such sums under "
+            "ZeRO 1, 2 and 3 only; set zero_optimization.stage to 1",
+        ),
         ({"data_efficiency": {"enabled": True}}, "'data_efficiency' is not read from here; the order of samples"),
         ({"compile": {"deepcompile": True}}, "'compile' is not among the settings that are known to work here"),
         ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' is unknown; did you mean 'zero_optimization'?"),
@@ -148,6 +154,21 @@ def test_habits_of_other_programs_are_fine(tmp_path: Path) -> None:
     assert resolved["zero_optimization"]["reduce_bucket_size"] == 50_000_000
     assert resolved["zero_optimization"]["sub_group_size"] == 1_000_000_000
     assert isinstance(resolved["zero_optimization"]["sub_group_size"], int)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("communication_data_type", {"communication_data_type": "bf16"}),
+        ("data_types.grad_accum_dtype", {"data_types": {"grad_accum_dtype": "bf16"}}),
+    ],
+)
+def test_sums_are_no_coarser_than_the_weights(tmp_path: Path, name: str, content: dict[str, object]) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content | {"zero_optimization": {"stage": 0}}))
+    assert resolve_ds_config(config(path), 2).items() >= content.items()
+    with pytest.raises(UserError, match=f"'{name}' is bf16, but trainer.precision says fp32; set it to fp32 or leave"):
+        resolve_ds_config(config(path, precision="fp32"), 2)
 
 
 def test_agreeing_values_are_fine(tmp_path: Path) -> None:

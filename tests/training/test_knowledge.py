@@ -30,7 +30,7 @@ from trelm_ds.training.build import build_run
 from trelm_ds.training.knowledge import Knowledge
 
 
-def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
+def config(stage: int | str = 1, precision: str = "fp32", **trainer: Any) -> Config:
     """Every part of TRELM at once on the tiny dataset, four steps: lambda decays at step 2 and is 0 in the last."""
     return replace(
         plain.config(stage, precision, **trainer),

@@ -44,8 +44,11 @@ from trelm_ds.training.trainer import Trainer
 PROBE = torch.tensor([2, 9, 4, 17, 11, 3, 2, 4, 8, 3]), torch.tensor([0, 6, 10], dtype=torch.int32), 6
 
 
-def config(stage: int = 1, precision: str = "fp32", **trainer: Any) -> Config:
-    """Plain masked language modelling; knowledge and routing have tests of their own."""
+def config(stage: int | str = 1, precision: str = "fp32", **trainer: Any) -> Config:
+    """Plain masked language modelling; knowledge and routing have tests of their own.
+
+    `stage` is what follows "zero" in the name of a file of `ds_configs`.
+    """
     return Config(
         selection=SelectionConfig(strategy="none"),
         memory=MemoryConfig(enabled=False),
@@ -146,11 +149,12 @@ def without_dropout(config: Config) -> Config:
         (3, "fp32", 40),
         (0, "bf16", 160),
         (1, "bf16", 40),
+        ("1_fp32_sums", "bf16", 40),
         (3, "bf16", 160),
     ],
 )
 def test_two_ranks_train_continue_and_export(
-    stage: int, precision: str, tokens: int, tiny_dataset: Path, tmp_path: Path, reference: list[float]
+    stage: int | str, precision: str, tokens: int, tiny_dataset: Path, tmp_path: Path, reference: list[float]
 ) -> None:
     run = tmp_path / "run"
     settings = without_dropout(config(stage, precision, micro_batch_tokens=tokens))

@@ -25,7 +25,7 @@ from trelm_ds.training.trainer import Trainer
 BROKEN = 2  # the step, counted from 0
 
 
-def whole(stage: int, precision: str = "fp32") -> Config:
+def whole(stage: int | str, precision: str = "fp32") -> Config:
     settings = without_dropout(knowledge_config(stage, precision, max_steps=5))
     settings.routing = RoutingConfig(density=0.25, refresh_every=2, sample_fraction=1.0)
     return settings
@@ -55,7 +55,7 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
         return {name: weight.clone() for name, weight in weights.items()}
 
 
-def train_one(case: tuple[int, str, str], data: Path, folder: Path, ranks: Ranks) -> tuple[Any, ...]:
+def train_one(case: tuple[int | str, str, str], data: Path, folder: Path, ranks: Ranks) -> tuple[Any, ...]:
     """Whether the broken step was taken, whether weights and bank were as before in the next one, lr, final weights."""
     stage, precision, where = case
     seen: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def train_one(case: tuple[int, str, str], data: Path, folder: Path, ranks: Ranks
         return seen["taken"], seen["same"], trainer.lr, final
 
 
-def train_through(cases: list[tuple[int, str, str]], data: Path, folder: Path) -> list[Any]:
+def train_through(cases: list[tuple[int | str, str, str]], data: Path, folder: Path) -> list[Any]:
     ranks = connect()
     results = [train_one(case, data, folder, ranks) for case in cases]
     disconnect()
@@ -107,7 +107,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all(tiny_dataset: Path, tmp_path: Path)
         assert all(point["loss"] == point["loss"] for point in points[:BROKEN] + points[BROKEN + 1 :])
 
 
-PAIRS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
+PAIRS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), ("1_fp32_sums", "bf16"), (3, "bf16")]
 
 
 def test_a_spike_is_skipped_and_training_goes_on(one_rank: Ranks, tiny_dataset: Path, tmp_path: Path) -> None:

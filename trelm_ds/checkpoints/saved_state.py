@@ -201,13 +201,12 @@ def _read_zero12(checkpoint: Path, _: Sequence[str], tensor_rank: int) -> SavedS
         saved.groups = _groups(inner)
         # "param_slice_mappings" would say this directly, but is wrong where DeepSpeed reorders a group's parameters
         # (round_robin_gradients). So derive the pieces from the shapes.
-        layout = zip(
-            optimizer["single_partition_of_fp32_groups"],
-            optimizer["group_paddings"],
-            model_states["param_shapes"],
-            optimizer["param_alignment_paddings"],
-            strict=True,
-        )
+        groups, paddings_of_pieces = model_states["param_shapes"], optimizer["group_paddings"]
+        gaps = optimizer.get("param_alignment_paddings")
+        if gaps is None:  # BF16_Optimizer, which puts nothing between parameters and saves pieces with their padding
+            gaps, paddings_of_pieces = [[0] * len(shapes) for shapes in groups], [0] * len(groups)
+        pieces = optimizer["single_partition_of_fp32_groups"]
+        layout = zip(pieces, paddings_of_pieces, groups, gaps, strict=True)
         for index, (flat, padding, shapes, paddings) in enumerate(layout):
             # The offset of each parameter in the group, counted from the start of this rank's piece.
             length, offset = len(flat) + padding, -rank * (len(flat) + padding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +93,15 @@ def build_engine(
         return get_scheduler(name, basic, settings.warmup_steps, config.trainer.max_steps)
 
     try:
-        engine, *_ = deepspeed.initialize(
-            model=model.to(ranks.device),
-            optimizer=optimizer,
-            lr_scheduler=schedule,
-            config=ds_config,
-            dist_init_required=False,
-            mpu=None if ranks.tensor is None else ModelParallelUnit(ranks.tensor),
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # with fp32 sums ZeRO 1 prints how much memory is used
+            engine, *_ = deepspeed.initialize(
+                model=model.to(ranks.device),
+                optimizer=optimizer,
+                lr_scheduler=schedule,
+                config=ds_config,
+                dist_init_required=False,
+                mpu=None if ranks.tensor is None else ModelParallelUnit(ranks.tensor),
+            )
     except (DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError) as error:
         if _raised_here(error):
             raise

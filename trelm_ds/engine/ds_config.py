@@ -60,6 +60,7 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     resolved.setdefault("zero_optimization", {}).setdefault("stage", 0)
     for name, (value, source) in required.items():
         _fill(resolved, name, value, source, problems)
+    problems = _contradictions(resolved, config.trainer.precision) | problems
     if problems:
         raise UserError(_one_line(path, problems))
     return resolved
@@ -137,6 +138,25 @@ def _fill(content: dict[str, Any], name: str, value: Any, source: str, problems:
     if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
         problems[name] = f'is {str(given)[:60]}, but {source} says {value}; set it to "auto" or make them agree'
     content[key] = value
+
+
+def _contradictions(resolved: dict[str, Any], precision: str) -> dict[str, str]:
+    """Say what is wrong with settings that are allowed by themselves."""
+    problems = {}
+    sums = {
+        "data_types.grad_accum_dtype": resolved.get("data_types", {}).get("grad_accum_dtype"),
+        "communication_data_type": resolved.get("communication_data_type"),
+    }
+    for name, given in sums.items():
+        if given == "bf16" and precision == "fp32":
+            problems[name] = "is bf16, but trainer.precision says fp32; set it to fp32 or leave it out"
+    stage = resolved["zero_optimization"]["stage"]
+    if sums["data_types.grad_accum_dtype"] == "fp32" and precision == "bf16" and stage == 0:
+        problems["data_types.grad_accum_dtype"] = (
+            "is fp32, and under trainer.precision bf16 DeepSpeed keeps such sums under ZeRO 1, 2 and 3 only; set "
+            "zero_optimization.stage to 1 (ds_configs/zero1_fp32_sums.json), or leave it out"
+        )
+    return problems
 
 
 def _one_line(path: Path, problems: dict[str, str]) -> str:

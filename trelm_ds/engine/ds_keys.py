@@ -67,9 +67,19 @@ _ZERO: dict[str, Rule] = {
     "memory_efficient_linear": _FLAG,
     "log_trace_cache_warnings": _FLAG,
 }
-SECTIONS = ("bf16", "zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param")
+SECTIONS = (
+    "bf16",
+    "data_types",
+    "zero_optimization",
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+)
+_SUMS = _one_of("fp32", "bf16")
 RULES: dict[str, Rule] = {
     "wall_clock_breakdown": _FLAG,
+    "bf16.immediate_grad_update": _FLAG,
+    "data_types.grad_accum_dtype": _SUMS,
+    "communication_data_type": _SUMS,
     **{f"zero_optimization.{name}": rule for name, rule in _ZERO.items()},
     **{
         f"zero_optimization.{part}.{name}": rule
@@ -88,11 +98,9 @@ INSTEAD = {
     "fp16": _PRECISION,
     "amp": _PRECISION,
     "torch_autocast": _PRECISION,
-    "communication_data_type": f"gradients are summed in the precision of the weights; {_PRECISION}",
-    "data_types": f"gradients are summed in the precision of the weights; {_PRECISION}",
     "data_efficiency": _OWN_LOADER,
     "curriculum_learning": _OWN_LOADER,
-    "activation_checkpointing": "set trainer.activation_checkpointing in the run's configuration instead",
+    "activation_checkpointing": "set model.activation_checkpointing in the run's configuration instead",
     "checkpoint": _OWN_CHECKPOINTS,
     "nebula": _OWN_CHECKPOINTS,
     "use_node_local_storage": _OWN_CHECKPOINTS,

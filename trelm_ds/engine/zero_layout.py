@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from trelm_ds.distributed import import_deepspeed, join_parts
 from trelm_ds.engine.build import parameter_groups
@@ -72,13 +73,22 @@ def slots_of(engine: DeepSpeedEngine) -> Iterator[Slot]:
                 size = max(0, min(length, parameter.ds_numel - rank * length))
                 yield Slot(names[parameter], rank * length, optimizer.fp32_partitioned_groups_flat[index], offset, size)
     else:  # stages 1 and 2: each group's parameters are laid end to end, and that is cut into one piece per rank
-        orders = zip(groups, optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True)
-        for (master,), parameters, offsets in orders:
+        for (master,), (parameters, offsets) in zip(groups, _laid_end_to_end(optimizer), strict=True):
             piece = rank * master.numel()
             for parameter, offset in zip(parameters, offsets, strict=True):
                 first, last = max(offset, piece), min(offset + parameter.numel(), piece + master.numel())
                 if first < last:
                     yield Slot(names[parameter], first - offset, master, first - piece, last - first)
+
+
+def _laid_end_to_end(optimizer: Any) -> Iterator[tuple[list[Parameter], list[int]]]:
+    """Yield, for each group of ZeRO 1 or 2, its parameters and the index of each one's first element in the group."""
+    if hasattr(optimizer, "round_robin_bit16_groups"):
+        yield from zip(optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True)
+        return
+    for parameters in optimizer.bf16_groups:  # BF16_Optimizer, under ZeRO 1 with gradient sums in fp32
+        sizes = [parameter.numel() for parameter in parameters]
+        yield parameters, [0, *itertools.accumulate(sizes[:-1])]
 
 
 def clear_padding(engine: DeepSpeedEngine) -> None:

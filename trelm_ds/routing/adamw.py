@@ -30,6 +30,10 @@ class LazyAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
+        # States come about in the order of the groups, as in a run that is resumed: so both save the same bytes.
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            if parameter.grad is not None:
+                self.state.setdefault(parameter, {})
         self.param_groups = [group for group in groups if not group.get("lazy")]
         try:
             super().step()
