@@ -256,7 +256,10 @@ def kg_file(draw: random.Random, folder: Path) -> None:
 
 
 def ds_config(draw: random.Random, folder: Path) -> None:
-    known = dict.fromkeys([*ds_keys.RULES, *ds_keys.INSTEAD, *ds_keys.SECTIONS, "bf16.enabled", "train_batch_size"], 1)
+    names = [*ds_keys.RULES, *ds_keys.INSTEAD, *ds_keys.SECTIONS, *ds_keys.DECIDED, *ds_keys.UNUSED]
+    known = dict.fromkeys(
+        [*names, "optimizer", "optimizer.params", "scheduler.type", "scheduler.params.warmup_type"], 1
+    )
     text = json.dumps(odd_object(draw, known)).encode()
     (folder / "ds.json").write_bytes(damaged(draw, text) if draw.random() < 0.5 else text)
     resolve_ds_config(Config(trainer=TrainerConfig(ds_config=str(folder / "ds.json"))), 2)

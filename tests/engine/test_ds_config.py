@@ -58,8 +58,6 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
             "'zero_optimization.compute_grad_norm' is False, but this program, which judges steps by it, says True",
         ),
         ({"bf16": 3}, "'bf16' must be an object"),
-        ({"optimizer": {"type": "Adam"}}, "'optimizer' is not read from here; set optimizer.*"),
-        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' is not read from here"),
         ({"fp16": {"enabled": True}}, "'fp16' is not read from here; use trainer.precision"),
         (
             {"torch_autocast": {"enabled": True, "dtype": "float16"}},

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trelm_ds import log
 from trelm_ds.config import Config
-from trelm_ds.engine.ds_keys import INSTEAD, RULES, SECTIONS
+from trelm_ds.engine.ds_keys import DECIDED, INSTEAD, RULES, SECTIONS, UNUSED
+from trelm_ds.engine.hugging_face import differs, disagreements, notes
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.settings import find_ds_config
+
+_READ_WITH_SUMS = ("zero_optimization.stage", "zero_optimization.allgather_bucket_size")  # by BF16_Optimizer
 
 
 def sequences_per_rank(config: Config, world_size: int) -> int:
@@ -40,33 +45,39 @@ def resolve_ds_config(config: Config, world_size: int) -> dict[str, Any]:
     given = read_json(path, unique_keys=True)
     if not isinstance(given, dict):
         raise UserError(f"{path}:1: expected an object of DeepSpeed settings")
-    required: dict[str, tuple[Any, str]] = {  # key -> value, what decides it
-        "train_batch_size": (config.trainer.global_batch_size, "trainer.global_batch_size"),
-        # Micro-batches are packed by tokens, so their number varies, and the trainer tells the engine which is the last
-        # of a step. But DeepSpeed insists on numbers that multiply to the global batch, and concludes from them whether
-        # gradients are accumulated at all. So give it the largest number there can be: one sequence per micro-batch.
-        "train_micro_batch_size_per_gpu": (1, "trainer.micro_batch_tokens, which counts tokens,"),
-        "gradient_accumulation_steps": (sequences_per_rank(config, world_size), "the global batch and the ranks"),
-        "gradient_clipping": (config.optimizer.max_grad_norm, "optimizer.max_grad_norm"),
-        "bf16.enabled": (config.trainer.precision == "bf16", "trainer.precision"),
-        "bf16.check_grad_overflow": (True, "this program, which never applies a gradient that is not finite,"),
-        "zero_optimization.compute_grad_norm": (True, "this program, which judges steps by it,"),
-        "steps_per_print": (1_000_000_000, "this program, which logs by itself"),
-        "zero_allow_untested_optimizer": (True, "this program, which has an AdamW of its own"),
-        "zero_force_ds_cpu_optimizer": (False, "this program, which has an AdamW of its own"),
-    }
-    problems: dict[str, str] = {}
-    resolved = _checked(given, "", {*required}, problems)
+    decided, problems = _decided(config, world_size), dict[str, str]()
+    resolved = _checked(given, "", problems)
     resolved.setdefault("zero_optimization", {}).setdefault("stage", 0)
-    for name, (value, source) in required.items():
-        _fill(resolved, name, value, source, problems)
-    problems = _contradictions(resolved, config.trainer.precision) | problems
+    for name, value in decided.items():
+        _fill(resolved, name, value, problems)
+    problems = _contradictions(resolved, config.trainer.precision) | problems | disagreements(given, config)
     if problems:
         raise UserError(_one_line(path, problems))
+    if passed_over := unused(given, resolved, config.trainer.precision) | notes(given):
+        log.warning_rank0(_one_line(path, passed_over, "settings"))
     return resolved
 
 
-def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: dict[str, str]) -> dict[str, Any]:
+def _decided(config: Config, world_size: int) -> dict[str, Any]:
+    """Return the values of `DECIDED`."""
+    return {
+        "train_batch_size": config.trainer.global_batch_size,
+        # Micro-batches are packed by tokens, so their number varies, and the trainer tells the engine which is the last
+        # of a step. But DeepSpeed insists on numbers that multiply to the global batch, and concludes from them whether
+        # gradients are accumulated at all. So give it the largest number there can be: one sequence per micro-batch.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": sequences_per_rank(config, world_size),
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "bf16.enabled": config.trainer.precision == "bf16",
+        "bf16.check_grad_overflow": True,
+        "zero_optimization.compute_grad_norm": True,
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _checked(given: dict[str, Any], prefix: str, problems: dict[str, str]) -> dict[str, Any]:
     """Copy the settings that are allowed, with "auto" filled where a rule does it; note what is wrong with others."""
     checked: dict[str, Any] = {}
     for key, value in given.items():
@@ -76,17 +87,17 @@ def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: d
             problems[name] = f"is not a name; write it as a section: {_nested(key)}"
         elif name in SECTIONS and value is not None:
             if isinstance(value, dict):
-                checked[key] = _checked(value, f"{name}.", required, problems)
+                checked[key] = _checked(value, f"{name}.", problems)
             else:
                 problems[name] = "must be an object"
-        elif name == "steps_per_print":
-            continue  # trelm logs by itself, whatever a file from elsewhere says
-        elif name in required:
+        elif name in UNUSED or name in ("optimizer", "scheduler"):
+            continue
+        elif name in DECIDED:
             checked[key] = value
         elif rule is None:
             # What switches something off may be meant for another program, but not where it is a misspelt name of ours.
-            if not _asks_for_nothing(value) or (name not in INSTEAD and _similar(name, required)):
-                problems[name] = _advice(name, required)
+            if not _asks_for_nothing(value) or (name not in INSTEAD and _similar(name)):
+                problems[name] = _advice(name)
         elif value == "auto" and rule.auto is None:
             problems[name] = 'is "auto", but nothing in the run\'s configuration decides it; give a value'
         elif value == "auto" or rule.allows(value):
@@ -101,23 +112,23 @@ def _checked(given: dict[str, Any], prefix: str, required: set[str], problems: d
 
 def _asks_for_nothing(value: Any) -> bool:
     """Tell whether a setting only switches something off, as files that were made for other programs do."""
-    if isinstance(value, dict):
-        return not value or value.get("enabled") in (False, "auto")  # fp16 or not: trainer.precision decides
+    if isinstance(value, dict):  # fp16 or not: trainer.precision decides
+        return value.get("enabled") in (False, "auto") or all(_asks_for_nothing(part) for part in value.values())
     return value is None or value is False
 
 
-def _advice(name: str, required: set[str]) -> str:
+def _advice(name: str) -> str:
     if name in INSTEAD:
         return f"is not read from here; {INSTEAD[name]}"
-    if near := _similar(name, required):
+    if near := _similar(name):
         return f"is unknown; did you mean '{near}'?"
     return "is not among the settings that are known to work here, see docs/deepspeed.md; leave it out"
 
 
-def _similar(name: str, required: set[str]) -> str:
+def _similar(name: str) -> str:
     """Return the known setting of the same section whose name is most similar; "" if none is."""
     section, dot, key = name.rpartition(".")
-    places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *required)]
+    places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *DECIDED)]
     names = [last for before, _, last in places if before == section]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     return f"{section}{dot}{near[0]}" if near else ""
@@ -129,14 +140,15 @@ def _nested(key: str) -> str:
     return f'"{section}": {{"{last}": ...}}'
 
 
-def _fill(content: dict[str, Any], name: str, value: Any, source: str, problems: dict[str, str]) -> None:
+def _fill(content: dict[str, Any], name: str, value: Any, problems: dict[str, str]) -> None:
     """Set a dotted key; note a problem where the file gives it another value than "auto" or `value`."""
     *sections, key = name.split(".")
     for section in sections:
         content = content.setdefault(section, {})
     given = content.get(key, "auto")
-    if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
-        problems[name] = f'is {str(given)[:60]}, but {source} says {value}; set it to "auto" or make them agree'
+    if differs(given, value):
+        text = f'is {str(given)[:60]}, but {DECIDED[name]} says {value}; set it to "auto" or make them agree'
+        problems[name] = text
     content[key] = value
 
 
@@ -159,13 +171,50 @@ def _contradictions(resolved: dict[str, Any], precision: str) -> dict[str, str]:
     return problems
 
 
-def _one_line(path: Path, problems: dict[str, str]) -> str:
+def unused(given: dict[str, Any], resolved: dict[str, Any], precision: str) -> dict[str, str]:
+    """Say which settings of a file decide nothing in this run, and why.
+
+    Args:
+        given: the file's content.
+        resolved: what DeepSpeed gets.
+        precision: the run's.
+    """
+    zero, found = resolved["zero_optimization"], dict[str, str]()
+    sums = resolved.get("data_types", {}).get("grad_accum_dtype")
+    offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    wraps_bf16 = zero["stage"] == 1 and sums == "fp32" and precision == "bf16" and not offloaded  # BF16_Optimizer
+    for name, value in _leaves(given):
+        if name in UNUSED:
+            if value not in ("auto", UNUSED[name].usual):
+                found[name] = f"is not used: {UNUSED[name].why}"
+        elif name not in RULES or _asks_for_nothing(value) or value == "none":
+            continue
+        elif zero["stage"] not in RULES[name].stages:
+            found[name] = f"is not used: ZeRO {zero['stage']} does not read it"
+        elif wraps_bf16 and name.startswith("zero_optimization.") and name not in _READ_WITH_SUMS:
+            found[name] = "is not used: ZeRO 1 with gradient sums in fp32 does not read it"
+        elif name == "bf16.immediate_grad_update" and not wraps_bf16:
+            found[name] = "is not used: only ZeRO 1 with gradient sums in fp32 reads it, in bf16"
+    return found
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all settings of the sections that are known, by dotted name."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in SECTIONS:
+            yield from _leaves(value or {}, f"{name}.")
+        else:
+            yield name, value
+
+
+def _one_line(path: Path, problems: dict[str, str], kind: str = "problems") -> str:
     """Name every problem and its line."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     told = [(_line_of(name, lines), " ".join(f"'{name}' {problem}".split())) for name, problem in problems.items()]
     if len(told) == 1:
         return f"{path}:{told[0][0]}: {told[0][1]}"
-    return f"{path}: {len(told)} problems: " + "; ".join(f"line {line}: {text}" for line, text in sorted(told))
+    return f"{path}: {len(told)} {kind}: " + "; ".join(f"line {line}: {text}" for line, text in sorted(told))
 
 
 def _line_of(name: str, lines: list[str]) -> int:
