@@ -45,12 +45,13 @@ MODELS: dict[str, Callable[..., Config]] = {
     "mlm": plain.config,
     "round robin": routed.config,
     "round robin, then not": routed.config,
+    "aligned": routed.config,
     "fp32 sums": routed.config,
     "fp32 sums, then not": routed.config,
     "not, then fp32 sums": routed.config,
 }
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
-ROUND_ROBIN, FP32_SUMS = "round_robin.json", "ds_configs/zero1_fp32_sums.json"
+ROUND_ROBIN, ALIGNED, FP32_SUMS = "round_robin.json", "aligned.json", "ds_configs/zero1_fp32_sums.json"
 
 
 class Case(NamedTuple):
@@ -85,6 +86,8 @@ class Case(NamedTuple):
         )
         if stage == 2 and (self.model == "round robin" or (saves and self.model == "round robin, then not")):
             settings.trainer.ds_config = str(folder / ROUND_ROBIN)
+        if self.model == "aligned":
+            settings.trainer.ds_config = str(folder / ALIGNED)
         first, _, then = self.model.partition(", then ")
         if stage == 1 and (first if saves else then.removeprefix("not") or first) == "fp32 sums":
             settings.trainer.ds_config = FP32_SUMS
@@ -107,6 +110,7 @@ CASES = {
         *(Case(1, stage, then) for stage in range(4) for then in range(4) if stage != then),
         Case(2, 1, 1, "fp32 sums", "bf16"),
         Case(2, 1, 1, "fp32 sums, then not", "bf16"),
+        Case(2, 1, 1, "aligned", "bf16"),
     ],
     2: [
         *same_stage(1),
@@ -340,6 +344,8 @@ def saved(
     settings = json.loads((DS_CONFIGS / "zero2.json").read_text())
     settings["zero_optimization"]["round_robin_gradients"] = True
     (folder / ROUND_ROBIN).write_text(json.dumps(settings))
+    aligned = {"zero_optimization": {"stage": 1, "parameter_alignment": True}}
+    (folder / ALIGNED).write_text(json.dumps(aligned))
     every = {case.run: case for cases in (*CASES.values(), *SHARED.values()) for case in cases}
     for size, degree in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)):
         cases = [case for case in every.values() if (case.ranks, case.degree) == (size, degree)]

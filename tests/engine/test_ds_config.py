@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.logged import warns
 from trelm_ds.config import Config, OptimizerConfig, TrainerConfig
 from trelm_ds.engine.ds_config import resolve_ds_config, sequences_per_rank
 from trelm_ds.errors import UserError
@@ -72,7 +73,13 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
             "ZeRO 1, 2 and 3 only; set zero_optimization.stage to 1",
         ),
         ({"data_efficiency": {"enabled": True}}, "'data_efficiency' is not read from here; the order of samples"),
-        ({"compile": {"deepcompile": True}}, "'compile' is not among the settings that are known to work here"),
+        ({"compile": {"deepcompile": True}}, "'compile' is not read from here; set trainer.compile in the run's"),
+        ({"zero3": {"deep": True}}, "'zero3' is not among the settings that are known to work here"),
+        ({"data_types": {"param_dtype": "fp32"}}, "'data_types.param_dtype' is fp32, but trainer.precision says bf16"),
+        (
+            {"zero_optimization": {"prefetch_bucket_size": 1}},
+            "is unknown; did you mean 'zero_optimization.stage3_prefetch_bucket_size'?",
+        ),
         ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' is unknown; did you mean 'zero_optimization'?"),
         ({"gradient_cliping": 1.0}, "'gradient_cliping' is unknown; did you mean 'gradient_clipping'?"),
         (
@@ -101,7 +108,7 @@ def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
         ),
         (
             {"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}},
-            "'zero_optimization.offload_optimizer.ratio' is not",
+            "'zero_optimization.offload_optimizer.ratio' must be 1, got 0.5",
         ),
         ({"zero_optimization": {"offload_optimizer": {"device": "auto"}}}, 'device\' is "auto", but nothing'),
         (
@@ -167,6 +174,53 @@ def test_sums_are_no_coarser_than_the_weights(tmp_path: Path, name: str, content
     assert resolve_ds_config(config(path), 2).items() >= content.items()
     with pytest.raises(UserError, match=f"'{name}' is bf16, but trainer.precision says fp32; set it to fp32 or leave"):
         resolve_ds_config(config(path, precision="fp32"), 2)
+
+
+def test_sections_that_ask_for_nothing_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    off = {"partition_activations": False, "cpu_checkpointing": False, "number_checkpoints": None}
+    path.write_text(json.dumps({"activation_checkpointing": off, "checkpoint": {"use_node_local_storage": False}}))
+    assert not {"activation_checkpointing", "checkpoint"} & set(resolve_ds_config(config(path), 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "precision", "message"),
+    [
+        ({"zero_optimization": {"stage": 1, "stage3_max_reuse_distance": 5}}, "fp32", "ZeRO 1 does not read it"),
+        ({"zero_optimization": {"stage": 3, "round_robin_gradients": True}}, "fp32", "ZeRO 3 does not read it"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "fp32", "ZeRO 2 does not read it"),
+        (
+            {"zero_optimization": {"stage": 1, "overlap_comm": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            "bf16",
+            "ZeRO 1 with gradient sums in fp32 does not read it",
+        ),
+        ({"bf16": {"immediate_grad_update": True}}, "bf16", "only ZeRO 1 with gradient sums in fp32 reads it"),
+        ({"timers": {"throughput": {"enabled": True}}}, "bf16", "trelm measures tokens per second itself"),
+    ],
+)
+def test_what_is_not_read_is_told(tmp_path: Path, content: dict[str, object], precision: str, message: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    with warns(rf"ds.json:1: '.*' is not used: {message}"):
+        resolve_ds_config(config(path, precision=precision), 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"zero_optimization": {"stage": 1, "overlap_comm": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"zero_optimization": {"stage": 0, "overlap_comm": False, "allgather_partitions": True}},
+        {"zero_optimization": {"stage": 2, "offload_param": {"device": "none"}, "load_from_fp32_weights": True}},
+        {"timers": {"throughput": {"enabled": False}}, "vocabulary_size": None, "disable_allgather": False},
+    ],
+)
+def test_what_is_read_or_changes_nothing_is_no_matter(
+    tmp_path: Path, content: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    resolve_ds_config(config(path, precision="fp32"), 2)
+    assert not caplog.records
 
 
 def test_agreeing_values_are_fine(tmp_path: Path) -> None:

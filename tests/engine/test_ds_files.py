@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_distributed_test
-from tests.training.test_pretrain import config, continued, losses, without_dropout
+from tests.training.test_pretrain import config, continued, losses, train, without_dropout
 from trelm_ds.config import Config
 from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.engine import ds_keys, resolve_ds_config
@@ -19,9 +19,20 @@ from trelm_ds.errors import UserError
 BUCKETS = {"reduce_bucket_size": 2e3, "allgather_bucket_size": 2000}
 CPU = {"device": "cpu", "pin_memory": False}
 FILES: dict[str, dict[str, Any]] = {
-    "timers": {"wall_clock_breakdown": True, "gradient_predivide_factor": 1.0},
+    "timers": {
+        "wall_clock_breakdown": True,
+        "gradient_predivide_factor": 1.0,
+        "gradient_allreduce_op": "mean",
+        "managed_gradient_accumulation": True,
+    },
     "1, small buckets": {
-        "zero_optimization": {"stage": 1, "overlap_comm": True, "round_robin_gradients": True} | BUCKETS
+        "zero_optimization": {
+            "stage": 1,
+            "overlap_comm": True,
+            "round_robin_gradients": True,
+            "parameter_alignment": True,
+        }
+        | BUCKETS
     },
     "1, no scatter": {
         "zero_optimization": {
@@ -46,14 +57,19 @@ FILES: dict[str, dict[str, Any]] = {
             "stage3_max_live_parameters": 1000,
             "stage3_max_reuse_distance": 1000,
             "log_trace_cache_warnings": True,
+            "enable_sanity_checks": True,
+            "zero_hpz_partition_size": 1,
         }
     },
     "3, offloaded": {
         "zero_optimization": {
             "stage": 3,
-            "offload_optimizer": CPU,
+            "offload_optimizer": CPU | {"ratio": 1.0},
             "offload_param": CPU,
             "memory_efficient_linear": False,
+            "stage3_allgather_sequential": True,
+            "stage3_use_all_reduce_for_fetch_params": True,
+            "stage3_param_persistence_threshold": 0,
         }
     },
 }
@@ -62,7 +78,9 @@ IN_BF16: dict[str, dict[str, Any]] = {
     "1, sums": {"zero_optimization": {"stage": 1}, "bf16": {"immediate_grad_update": False}} | SUMS,
     "1, sums at once": {"zero_optimization": {"stage": 1}, "bf16": {"immediate_grad_update": True}} | SUMS,
     "1, sums, offloaded": {"zero_optimization": {"stage": 1, "offload_optimizer": CPU}} | SUMS,
-    "2, sums": {"zero_optimization": {"stage": 2}} | SUMS,
+    "2, sums": {"zero_optimization": {"stage": 2}}
+    | SUMS
+    | {"data_types": {"grad_accum_dtype": "fp32", "param_dtype": "bf16"}},
     "3, sums": {"zero_optimization": {"stage": 3}} | SUMS,
     "3, sums, offloaded": {"zero_optimization": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}} | SUMS,
 }
@@ -105,6 +123,18 @@ def test_no_setting_is_allowed_that_is_not_tried() -> None:
 
     tried = set.union(*map(names, [*FILES.values(), *IN_BF16.values()]))
     assert set(ds_keys.RULES) <= tried
+
+
+def test_deepspeed_does_not_wait_for_the_device(
+    one_rank: Ranks, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timer would do so twice a micro-batch from the third step on."""
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+    train(config(1, "fp32"), tiny_dataset, tmp_path / "run", one_rank)
+    assert not waits
 
 
 def test_what_deepspeed_refuses_is_one_line(one_rank: Ranks, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def _decided(config: Config, world_size: int) -> dict[str, Any]:
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "timers.throughput.enabled": False,
     }
 
 
@@ -130,6 +131,8 @@ def _similar(name: str) -> str:
     section, dot, key = name.rpartition(".")
     places = [known.rpartition(".") for known in (*RULES, *SECTIONS, *DECIDED)]
     names = [last for before, _, last in places if before == section]
+    if f"stage3_{key}" in names:  # DeepSpeed's names of its own for them
+        return f"{section}.stage3_{key}"
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     return f"{section}{dot}{near[0]}" if near else ""
 
@@ -155,13 +158,16 @@ def _fill(content: dict[str, Any], name: str, value: Any, problems: dict[str, st
 def _contradictions(resolved: dict[str, Any], precision: str) -> dict[str, str]:
     """Say what is wrong with settings that are allowed by themselves."""
     problems = {}
+    formats = resolved.get("data_types", {})
     sums = {
-        "data_types.grad_accum_dtype": resolved.get("data_types", {}).get("grad_accum_dtype"),
+        "data_types.grad_accum_dtype": formats.get("grad_accum_dtype"),
         "communication_data_type": resolved.get("communication_data_type"),
     }
     for name, given in sums.items():
         if given == "bf16" and precision == "fp32":
             problems[name] = "is bf16, but trainer.precision says fp32; set it to fp32 or leave it out"
+    if (weights := formats.get("param_dtype", precision)) != precision:
+        problems["data_types.param_dtype"] = f"is {weights}, but trainer.precision says {precision}; leave it out"
     stage = resolved["zero_optimization"]["stage"]
     if sums["data_types.grad_accum_dtype"] == "fp32" and precision == "bf16" and stage == 0:
         problems["data_types.grad_accum_dtype"] = (
@@ -185,7 +191,7 @@ def unused(given: dict[str, Any], resolved: dict[str, Any], precision: str) -> d
     wraps_bf16 = zero["stage"] == 1 and sums == "fp32" and precision == "bf16" and not offloaded  # BF16_Optimizer
     for name, value in _leaves(given):
         if name in UNUSED:
-            if value not in ("auto", UNUSED[name].usual):
+            if value not in ("auto", None, UNUSED[name].usual):
                 found[name] = f"is not used: {UNUSED[name].why}"
         elif name not in RULES or _asks_for_nothing(value) or value == "none":
             continue
