@@ -66,9 +66,13 @@ def find_ds_config(name: str) -> Path:
     for path in (Path(name), _REPOSITORY / name):
         if path.is_file():
             return path
-    raise UserError(
-        f"trainer.ds_config: {name} does not exist; the shipped ones are ds_configs/zero0.json to zero3.json"
-    )
+    shipped = ", ".join(path.name for path in shipped_ds_configs())
+    raise UserError(f"trainer.ds_config: {name} does not exist; those in ds_configs/ are {shipped}")
+
+
+def shipped_ds_configs() -> list[Path]:
+    """List the DeepSpeed files that come with the code, by name."""
+    return sorted((_REPOSITORY / "ds_configs").glob("*.json"))
 
 
 def _build(parser: ArgumentParser, namespace: Namespace) -> Config:

@@ -12,29 +12,12 @@ from trelm_ds.config import Config, OptimizerConfig, TrainerConfig
 from trelm_ds.engine.ds_config import resolve_ds_config, sequences_per_rank
 from trelm_ds.errors import UserError
 
-STAGES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("zero?.json"))
-
 
 def config(path: Path | str, **trainer: object) -> Config:
     return Config(
         trainer=TrainerConfig(ds_config=str(path), **{"global_batch_size": 64, "micro_batch_tokens": 512} | trainer),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(max_grad_norm=0.0),
     )
-
-
-@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
-def test_every_shipped_file_resolves(path: Path) -> None:
-    resolved = resolve_ds_config(config(path), world_size=2)
-    assert "auto" not in json.dumps(resolved)
-    assert resolved["gradient_accumulation_steps"] == 32
-    assert resolved["bf16"]["enabled"] is True
-    # Left out, DeepSpeed 0.19.8 clips at 1.0: "off" has to be said.
-    assert resolved["gradient_clipping"] == 0.0
-    assert resolved["zero_optimization"]["stage"] == int(path.stem[-1])
-
-
-def test_four_files_are_shipped() -> None:
-    assert [path.stem for path in STAGES] == ["zero0", "zero1", "zero2", "zero3"]
 
 
 def test_the_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +213,9 @@ def test_agreeing_values_are_fine(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UserError, match=r"ds_configs/zero9.json does not exist; the shipped ones are"):
+    with pytest.raises(
+        UserError, match=r"zero9.json does not exist; those in ds_configs/ are zero0.json, zero1.json, "
+    ):
         resolve_ds_config(config("ds_configs/zero9.json"), 1)
 
 
