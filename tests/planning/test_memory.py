@@ -14,6 +14,7 @@ from trelm_ds.distributed import connect, disconnect
 from trelm_ds.planning.memory import memory_of
 from trelm_ds.planning.parameters import Parameter, Parameters
 from trelm_ds.planning.trace import Trace
+from trelm_ds.planning.traffic import of_data_group
 from trelm_ds.planning.zero import Zero, held
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
@@ -74,6 +75,20 @@ def test_offloading_moves_states_to_the_host() -> None:
     assert there.optimizer == there.gradients == 0
     assert there.host >= here.optimizer
     assert there.weights == here.weights
+
+
+def test_sums_in_fp32() -> None:
+    """Under ZeRO 1 whole on every rank and without buckets; else of the rank's share."""
+    one, two = (held(PARAMETERS, Zero(stage, fp32_sums=True), 4, 2, accumulates=False) for stage in (1, 2))
+    assert one.gradients == one.accumulated == 4 * 3501
+    assert one.buckets == 0
+    assert two.gradients == 2 * held(PARAMETERS, Zero(2), 4, 2, accumulates=False).gradients
+    content = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
+    assert Zero.of(content).whole_sums
+    assert not Zero.of(content).fp32_exchange
+    exchanged = [of_data_group(PARAMETERS, 4, Zero(1, fp32_exchange=wide), 2, 3) for wide in (False, True)]
+    assert exchanged[1]["all-reduce"] == 2 * exchanged[0]["all-reduce"]
+    assert exchanged[1]["all-gather"] == exchanged[0]["all-gather"]
 
 
 def test_the_worst_moment_is_found() -> None:

@@ -99,7 +99,9 @@ def _step(parameters: Parameters, zero: Zero, states: Held, number: int, at_once
     """Return what the optimizer's step holds beside weights and states: gradients in fp32, and its own numbers."""
     if zero.offload:
         return 0
-    own = states.gradients // number
+    if zero.whole_sums:  # flattened to be exchanged
+        return 2 * states.gradients
+    own = states.gradients // (MASTER if zero.fp32_sums else number)
     largest = max((sum(one.elements for one in group) for group in parameters.groups if not group[0].lazy), default=0)
     shared = largest * own // max(1, parameters.trained)
     return MASTER * own + (MASTER * shared if at_once else 0)

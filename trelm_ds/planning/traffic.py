@@ -51,15 +51,16 @@ def of_data_group(parameters: Parameters, ranks: int, zero: Zero, number: int, m
         number: bytes of one in weights and gradients.
         micro_batches: how many the step has.
     """
+    of_gradient = 4 if zero.fp32_exchange else number
     if zero.stage < 3:
         reduced = parameters.trained * (micro_batches if zero.stage == 2 else 1)
-        found = {"all-reduce": number * reduced}
+        found = {"all-reduce": of_gradient * reduced}
         if zero.stage:
             found["all-gather"] = number * sum(share_of(group, 1, ranks) * ranks for group in parameters.groups)
         return found
     gathered = sum(_gathered(one, ranks, zero, micro_batches) for one in parameters.parameters)
     scattered = sum(_padded(one.elements, ranks) for one in parameters.parameters if one.group is not None)
-    return {"all-gather": number * gathered, "reduce-scatter": number * scattered * micro_batches}
+    return {"all-gather": number * gathered, "reduce-scatter": of_gradient * scattered * micro_batches}
 
 
 def _gathered(parameter: Parameter, ranks: int, zero: Zero, micro_batches: int) -> int:

@@ -35,6 +35,15 @@ class Zero(NamedTuple):
     """stage 3: a parameter stays whole if it is needed again within so many elements"""
     prefetch: int = 50_000_000
     """stage 3: elements that are gathered ahead"""
+    fp32_sums: bool = False
+    """gradients of micro-batches are summed in fp32 (data_types.grad_accum_dtype)"""
+    fp32_exchange: bool = False
+    """those of ranks too (communication_data_type)"""
+
+    @property
+    def whole_sums(self) -> bool:
+        """Whether every rank has sums of the whole model's gradients in fp32: DeepSpeed's BF16_Optimizer."""
+        return self.stage == 1 and self.fp32_sums
 
     @property
     def keeps(self) -> bool:
@@ -57,7 +66,14 @@ class Zero(NamedTuple):
         chosen = {name: given[key] for name, key in names.items() if key in given}
         offload = (given.get("offload_optimizer") or {}).get("device", "none") == "cpu"
         overlap = given.get("overlap_comm")
-        return cls(stage, offload, overlap=stage == 3 if overlap is None else bool(overlap), **chosen)
+        return cls(
+            stage,
+            offload,
+            overlap=stage == 3 if overlap is None else bool(overlap),
+            fp32_sums=(ds_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32",
+            fp32_exchange=ds_config.get("communication_data_type") == "fp32",
+            **chosen,
+        )
 
 
 class Held(NamedTuple):
@@ -91,7 +107,8 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
     own = sum(shares)
     lazy = sum(share for share, group in zip(shares, groups, strict=True) if group[0].lazy)
     master = 0 if zero.stage == 0 and number == MASTER else MASTER  # fp32 weights are their own masters
-    optimizer, host, gradients = (master + MOMENTS) * own + UPDATES * lazy, 0, number * own
+    of_sum = MASTER if zero.fp32_sums else number
+    optimizer, host, gradients = (master + MOMENTS) * own + UPDATES * lazy, 0, of_sum * own
     if zero.offload:
         host, optimizer, gradients = optimizer + MASTER * own, 0, 0  # with gradients in fp32, from which it updates
     common = {"optimizer": optimizer, "gradients": gradients, "host": host}
@@ -99,8 +116,10 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
     if zero.stage == 3:
         return _held_by_stage_3(parameters, zero, ranks, number, common, buffers)
     whole = sum(share_of(group, 1, ranks) * ranks for group in groups) if zero.stage else parameters.trained
-    accumulated = gradients if zero.stage == 2 else number * parameters.trained
+    accumulated = gradients if zero.stage == 2 else of_sum * parameters.trained
     bucket = number * zero.reduce_bucket * (2 if zero.overlap else 1) if zero.stage and zero.contiguous else 0
+    if zero.whole_sums:  # there from the start, without buckets
+        accumulates, bucket, common["gradients"] = True, 0, accumulated
     return Held(
         weights=number * (whole + parameters.frozen) + buffers,
         accumulated=accumulated if accumulates else 0,
