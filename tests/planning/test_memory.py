@@ -60,7 +60,9 @@ def test_shares_of_each_stage() -> None:
     for stage in (1, 2):
         shared = held(PARAMETERS, Zero(stage, reduce_bucket=100), 4, 2, accumulates=True)
         assert shared.optimizer == 12 * own + 2 * 500
-        assert shared.accumulated == 2 * (trained if stage == 1 else own)
+        # A rank has a part of both of the first two parameters, and a part of the third: of those gradients are whole.
+        assert shared.gradients == 2 * (1001 + 500 + 2000)
+        assert shared.accumulated == 2 * trained == shared.gradients
         assert shared.buckets == 200
         assert shared.weights == 2 * (4 * own + 7 + 11)
     every = held(PARAMETERS, Zero(3, reduce_bucket=100, persistent=10), 4, 2, accumulates=True)
@@ -100,7 +102,7 @@ def test_the_worst_moment_is_found() -> None:
     assert one.passes == one.weights + one.optimizer + 7012  # all gradients, at the end
     several = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=True, at_once=False)
     assert several.passes == several.weights + several.optimizer + 7002 + 900  # they are there from the start
-    assert several.states == several.weights + several.optimizer + 7002
+    assert several.states == several.weights + several.optimizer + several.reduced
     for memory in (one, several):
         parts = memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations, memory.temporary
         assert sum(parts) == memory.passes <= memory.peak

@@ -14,7 +14,7 @@ from tests.training.test_routing import config
 from trelm_ds.config import Config
 from trelm_ds.errors import UserError
 from trelm_ds.planning import Choice, Machine, Plan, Planned, Planner, device_of, open_for_planning
-from trelm_ds.planning.choices import choices, sizes_of_micro_batches
+from trelm_ds.planning.choices import choices, degrees, sizes_of_micro_batches
 from trelm_ds.planning.hardware import GIB
 from trelm_ds.planning.shown import best_of_each, to_plain
 
@@ -92,7 +92,10 @@ def test_slow_links_cost_where_gradients_cross_them() -> None:
     assert near.time is not None
     assert far.time is not None
     assert far.time.data == pytest.approx(near.time.data * device.node_link / device.network)
-    assert far.time.passes == near.time.passes
+    both = Planner(settings(), Machine(device, 2, 4), None).planned(Choice(1, False, 1, 4096, False))
+    assert both.time is not None
+    assert both.time.data == pytest.approx(far.time.data / 4)  # over all four cards of a node
+    assert far.time.passes == pytest.approx(near.time.passes, rel=0.05)  # other sizes were traced
 
 
 def test_what_cannot_be_says_why() -> None:
@@ -105,6 +108,9 @@ def test_what_cannot_be_says_why() -> None:
     assert three.memory is None
     odd = Planner(settings(num_attention_heads=1), Machine(device_of("h100"), 1, 2), None)
     assert "model.tensor_parallel: 2 does not divide" in odd.planned(Choice(1, False, 2, 4096, False)).problem
+    compact = replace(settings(), routing=replace(config().routing, compact=True))
+    with_both = Planner(compact, Machine(device_of("h100"), 1, 2), None).planned(Choice(1, False, 2, 4096, False))
+    assert "must be false with model.tensor_parallel" in with_both.problem  # what training refuses
     small = replace(settings(), trainer=replace(settings().trainer, global_batch_size=1))
     assert Planner(small, Machine(device_of("0.1g"), 1, 1), None).plan().best is None
 
@@ -162,7 +168,9 @@ def test_sizes_of_micro_batches() -> None:
     assert sizes_of_micro_batches(3000, 600, 5000) == [2048, 3000, 4096, 8192]
     assert sizes_of_micro_batches(100, 600, 5000)[0] == 600  # the longest sequence must fit
     assert max(sizes_of_micro_batches(4096, 512, 10**9)) == 131072
-    assert {choice.tensor for choice in choices([4096], 6)} == {1, 2}
+    assert degrees(1, 6) == [1, 2]
+    assert degrees(3, 6) == [1, 2, 3]
+    assert {choice.tensor for choice in choices([4096], [1, 3])} == {1, 3}
 
 
 def test_as_json(plan: Plan) -> None:

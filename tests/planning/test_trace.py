@@ -87,7 +87,7 @@ def test_the_life_of_tensors_is_that_of_a_real_pass(tiny_dataset: Path) -> None:
 def test_flops_are_those_of_the_matrix_products(precision: str) -> None:
     settings = replace(plain(), trainer=replace(plain().trainer, precision=precision))
     sizes = EncoderConfig.from_settings(settings.model, 300, 0)
-    sample = made_up_sample(settings, 512, sizes.hidden_size)
+    sample = made_up_sample(settings, 512, sizes)
     found, _ = traced(settings, sizes, None, sample)
     work = Work.of(sample.batch)
     # Attention's scores are computed again in the backward pass.
@@ -100,7 +100,7 @@ def test_recomputing_keeps_less_and_computes_more() -> None:
     sizes = EncoderConfig.from_settings(settings.model, 300, 0)
     for recomputed in (False, True):
         chosen = replace(settings, model=replace(settings.model, activation_checkpointing=recomputed))
-        found[recomputed], _ = traced(chosen, sizes, None, made_up_sample(chosen, 512, sizes.hidden_size))
+        found[recomputed], _ = traced(chosen, sizes, None, made_up_sample(chosen, 512, sizes))
     assert found[True].saved < found[False].saved / 2
     assert 1.2 < found[True].flops.sum() / found[False].flops.sum() < 4 / 3
 
@@ -117,7 +117,7 @@ def test_on_a_gpu_attention_keeps_no_padding_and_no_probabilities(tiny_dataset: 
 def test_time_is_that_of_the_slower_resource() -> None:
     settings = plain()
     sizes = EncoderConfig.from_settings(settings.model, 300, 0)
-    found, _ = traced(settings, sizes, None, made_up_sample(settings, 512, sizes.hidden_size))
+    found, _ = traced(settings, sizes, None, made_up_sample(settings, 512, sizes))
     device = GPUS["h100"]._replace(launch_s=0.0, flops={"fp32": 1e13})  # so slow that the products take longer
     both = found.seconds(device, "fp32")
     computing, moving = found.flops.sum() / device.flops["fp32"], found.moved.sum() / device.bandwidth
@@ -129,7 +129,7 @@ def test_time_is_that_of_the_slower_resource() -> None:
 def test_between_two_sizes_all_is_on_a_line(precision: str) -> None:
     settings = replace(config(), trainer=replace(config().trainer, precision=precision))
     sizes = EncoderConfig.from_settings(settings.model, 300, 0)
-    ones = [made_up_sample(settings, tokens, sizes.hidden_size) for tokens in (512, 1024, 4096)]
+    ones = [made_up_sample(settings, tokens, sizes) for tokens in (512, 1024, 4096)]
     low, middle, high = (traced(settings, sizes, None, one)[0] for one in ones)
     share = (ones[1].tokens - ones[0].tokens) / (ones[2].tokens - ones[0].tokens)
     between = Between(low, high, share)

@@ -5,7 +5,8 @@
 Real runs on the CPU, of every ZeRO stage, with and without activation checkpointing, dense and routed. In a step:
 model states are the storages of all tensors that came into being since the run was built, after the backward pass;
 saved activations are counted where autograd saves them; the peak is that of the CPU allocator, in torch's profile. The
-planner is given the micro-batches that were trained on, and this CPU's attention.
+planner is given the micro-batches that were trained on, and this CPU's attention. It may be stopped at any time and
+goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from trelm_ds.distributed import Ranks, connect, disconnect
 from trelm_ds.model import EncoderConfig
 from trelm_ds.planning.memory import Memory, memory_of
 from trelm_ds.planning.model import traced
+from trelm_ds.planning.parameters import Parameters
 from trelm_ds.planning.samples import Sample, open_for_planning
+from trelm_ds.planning.trace import Trace
 from trelm_ds.planning.zero import Zero
 from trelm_ds.stopping import StopSignals
 from trelm_ds.training.build import build_run
@@ -58,6 +61,7 @@ SIZES = {
     "wide": ModelConfig(hidden_size=384, num_hidden_layers=3, num_attention_heads=6, intermediate_size=1536),
 }
 BUCKET = 100_000  # elements; the shipped 50 million would hide everything else of models this small
+CASE = ("size", "zero", "checkpointing", "routed", "precision")
 WARM_UP = 2  # ZeRO 3 learns the order of modules first
 
 
@@ -78,7 +82,7 @@ def settings(size: str, stage: int, checkpointing: bool, routed: bool, precision
             global_batch_size=64,
             micro_batch_tokens=512,
         ),
-        routing=RoutingConfig(refresh_every=WARM_UP, sample_fraction=0.5),
+        routing=RoutingConfig(refresh_every=WARM_UP, sample_fraction=1.0),
         tracking=TrackingConfig(enabled=False),
         loader=LoaderConfig(workers=0),
     )
@@ -113,7 +117,8 @@ class Watched:
     """Measures the passes of a step.
 
     Attributes:
-        samples: the micro-batches, with what was looked up for them.
+        counted: the micro-batches of which saved tensors were counted, with what was looked up for them.
+        samples: those whose passes were profiled.
         states: bytes of all tensors that came into being since `before`, after the backward pass.
         saved: bytes that autograd has saved of all micro-batches.
         peak: the most bytes at a time, while the passes went on.
@@ -121,28 +126,27 @@ class Watched:
 
     def __init__(self, trainer: Trainer, before: set[int]) -> None:
         self.trainer, self._before = trainer, before
+        self.counted: list[Any] = []
         self.samples: list[Any] = []
         self.states, self.saved, self.peak = 0, 0, 0
 
     def steps(self) -> None:
-        """Take a step in which saved tensors are counted, and one that is profiled, of the same micro-batches."""
+        """Take a step in which saved tensors are counted, and one that is profiled."""
         accumulate = self.trainer.accumulate
-        held: list[Any] = []
 
         def watched(step: Any, window: Any) -> Any:
-            held[:] = held or [step]
-            self.samples = [(batch, self._tables()) for batch in held[0].micro_batches]
+            self.samples = [(batch, self._tables()) for batch in step.micro_batches]
             own = self._before | {key for batch, tables in self.samples for key in _storages_of(batch, tables)}
             at_start = sum(size for key, size in storages().items() if key not in own)
             activities = [torch.profiler.ProfilerActivity.CPU]
             with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-                result = accumulate(held[0], window)
+                result = accumulate(step, window)
             self.peak = at_start + allocator_peak(profile)
             self.states = sum(size for key, size in storages().items() if key not in own)
             return result
 
         def counting(step: Any, window: Any) -> Any:
-            held[:] = [step]
+            self.counted = [(batch, self._tables()) for batch in step.micro_batches]
             return self._counting(accumulate, step, window)
 
         self.trainer.accumulate = counting  # type: ignore[method-assign]
@@ -202,7 +206,7 @@ def measure(config: Config, data: str, ranks: Ranks) -> dict[str, Any]:
         estimated = deepspeed_estimate(trainer.engine.module, zero.stage, ranks.world_size)
         trainer.held.close()
         trainer.engine.destroy()
-    planned, saved = plan(config, zero, data, watched.samples, ranks, tables)
+    planned, saved = plan(config, zero, data, watched, ranks, tables)
     found = {
         "states": watched.states, "states_planned": planned.states + planned.tables,
         "saved": watched.saved, "saved_planned": sum(saved),
@@ -224,24 +228,26 @@ def _storages_of(batch: Any, tables: Any) -> set[int]:
 
 
 def plan(
-    config: Config, zero: Zero, data: str, samples: list[Any], ranks: Ranks, tables: int
+    config: Config, zero: Zero, data: str, watched: Watched, ranks: Ranks, tables: int
 ) -> tuple[Memory, list[int]]:
-    """Plan the same case with the micro-batches that were trained on; return also what each of them saves."""
+    """Plan the same case with the micro-batches that were trained on; return also what each that was counted saves."""
     opened = open_for_planning(config, data)
     info = opened.prepared.info
     sizes = EncoderConfig.from_settings(config.model, info.vocab_size, info.pad)
-    traced_ones = [
-        traced(config, sizes, opened, Sample(batch, looked_up, len(batch.input_ids), 0.0, 0.0), on_gpu=False)
-        for batch, looked_up in samples
-    ]
+
+    def traces(samples: list[Any]) -> list[tuple[Trace, Parameters]]:
+        given = [Sample(batch, looked_up, len(batch.input_ids), 0.0, 0.0) for batch, looked_up in samples]
+        return [traced(config, sizes, opened, one, on_gpu=False) for one in given]
+
     number = 2 if config.trainer.precision == "bf16" else 4
-    observed = 8 * sizes.hidden_size * sum(len(batch.items.memory) for batch, _ in samples if batch.items is not None)
-    traces = [trace for trace, _ in traced_ones]
+    items = sum(len(batch.items.memory) for batch, _ in watched.samples if batch.items is not None)
+    tables += 8 * sizes.hidden_size * items
+    several = len(watched.samples) > 1
     each = [
-        memory_of(parameters, zero, ranks.world_size, number, trace, len(traces) > 1, tables + observed, at_once=False)
-        for trace, parameters in traced_ones
+        memory_of(parameters, zero, ranks.world_size, number, trace, several, tables, at_once=False)
+        for trace, parameters in traces(watched.samples)
     ]
-    return max(each, key=lambda one: one.peak), [trace.saved for trace in traces]
+    return max(each, key=lambda one: one.peak), [trace.saved for trace, _ in traces(watched.counted)]
 
 
 def error(planned: float, measured: float) -> float:
@@ -257,14 +263,17 @@ def cases(options: argparse.Namespace) -> list[tuple[str, int, bool, bool, str]]
 def on_ranks(options: argparse.Namespace) -> None:
     """Measure all cases on the ranks that are there; rank 0 writes them as lines of JSON."""
     ranks = connect()
-    for size, stage, checkpointing, routed, precision in cases(options):
+    done = [] if not options.lines.is_file() else list(map(json.loads, options.lines.read_text().splitlines()))
+    for values in cases(options):
+        case = dict(zip(CASE, values, strict=True)) | {"ranks": ranks.world_size}
+        if any(case.items() <= one.items() for one in done):
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            config = settings(size, stage, checkpointing, routed, precision, Path(folder))
-            found = measure(config, options.data, ranks)
-        case = {"size": size, "zero": stage, "checkpointing": checkpointing, "routed": routed, "precision": precision}
+            found = measure(settings(*values, Path(folder)), options.data, ranks)
+        ranks.barrier()  # all have read what is done
         if ranks.rank == 0:
             with options.lines.open("a") as lines:
-                lines.write(json.dumps(case | {"ranks": ranks.world_size} | found) + "\n")
+                lines.write(json.dumps(case | found) + "\n")
         gc.collect()
     disconnect()
 
@@ -325,21 +334,21 @@ def main() -> None:
     options = parser.parse_args()
     if "RANK" in os.environ:
         return on_ranks(options)
-    with tempfile.TemporaryDirectory() as folder:
-        lines = Path(folder) / "lines"
-        for count in options.ranks:
-            own = ["--data", options.data, "--lines", str(lines), "--sizes", *options.sizes]
-            own += ["--stages", *map(str, options.stages), "--precisions", *options.precisions]
-            start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__]
-            subprocess.run([sys.executable, *start, *own], check=True)
-        rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    out = options.out or ROOT / "docs" / "benchmarks" / "planned_memory.json"
+    lines = out.with_suffix(".lines")
+    for count in options.ranks:
+        own = ["--data", options.data, "--lines", str(lines), "--sizes", *options.sizes]
+        own += ["--stages", *map(str, options.stages), "--precisions", *options.precisions]
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__]
+        subprocess.run([sys.executable, *start, *own], check=True)
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
     result = {
         "device": "CPU", "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("torch", "deepspeed")}, "cases": rows,
     }  # fmt: skip
     print(table(rows))
-    out = options.out or ROOT / "docs" / "benchmarks" / "planned_memory.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
+    lines.unlink()
     if options.out is None:
         text = f"{table(rows)}\n\nThe same models by DeepSpeed's own estimators:\n\n{estimators_table(rows)}"
         PAGE.write_text(with_table(PAGE.read_text(), text, MARK, PAGE))

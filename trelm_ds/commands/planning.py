@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,15 @@ def _check(given: Any, plot_file: Path | None, settings_file: Path | None) -> No
     for name in ("nodes", "gpus_per_node"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 1, got {getattr(given, name)}")
-    if plot_file is not None and plot_file.suffix not in (".png", ".pdf", ".svg"):
+    if plot_file is not None and plot_file.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot: give a .png, .pdf or .svg file, not {plot_file}")
     if settings_file is not None and settings_file.suffix not in (".yaml", ".yml"):
         raise UserError(f"--write: give a .yaml file, not {settings_file}")
     for name, file in (("--plot", plot_file), ("--write", settings_file)):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{name}: {file.absolute().parent} is no folder; make it first")
+        if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+            raise UserError(f"{name}: {file} cannot be written; give a file in a folder of yours")
 
 
 def _print(plan: Plan, configured: Choice, given: Any) -> None:

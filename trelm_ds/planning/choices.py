@@ -71,11 +71,14 @@ def sizes_of_micro_batches(configured: int, least: int, most: float) -> list[int
     return sorted(found)
 
 
-def choices(sizes: list[int], per_node: int) -> Iterator[Choice]:
-    """List everything that is planned, for micro-batches of these sizes and so many GPUs in a node."""
-    for tensor in DEGREES:
-        if per_node % tensor:
-            continue
+def degrees(configured: int, per_node: int) -> list[int]:
+    """List degrees of tensor parallelism: the one configured, and those that divide the GPUs of a node."""
+    return sorted({configured} | {degree for degree in DEGREES if per_node % degree == 0})
+
+
+def choices(sizes: list[int], shares: list[int]) -> Iterator[Choice]:
+    """List everything that is planned, for micro-batches of these sizes and degrees of tensor parallelism."""
+    for tensor in shares:
         for checkpointing in (False, True):
             for tokens in sizes:
                 for stage in STAGES:

@@ -32,7 +32,7 @@ class Device(NamedTuple):
     node_link: float
     """bytes/s that it sends to others of its node"""
     network: float
-    """bytes/s that it sends to other nodes, with as many network cards as GPUs in a node"""
+    """bytes/s that its network card sends to other nodes; a node has as many cards as GPUs"""
     host_link: float = 25 * GB
     """bytes/s to the memory of the CPU"""
     launch_s: float = LAUNCH_S

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trelm_ds.planning.parameters import Parameters
 from trelm_ds.planning.trace import Between, Trace
-from trelm_ds.planning.zero import MASTER, Held, Zero, gradients_held, held
+from trelm_ds.planning.zero import MASTER, Held, Zero, gradients_held, held, share_of
 
 
 class Memory(NamedTuple):
@@ -14,10 +14,11 @@ class Memory(NamedTuple):
 
     Attributes:
         weights, optimizer, tables: for good; tables: memory bank, vectors, and neurons off a compact path.
-        gradients: with what was accumulated.
+        gradients: of earlier micro-batches, summed.
         buckets: for communication: reduced gradients, and under ZeRO 3 gathered weights.
         activations: kept for the backward pass.
         temporary: whatever else there is at the worst moment.
+        reduced: gradients when the passes are done, and under ZeRO 3 the bucket that stays.
         step: peak of the optimizer's step, after the passes.
         host: on the CPU, with offloading.
     """
@@ -29,13 +30,14 @@ class Memory(NamedTuple):
     buckets: int
     activations: int
     temporary: int
+    reduced: int
     step: int
     host: int
 
     @property
     def states(self) -> int:
-        """Weights, optimizer states and gradients."""
-        return self.weights + self.optimizer + self.gradients
+        """Weights, optimizer states and gradients, when the passes are done."""
+        return self.weights + self.optimizer + self.reduced
 
     @property
     def passes(self) -> int:
@@ -50,7 +52,7 @@ class Memory(NamedTuple):
 
     def largest(self) -> str:
         """Name what takes most, in a few words."""
-        parts = {name: value for name, value in self._asdict().items() if name not in ("step", "host")}
+        parts = {name: value for name, value in self._asdict().items() if name not in ("reduced", "step", "host")}
         return max(parts, key=lambda name: parts[name])
 
 
@@ -90,18 +92,20 @@ def memory_of(
         buckets=buckets,
         activations=saved,
         temporary=peak - buckets - saved,
-        step=states.weights + states.optimizer + tables + _step(parameters, zero, states, number, at_once),
+        reduced=states.gradients + (states.buckets if zero.stage == 3 else 0),
+        step=states.weights + states.optimizer + tables + _step(parameters, zero, states, ranks, at_once),
         host=states.host,
     )
 
 
-def _step(parameters: Parameters, zero: Zero, states: Held, number: int, at_once: bool) -> int:
+def _step(parameters: Parameters, zero: Zero, states: Held, ranks: int, at_once: bool) -> int:
     """Return what the optimizer's step holds beside weights and states: gradients in fp32, and its own numbers."""
     if zero.offload:
         return 0
     if zero.whole_sums:  # flattened to be exchanged
         return 2 * states.gradients
-    own = states.gradients // (MASTER if zero.fp32_sums else number)
+    own = sum(share_of(group, zero.stage, ranks) for group in parameters.groups)
     largest = max((sum(one.elements for one in group) for group in parameters.groups if not group[0].lazy), default=0)
     shared = largest * own // max(1, parameters.trained)
-    return MASTER * own + (MASTER * shared if at_once else 0)
+    kept = states.gradients if zero.stage == 3 else 0  # beside those in fp32
+    return kept + MASTER * own + (MASTER * shared if at_once else 0)

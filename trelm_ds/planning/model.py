@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from trelm_ds.config import Config
 from trelm_ds.model import (
@@ -108,9 +109,25 @@ def traced(
             model = planned_model(config, sizes, data, degree).train()
         batch: Batch = map_tensors(sample.batch, mode.from_tensor)
         tables: StepTables | None = map_tensors(sample.tables, mode.from_tensor)
-        with as_on_gpu() if on_gpu else contextlib.nullcontext():
+        with as_on_gpu() if on_gpu else contextlib.nullcontext(), _dropout_of_gpus(on_gpu):
             found = trace(model, batch, tables, attended=sample.attended)
         return found, Parameters.of(model, config.routes)
+
+
+@contextlib.contextmanager
+def _dropout_of_gpus(on_gpu: bool) -> Iterator[None]:
+    """Drop out in one operation with a mask of bytes, as on a GPU; on a CPU torch takes three and a mask of numbers."""
+    before = functional.dropout
+
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(input, p, training)[0] if p and training else input
+
+    if on_gpu:
+        functional.dropout = dropout
+    try:
+        yield
+    finally:
+        functional.dropout = before
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from trelm_ds.config import Config
+from trelm_ds.config_rules import problems
 from trelm_ds.engine import resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
 from trelm_ds.knowledge.tables import MemoryBank, TableGroup, VectorTable
 from trelm_ds.model import EncoderConfig, check_degree, flops_per_token, load_config
-from trelm_ds.planning.choices import Choice, choices, sizes_of_micro_batches
+from trelm_ds.planning.choices import Choice, choices, degrees, sizes_of_micro_batches
 from trelm_ds.planning.hardware import CPU, GIB, Device
 from trelm_ds.planning.memory import Memory, memory_of
 from trelm_ds.planning.model import DTYPES, traced
@@ -31,7 +32,10 @@ from trelm_ds.settings import find_ds_config
 from trelm_ds.training import RunData, compact_bytes
 
 VOCABULARY = 30522  # BERT's, where neither a dataset nor a folder says otherwise
+_ZERO = "zero_optimization"  # section of a DeepSpeed file
 _TRACED = 65536  # tokens of a micro-batch
+_NEARLY = 0.98  # of the fastest's speed: no difference that a plan can tell
+_PACKED = 1.125  # the largest micro-batch of a step that has one only, over the mean: sequences differ in length
 # What training's tensors do not get: context of the device, communication buffers, and what lies fragmented.
 _CONTEXT, _FRAGMENTED = 3 * GIB // 2, 0.04
 
@@ -114,7 +118,9 @@ class Planner:
         length = self.sizes.max_position_embeddings if data is None else float(data.steps.reader.lengths.mean())
         self.step_tokens = config.trainer.global_batch_size * length
         self.sizes_of_micro_batches = sizes_of_micro_batches(
-            config.trainer.micro_batch_tokens, self._least(), self.step_tokens / machine.world_size
+            config.trainer.micro_batch_tokens,
+            self._least(),
+            self.step_tokens / machine.world_size * max(degrees(config.model.tensor_parallel, machine.per_node)),
         )
         self._sample(self.sizes_of_micro_batches[0])  # what no choice can be planned with is told at once
 
@@ -141,11 +147,9 @@ class Planner:
         )
 
     def ds_config(self, choice: Choice) -> dict[str, Any]:
-        """Return the DeepSpeed file of a choice: the settings' own where it is of that stage, else a shipped one."""
-        if self._is_own(choice):
-            content: dict[str, Any] = read_json(find_ds_config(self.config.trainer.ds_config))
-            return content
-        return choice.ds_config()
+        """Return the DeepSpeed file of a choice: the settings' own, of another stage with a shipped one's ZeRO."""
+        own: dict[str, Any] = read_json(find_ds_config(self.config.trainer.ds_config))
+        return own if self._is_own(choice) else choice.ds_config() | own | {_ZERO: choice.ds_config()[_ZERO]}
 
     def _is_own(self, choice: Choice) -> bool:
         return (choice.stage, choice.offload) == (self._own_zero.stage, self._own_zero.offload)
@@ -153,7 +157,8 @@ class Planner:
     @property
     def choices(self) -> list[Choice]:
         """All that a plan compares."""
-        return list(choices(self.sizes_of_micro_batches, self.machine.per_node))
+        shares = degrees(self.config.model.tensor_parallel, self.machine.per_node)
+        return list(choices(self.sizes_of_micro_batches, shares))
 
     def plan(self, progress: Callable[[], None] = lambda: None) -> Plan:
         """Plan every choice; `progress` is called after each."""
@@ -161,8 +166,7 @@ class Planner:
         for choice in self.choices:
             rows.append(self.planned(choice))
             progress()
-        rows.sort(key=_preference)
-        return Plan(self.machine, rows, self.step_tokens, self._notes())
+        return Plan(self.machine, _in_order(rows), self.step_tokens, self._notes())
 
     @property
     def _largest_traced(self) -> int:
@@ -182,6 +186,8 @@ class Planner:
         if self.data is None:
             length = self.sizes.max_position_embeddings
             notes.append(f"without --data: sequences of {length} tokens are assumed; vectors and memory not counted")
+        if "offload_param" in read_json(find_ds_config(self.config.trainer.ds_config)).get(_ZERO, {}):
+            notes.append("zero_optimization.offload_param is not planned: weights will be less, and steps slower")
         if self.config.model.sequence_parallel:
             notes.append("model.sequence_parallel is not planned: activations under tensor parallelism will be less")
         return notes
@@ -198,14 +204,20 @@ class Planner:
     def _check(self, choice: Choice, layout: Layout) -> None:
         batch = self.config.trainer.global_batch_size
         check_degree(self.sizes, choice.tensor)
+        if layout.per_node % choice.tensor:
+            raise UserError(f"model.tensor_parallel: {choice.tensor} does not divide {layout.per_node} GPUs of a node")
         if batch % layout.data:
             raise UserError(f"trainer.global_batch_size {batch} is no multiple of {layout.data} data-parallel ranks")
+        for name, what in problems(choice.applied(self.config)):
+            raise UserError(f"{name}: {what}")
+        if not choice.stage and self._own_zero.fp32_sums:
+            raise UserError("data_types.grad_accum_dtype: ZeRO 0 has no gradient sums in fp32")
         if choice.offload and self.machine.device.name == CPU:
             raise UserError("this machine has no device to offload from")
 
     def _computed(self, choice: Choice, layout: Layout) -> Planned:
         config, machine = choice.applied(self.config), self.machine
-        zero = self._own_zero if self._is_own(choice) else Zero.of(choice.ds_config())
+        zero = self._own_zero if self._is_own(choice) else Zero.of(self.ds_config(choice))
         low, high = self._traced_samples()
         _, parameters = self._trace(choice, low)
         own_tokens, at_most = self.step_tokens / layout.data, self._tokens_of_text(choice.micro_batch_tokens)
@@ -215,7 +227,7 @@ class Planner:
             zero=zero,
             ranks=layout.data,
             number=self.number,
-            trace=self._at(choice, at_most),
+            trace=self._at(choice, min(at_most, _PACKED * own_tokens)),
             accumulates=micro_batches > 1,
             tables=self._tables(layout.data),
             looked_up=round(4 * self.sizes.hidden_size * high.looked_up * own_tokens),
@@ -272,8 +284,8 @@ class Planner:
     def _at(self, choice: Choice, tokens: float) -> Between:
         """Return what a micro-batch of so many tokens of text holds and takes.
 
-        Everything is linear in tokens but the place of the peak, between which it lies below the line: so what is
-        planned is rather too much than too little.
+        Everything is linear in tokens but the place of the peak: it lies below the line between the two that are
+        traced, and above it beyond.
         """
         low, high = self._traced_samples()
         share = (tokens - low.tokens) / (high.tokens - low.tokens) if high.tokens > low.tokens else 0.0
@@ -283,7 +295,7 @@ class Planner:
         """Return how many tokens of sequences micro-batches of a size have at most."""
         if self.data is not None:
             return self.data.steps.tokens_of_text(micro_batch_tokens)
-        return made_up_sample(self.config, micro_batch_tokens, self.sizes.hidden_size).tokens
+        return made_up_sample(self.config, micro_batch_tokens, self.sizes).tokens
 
     def _traced_samples(self) -> tuple[Sample, Sample]:
         """Return the smallest and the largest micro-batch that are traced."""
@@ -299,11 +311,10 @@ class Planner:
 
     def _sample(self, micro_batch_tokens: int) -> Sample:
         if micro_batch_tokens not in self._samples:
-            width = self.sizes.hidden_size
             if self.data is None:
-                sample = made_up_sample(self.config, micro_batch_tokens, width)
+                sample = made_up_sample(self.config, micro_batch_tokens, self.sizes)
             else:
-                sample = real_sample(self.config, self.data, micro_batch_tokens, width)
+                sample = real_sample(self.config, self.data, micro_batch_tokens, self.sizes.hidden_size)
             self._samples[micro_batch_tokens] = sample
         return self._samples[micro_batch_tokens]
 
@@ -340,8 +351,17 @@ def _problem(memory: Memory, machine: Machine) -> str:
     return ""
 
 
-def _preference(row: Planned) -> tuple[bool, float, int, bool, int]:
-    """Order: what fits, the fastest by whole percents, and of those the simplest."""
-    choice = row.choice
-    speed = -round(math.log(row.tokens_per_s), 2) if row.tokens_per_s else math.inf
-    return bool(row.problem), speed, choice.tensor, choice.checkpointing, choice.stage
+def _in_order(rows: list[Planned]) -> list[Planned]:
+    """Order: what fits first; there those that are nearly as fast as the fastest, the simplest first; then by speed."""
+    fastest = max((row.tokens_per_s for row in rows if not row.problem), default=0.0)
+
+    def place(row: Planned) -> tuple[Any, ...]:
+        if row.problem or row.memory is None:
+            return 2, 0, -row.tokens_per_s
+        choice = row.choice
+        simple = choice.tensor, choice.offload, choice.checkpointing, choice.stage, row.memory.peak
+        if row.tokens_per_s > _NEARLY * fastest:
+            return 0, *simple
+        return 1, -row.tokens_per_s, *simple
+
+    return sorted(rows, key=place)

@@ -12,7 +12,7 @@ from trelm_ds.batches import Step, mask_rate
 from trelm_ds.config import Config
 from trelm_ds.distributed import OneProcess
 from trelm_ds.errors import UserError
-from trelm_ds.model import AssessingBatch, Batch, StepTables, Tail
+from trelm_ds.model import AssessingBatch, Batch, EncoderConfig, StepTables, Tail
 from trelm_ds.training import RunData, open_dataset
 
 # Without a dataset: what queries and answers of T-REx with Wikidata5M are like, in tokens.
@@ -91,7 +91,7 @@ def _tables(config: Config, step: Step, size: int) -> StepTables:
     )
 
 
-def made_up_sample(config: Config, micro_batch_tokens: int, size: int) -> Sample:
+def made_up_sample(config: Config, micro_batch_tokens: int, sizes: EncoderConfig) -> Sample:
     """Make a micro-batch of sequences as long as the model reads them, and of queries as the settings allow them.
 
     Raises:
@@ -101,7 +101,7 @@ def made_up_sample(config: Config, micro_batch_tokens: int, size: int) -> Sample
         raise UserError("--data: needed to plan with kepler.weight, whose batches depend on the graph")
     if config.assesses and config.cka.decoder != "query":
         raise UserError(f"--data: needed to plan with cka.decoder {config.cka.decoder}; or plan with decoder query")
-    share, length = config.cka.max_token_share if config.assesses else 0.0, config.model.max_position_embeddings
+    share, length = config.cka.max_token_share if config.assesses else 0.0, sizes.max_position_embeddings
     sequences = int(micro_batch_tokens / (1 + share)) // length
     if not sequences:
         raise UserError(
@@ -122,8 +122,8 @@ def made_up_sample(config: Config, micro_batch_tokens: int, size: int) -> Sample
         tail=Tail(queries, queries * _QUERY, _QUERY) if queries else None,
         objectives={"cka": _answers(queries * _ANSWER)} if config.assesses else {},
     )
-    negatives = _numbers(config.cka.negatives)
-    tables = StepTables(torch.zeros(0, size), torch.zeros(0, size), 0.0, negatives) if config.assesses else None
+    nothing = torch.zeros(0, sizes.hidden_size)
+    tables = StepTables(nothing, nothing, 0.0, _numbers(config.cka.negatives)) if config.assesses else None
     return Sample(batch, tables, own, float((lengths**2).sum() / lengths.sum()), 0.0)
 
 

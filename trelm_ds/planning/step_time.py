@@ -70,7 +70,9 @@ def step_time(
         tensor_bytes: that a rank all-reduces with those that share its model.
         data_bytes: that it exchanges with those that hold the same part, by kind.
     """
-    link = device.node_link if layout.on_one_node else device.network
+    link = device.node_link
+    if not layout.on_one_node:  # rings leave a node over the network cards of all its ranks that are in the group
+        link = min(link, device.network * layout.per_node / layout.tensor)
     sent = {kind: on_the_wire(size, kind, layout.data) for kind, size in data_bytes.items()}
     exchange = sum(sent.values()) / link
     if zero.overlap and zero.stage:

@@ -23,6 +23,7 @@ from trelm_ds.planning.hardware import Device
 _FREE = {"detach", "alias", "view", "_unsafe_view", "t", "transpose", "permute", "expand", "select", "slice", "split"}
 _FREE |= {"split_with_sizes", "unbind", "squeeze", "unsqueeze", "as_strided", "_reshape_alias", "diagonal", "empty"}
 _FREE |= {"empty_like", "new_empty", "lift_fresh"}
+_BEYOND = 1.03  # peaks beyond the larger trace lie above the line, by up to so much where it was tried
 _BACKWARD = 2.5  # attention's backward pass has five products for the forward pass's two: scores are computed again
 
 
@@ -72,7 +73,8 @@ class Between(NamedTuple):
 
     def peak(self, held: Callable[[np.ndarray], np.ndarray]) -> int:
         """Return the most bytes at a time, as of a `Trace`."""
-        return round(self._between(self.low.peak(held), self.high.peak(held)))
+        margin = _BEYOND if self.share > 1 else 1.0
+        return round(margin * self._between(self.low.peak(held), self.high.peak(held)))
 
     def seconds(self, device: Device, precision: str) -> float:
         """Time both passes, as of a `Trace`."""

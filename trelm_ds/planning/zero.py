@@ -87,7 +87,7 @@ class Held(NamedTuple):
     accumulated: int
     """of gradients, before the last of several micro-batches; with a single one: before it"""
     buckets: int
-    """while gradients come in"""
+    """while gradients come in; under stage 3 always"""
     gathered: int
     """stage 3: weights of other ranks, made whole for the passes, at most"""
     host: int
@@ -108,9 +108,13 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
     lazy = sum(share for share, group in zip(shares, groups, strict=True) if group[0].lazy)
     master = 0 if zero.stage == 0 and number == MASTER else MASTER  # fp32 weights are their own masters
     of_sum = MASTER if zero.fp32_sums else number
-    optimizer, host, gradients = (master + MOMENTS) * own + UPDATES * lazy, 0, of_sum * own
+    optimizer, host = (master + MOMENTS) * own + UPDATES * lazy, 0
+    cut = zero.stage in (1, 2) and zero.contiguous
+    gradients = of_sum * (max_whole(groups, shares, ranks) if cut else own)
     if zero.offload:
-        host, optimizer, gradients = optimizer + MASTER * own, 0, 0  # with gradients in fp32, from which it updates
+        # With weights in both precisions, and gradients in fp32, from which the CPU updates, of one pass and summed.
+        host = optimizer + (number + (2 if accumulates else 1) * MASTER) * own
+        optimizer, gradients = 0, 0
     common = {"optimizer": optimizer, "gradients": gradients, "host": host}
     buffers = number * parameters.buffers
     if zero.stage == 3:
@@ -118,6 +122,8 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
     whole = sum(share_of(group, 1, ranks) * ranks for group in groups) if zero.stage else parameters.trained
     accumulated = gradients if zero.stage == 2 else of_sum * parameters.trained
     bucket = number * zero.reduce_bucket * (2 if zero.overlap else 1) if zero.stage and zero.contiguous else 0
+    if zero.offload:  # a gradient on its way
+        bucket += number * max(one.elements for one in parameters.parameters)
     if zero.whole_sums:  # there from the start, without buckets
         accumulates, bucket, common["gradients"] = True, 0, accumulated
     return Held(
@@ -155,13 +161,29 @@ def share_of(group: list[Parameter], stage: int, ranks: int) -> int:
     return whole if stage == 0 else -(-whole // (2 * ranks)) * 2
 
 
+def max_whole(groups: list[list[Parameter]], shares: list[int], ranks: int) -> int:
+    """Return the elements of all parameters that a rank has any part of, of the rank that has most.
+
+    ZeRO 1 and 2 keep the reduced gradients of these parameters whole (`grads_in_partition`).
+    """
+    total = np.zeros(ranks, dtype=np.int64)
+    for group, share in zip(groups, shares, strict=True):
+        sizes = np.array([one.elements for one in group])
+        ends = sizes.cumsum()
+        begin = share * np.arange(ranks)[:, None]
+        total += ((ends - sizes < begin + share) & (ends > begin)) @ sizes
+    return int(total.max())
+
+
 def gradients_held(zero: Zero, of_rank: Held, accumulates: bool) -> Callable[[np.ndarray], np.ndarray]:
     """Return what is held of a micro-batch's gradients, as a function of the bytes that are finished, int64 [E]."""
 
     def of(finished: np.ndarray) -> np.ndarray:
-        if zero.stage == 3:
-            return np.full_like(finished, of_rank.buckets + of_rank.gathered)
+        if zero.stage == 3:  # gradients of a bucket are put together once more to be reduced
+            return of_rank.buckets + of_rank.gathered + np.minimum(finished, of_rank.buckets)
         begun = np.where(finished > 0, of_rank.buckets, 0)
+        if zero.stage == 2:  # where reduced gradients go, from the first bucket that is full
+            begun = begun + np.where(finished * (2 if zero.overlap else 1) > of_rank.buckets, of_rank.gradients, 0)
         # They go into a bucket as they come, or are added to those that are there.
         moved_on = zero.stage == 2 or (zero.stage == 1 and zero.overlap) or accumulates
         return begun if moved_on else finished + begun
