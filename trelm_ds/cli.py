@@ -87,6 +87,7 @@ def _run(arguments: list[str]) -> int:
     datasets.add_verify(commands)
     commands.add_parser("pretrain", help="train on a prepared dataset", add_help=False)
     commands.add_parser("plan", help="plan a run's memory and speed before it is started", add_help=False)
+    commands.add_parser("tune", help="measure the plan's best choices in short runs", add_help=False)
     commands.add_parser("submit", help="submit a pre-training job to Slurm", add_help=False)
     jobs.add_status(commands)
     runs.add_checkpoints(commands)
@@ -105,6 +106,8 @@ def _run(arguments: list[str]) -> int:
         return jobs.submit_command(arguments[1:])
     if arguments[:1] == ["plan"]:
         return planning.plan_command(arguments[1:])
+    if arguments[:1] == ["tune"]:
+        return planning.tune_command(arguments[1:])
     namespace = parser.parse_args(arguments)
     action: Callable[[argparse.Namespace], int] = namespace.action
     return action(namespace)

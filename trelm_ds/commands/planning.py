@@ -1,9 +1,10 @@
-"""`trelm plan`: memory and speed of a run before it is started."""
+"""`trelm plan` and `trelm tune`: memory and speed of a run before it is started, planned and measured."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from trelm_ds.errors import UserError
 
 if TYPE_CHECKING:
     from trelm_ds.config import Config
-    from trelm_ds.planning import Choice, Plan
+    from trelm_ds.planning import Choice, Plan, TuneOptions, Tuner
 
 
 def plan_command(arguments: list[str]) -> int:
@@ -94,3 +95,119 @@ def _print(plan: Plan, configured: Choice, given: Any) -> None:
         print(json.dumps(to_plain(plan), indent=1))
     else:
         print_table(to_table(plan, configured, everything=given.all))
+
+
+_OF_TUNE = {"--data", "--out", "--budget-minutes", "--trials", "--steps", "--trial-minutes", "--gpu", "--ranks"}
+_OF_TUNE |= {"--memory-limit"}
+
+
+def tune_command(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from trelm_ds.settings import add_settings, parse
+
+    parser = ArgumentParser(
+        prog="trelm tune",
+        usage="trelm tune --config FILE ... --data DATASET --out FOLDER [--budget-minutes M] [--trials K] [--steps N] "
+        "[--trial-minutes M] [--gpu this|NAME] [--ranks N] [--memory-limit SIZE] [--SETTING VALUE ...]",
+        description="Try the plan's best choices in short runs on this node, in processes of their own: the fastest "
+        "ZeRO stage, tensor parallelism, size of micro-batches and so on, by measurement. What runs out of memory, "
+        "crashes or hangs is a result like others. The same command goes on where it was stopped. Writes trials, a "
+        "table, a picture and the best settings to FOLDER. Exit code 1 if no trial went well.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
+    )
+    add = parser.add_argument
+    add("--data", type=str, default=None, help="dataset of `trelm prepare`: folder or fsspec URL")
+    add("--out", type=str, default=None, help="folder for trials and results; one that has some is gone on with")
+    add("--budget-minutes", type=float, default=60.0, help="begin no trial once all of them have taken so long")
+    add("--trials", type=int, default=8, help="number of trials")
+    add("--steps", type=int, default=20, help="steps of a trial, of which the first quarter is not counted")
+    add("--trial-minutes", type=float, default=5.0, help="end a trial that has not taken its steps by then")
+    add("--gpu", type=str, default="this", help="plan with this machine as measured, or as a known GPU: a100-80g ...")
+    add("--ranks", type=int, default=None, help="processes on this node; default: its GPUs, one without")
+    add("--memory-limit", type=str, default=None, help="memory of each rank on a CPU, such as 8g; default: its part")
+    add_settings(parser)
+    config, given = parse(parser, arguments)
+    for name in ("data", "out"):
+        if getattr(given, name) is None:
+            raise UserError(f"--{name}: required; see `trelm tune --help`")
+    return _tune(config, _tune_options(given), arguments)
+
+
+def _tune_options(given: Any) -> TuneOptions:
+    from trelm_ds.planning import TuneOptions, ranks_here
+
+    for name, least in (("budget_minutes", 0), ("trial_minutes", 0), ("trials", 1), ("steps", 2), ("ranks", 1)):
+        value, option = getattr(given, name), f"--{name.replace('_', '-')}"
+        if value is not None and (value < least or value == 0):
+            raise UserError(f"{option}: must be {f'at least {least}' if least else 'greater than 0'}, got {value}")
+    return TuneOptions(
+        data=given.data,
+        folder=Path(given.out),
+        budget_minutes=given.budget_minutes,
+        trials=given.trials,
+        steps=given.steps,
+        trial_minutes=given.trial_minutes,
+        gpu=given.gpu,
+        ranks=given.ranks or ranks_here(),
+        memory=None if given.memory_limit is None else _bytes(given.memory_limit),
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt])(?:i?b)?", text.lower())
+    if match is None or not float(match[1]):
+        raise UserError(f"--memory-limit: give a size such as 8g or 500m, not '{text}'")
+    return int(float(match[1]) * 2 ** {"m": 20, "g": 30, "t": 40}[match[2]])
+
+
+def _tune(config: Config, options: TuneOptions, arguments: list[str]) -> int:
+    from trelm_ds.planning import Stopped, Tuner, taken
+    from trelm_ds.stopping import StopSignals, describe, exit_code
+
+    with StopSignals() as signals, taken(options.folder):
+        try:
+            tuner = Tuner(config, options, lambda: signals.received)
+            code = _report(tuner, options, arguments)
+        except Stopped:
+            code = 1
+        if signals.received:
+            print(f"stopped by {describe(signals.received)}; the same command goes on")
+            return exit_code(signals.received)
+        return code
+
+
+def _report(tuner: Tuner, options: TuneOptions, arguments: list[str]) -> int:
+    """Tune, print what was found and write it down; return the exit code."""
+    from trelm_ds.planning import (
+        command_to_use,
+        plot_tuned,
+        print_table,
+        rank_correlation,
+        tuned_to_table,
+        without,
+        write_choice,
+        write_results,
+    )
+
+    tuned, folder = tuner.run(), options.folder
+    print_table(tuned_to_table(tuned))
+    write_results(tuned, folder / "results.json")
+    files, metrics = ["results.json"], {"trials": float(len(tuned.results)), "trials_ok": float(len(tuned.done))}
+    if (best := tuned.best) is not None:
+        plot_tuned(tuned.done, folder / "tune.png")
+        about = f"trelm tune: {best.choice.name}, {best.outcome.tokens_per_s:,.0f} tokens/s on {options.ranks} ranks"
+        settings, ds_file = write_choice(best.choice, folder / "best.yaml", about, tuner.trials.ds_config(best.choice))
+        print(f"best: {best.choice.name}; settings: {settings}, with {ds_file}; picture: {folder / 'tune.png'}")
+        print(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, options.ranks, settings)}")
+        files += ["tune.png", settings.name, ds_file.name]
+        metrics["tokens_per_s"] = best.outcome.tokens_per_s or 0.0
+    if (found := rank_correlation(tuned.done)) is not None:
+        metrics["rank_correlation"] = found
+    if tuned.complete:
+        tuner.finished(metrics, files)
+    if best is None and tuned.complete:
+        print(f"no trial went well; their logs are in {folder / 'trials'}" if tuned.results else "nothing fits")
+    return 0 if best is not None else 1

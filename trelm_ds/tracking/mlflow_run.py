@@ -70,6 +70,10 @@ class MlflowRun:
         """Log metrics at a step; a step that is recorded already is ignored."""
         self._record(lambda: self._spool.metrics(step, metrics))
 
+    def tag(self, tags: dict[str, str]) -> None:
+        """Give the run tags."""
+        self._record(lambda: self._spool.tags({name: without_password(value) for name, value in tags.items()}))
+
     def log_file(self, name: str) -> None:
         """Log a file of the run folder."""
         self._record(lambda: self._spool.file(name))

@@ -4,7 +4,7 @@ It is a log, not a queue: nothing is removed once it is sent. How much MLflow ha
 `mlflow_run.json`, so in case of doubt the whole run can be sent again. Each line is a JSON object with a "kind":
 
 - run: an MLflow run begins. key (unique), experiment, name, time, params, tags
-- tags: settings that a continuation has changed
+- tags: settings that a continuation has changed, or what a part of a run came to
 - metrics: one log point. step, time, metrics. Steps only grow within a run
 - file: a file of the run folder. name
 - status: RUNNING, FINISHED, KILLED or FAILED. time. RUNNING has the run folder, by which a copy of it is recognised
@@ -171,6 +171,10 @@ class Spool:
     def file(self, name: str) -> None:
         """Record a file of the run folder to upload, with the content it has when it is sent."""
         self._append({"kind": "file", "name": name})
+
+    def tags(self, tags: dict[str, str]) -> None:
+        """Record tags that the run gets."""
+        self._append({"kind": "tags", "tags": tags})
 
     def status(self, status: str, **more: str) -> None:
         """Record the run's status: RUNNING, FINISHED, KILLED or FAILED."""

@@ -119,12 +119,12 @@ def sync(run: Path, address: str | None = None, experiment: str | None = None) -
 
 
 def sync_all(run: Path, address: str | None = None, experiment: str | None = None) -> tuple[int, str]:
-    """Send the waiting entries of a run and of the runs below it, which have folders in its folder.
+    """Send the waiting entries of a run and of the runs below it, whose folders are in its folder or in `trials` there.
 
     Args, Returns and Raises are those of `sync`, with the entries of all runs in one number.
     """
     number, store = sync(run, address, experiment)
-    for spool in sorted(run.glob(f"*/{SPOOL}")):
+    for spool in sorted([*run.glob(f"*/{SPOOL}"), *run.glob(f"trials/*/{SPOOL}")]):
         number += sync(spool.parent, address, experiment)[0]
     return number, store
 

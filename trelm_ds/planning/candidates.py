@@ -1,0 +1,91 @@
+"""Which choice is tried next: of every kind the plan's best, then sizes of micro-batches around the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from trelm_ds.planning.choices import Choice
+from trelm_ds.planning.plan import Plan, Planned
+from trelm_ds.planning.verdict import Status
+
+SLACK = 1.2  # times the memory there is: what the plan says needs more is not tried, what needs less may fit
+
+
+class Tried(NamedTuple):
+    """A choice and what came of it."""
+
+    choice: Choice
+    status: Status
+    tokens_per_s: float | None
+
+
+def kind_of(choice: Choice) -> Choice:
+    """Return what a choice shares with those that differ in the size of micro-batches alone."""
+    return choice._replace(micro_batch_tokens=0)
+
+
+class Candidates:
+    """The choices of a plan that may be tried, in turn.
+
+    Args:
+        configured: the choice that the settings have, which is tried second.
+    """
+
+    def __init__(self, plan: Plan, configured: Choice) -> None:
+        self.plan, usable = plan, plan.machine.usable
+        within = [row for row in plan.rows if row.memory is not None and row.memory.peak <= SLACK * usable]
+        self.rows = {row.choice: row for row in within}
+        self.beyond = [row for row in plan.rows if row.memory is not None and row.choice not in self.rows]
+        best: dict[Choice, Choice] = {}
+        for row in within:
+            best.setdefault(kind_of(row.choice), row.choice)
+        first = list(best.values())
+        if configured in self.rows:
+            first.insert(1, configured)
+        self.first = list(dict.fromkeys(first))  # each where it comes first
+
+    def next(self, tried: Sequence[Tried], number: int) -> Planned | None:
+        """Return the next row to try; None where `number` were tried, or all.
+
+        The first half are the plan's best of every kind, the one configured among them. Then come the neighbours, in
+        size of micro-batches, of the fastest so far; where nothing has run yet, smaller sizes of what ran out of
+        memory. When there are none left, the remaining kinds.
+        """
+        if len(tried) >= number:
+            return None
+        early = len(tried) < (number + 1) // 2
+        turns = [self.first] if early else []
+        turns += [list(self._around(tried)), self.first]
+        known = {one.choice for one in tried}
+        for choice in (choice for turn in turns for choice in turn):
+            if choice not in known and not self._hopeless(choice, tried):
+                return self.rows[choice]
+        return None
+
+    def _around(self, tried: Sequence[Tried]) -> Iterator[Choice]:
+        done = [one for one in tried if one.status == "ok" and one.tokens_per_s is not None]
+        if done:
+            fastest = max(done, key=lambda one: one.tokens_per_s or 0.0).choice
+            sizes = self._sizes(fastest)
+            place = sizes.index(fastest)
+            yield from sizes[place + 1 : place + 2]
+            yield from reversed(sizes[max(0, place - 1) : place])
+            return
+        for one in tried:
+            if one.status == "out of memory":
+                smaller = [choice for choice in self._sizes(one.choice) if choice < one.choice]
+                yield from smaller[-1:]
+
+    def _sizes(self, choice: Choice) -> list[Choice]:
+        """List the choices of the same kind, from the smallest micro-batches on."""
+        return sorted(other for other in self.rows if kind_of(other) == kind_of(choice))
+
+    def _hopeless(self, choice: Choice, tried: Sequence[Tried]) -> bool:
+        """Whether the same with no larger micro-batches has run out of memory."""
+        return any(
+            one.status == "out of memory"
+            and kind_of(one.choice) == kind_of(choice)
+            and one.choice.micro_batch_tokens <= choice.micro_batch_tokens
+            for one in tried
+        )
