@@ -50,18 +50,24 @@ class Candidates:
 
         The first half are the plan's best of every kind, the one configured among them. Then come the neighbours, in
         size of micro-batches, of the fastest so far; where nothing has run yet, smaller sizes of what ran out of
-        memory. When there are none left, the remaining kinds.
+        memory. When there are none left, the remaining kinds, and then all else in the plan's order.
         """
         if len(tried) >= number:
             return None
         early = len(tried) < (number + 1) // 2
+        left = self.left(tried)
         turns = [self.first] if early else []
-        turns += [list(self._around(tried)), self.first]
+        turns += [list(self._around(tried)), self.first, list(left)]
+        return next((left[choice] for turn in turns for choice in turn if choice in left), None)
+
+    def left(self, tried: Sequence[Tried]) -> dict[Choice, Planned]:
+        """Return the rows that may still be tried, in the plan's order."""
         known = {one.choice for one in tried}
-        for choice in (choice for turn in turns for choice in turn):
-            if choice not in known and not self._hopeless(choice, tried):
-                return self.rows[choice]
-        return None
+        return {
+            choice: row
+            for choice, row in self.rows.items()
+            if choice not in known and not self._hopeless(choice, tried)
+        }
 
     def _around(self, tried: Sequence[Tried]) -> Iterator[Choice]:
         done = [one for one in tried if one.status == "ok" and one.tokens_per_s is not None]

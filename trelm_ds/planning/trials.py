@@ -161,7 +161,8 @@ def identity_of(config: Config, configured: Choice, limits: Limits, shared: dict
     Args:
         shared: more of it.
     """
-    found = flatten(trial_config(config, configured, "", limits)) | shared
+    settings = flatten(trial_config(config, configured, "", limits)).items()
+    found = {name: value for name, value in settings if not name.startswith("guards.")} | shared  # those are ours
     found |= {
         "trainer.ds_config": read_json(find_ds_config(config.trainer.ds_config)),
         "--steps": limits.steps,

@@ -155,7 +155,7 @@ class Tuner:
         except BaseException:
             self._tracking.stopped(failed=True)
             raise
-        left = len(candidates.rows.keys() - {result.choice for result in results})
+        left = len(candidates.left([result.tried for result in results]))
         results = [*self._configured_if_not_tried(candidates), *results]
         return Tuned(candidates.plan, results, candidates.beyond, left, self.configured, complete)
 

@@ -77,9 +77,8 @@ def _heading(plan: Plan) -> str:
 def _remarks(tuned: Tuned) -> list[str]:
     lines = [f"as the settings have it: {tuned.configured.name}"]
     if (found := rank_correlation(tuned.done)) is not None:
-        lines.append(
-            f"planned and measured speeds of {len(tuned.done)} trials: Spearman's rank correlation {found:.2f}"
-        )
+        about = f"planned and measured speed of {len(tuned.done)} trials"
+        lines.append(f"Spearman's rank correlation of {about}: {found:.2f}")
     if tuned.beyond:
         least: dict[Choice, int] = {}
         for kind, tokens in ((kind_of(row.choice), row.choice.micro_batch_tokens) for row in tuned.beyond):
