@@ -100,6 +100,21 @@ def test_a_stop_kills_it(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+def test_a_signal_to_all_is_a_stop_and_no_crash(tmp_path: Path) -> None:
+    """The trial may be dead of it before this process has heard of it."""
+    then = "import os, signal; (run / 'over').touch(); os.kill(os.getpid(), signal.SIGUSR1)"
+    heard: list[bool] = []
+
+    def late() -> bool:
+        heard.append((tmp_path / RUN / "over").exists())
+        return sum(heard) > 3
+
+    with pytest.raises(Stopped):
+        run_trial(training(tmp_path / RUN, 2, then), tmp_path, Limits(8, LONG, 0), str(tmp_path), late)
+    (tmp_path / "other").mkdir()
+    assert tried(tmp_path / "other", 2, then)[:2] == ("crashed", "ended by SIGUSR1")
+
+
 def test_it_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
     """Also where that is killed; and what it has left in other sessions is known by the next."""
     script = f"""

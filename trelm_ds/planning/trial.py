@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trelm_ds import log
 from trelm_ds.planning.verdict import Status, measured, oom_kills, peak_bytes, too_late, verdict
 from trelm_ds.run_folder import METRICS, read_metrics
+from trelm_ds.stopping import STOP_SIGNALS
 
 if TYPE_CHECKING:
     import psutil
 
 LOG, RUN = "log.txt", "run"  # in the folder of a trial
 _POLL_S = 0.1
+_ORDER_S = 2.0  # in which the same signal reaches this process too
 _KILLING_S = 30.0  # after which a process that does not end, as one in a driver, is left behind
 _OWNER = "TRELM_TUNE"  # variable that all processes of a trial have, by which they are found however they were started
 _CONFINED = Path(__file__).with_name("confined.py")
@@ -104,8 +106,19 @@ def run_trial(
         kill_trials(owner)
         process.wait()
     watch.look()  # what it has written last
+    if watch.steps < limits.steps and _asked_to_end(code, stopped):
+        raise Stopped
     text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     return _outcome(watch, code, text, limits, oom_killed=oom_kills() > killed_before)
+
+
+def _asked_to_end(code: int | None, stopped: Callable[[], object]) -> bool:
+    """Whether what asks for the end has ended the trial as well: Slurm signals all processes, in no certain order."""
+    by_signal = code is not None and (-code in STOP_SIGNALS or code - 128 in STOP_SIGNALS)
+    until = time.monotonic() + (_ORDER_S if by_signal else 0)
+    while not stopped() and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return bool(stopped())
 
 
 def _environment(owner: str) -> dict[str, str]:
