@@ -43,6 +43,13 @@ def test_what_needs_a_fifth_more_than_there_is_may_fit() -> None:
     assert choice(3, 2048) not in candidates.rows
 
 
+def test_sizes_that_hold_a_whole_step_are_one() -> None:
+    rows = [planned(choice(0, tokens), 100, of_step=max(1, 4096 // tokens)) for tokens in (2048, 16384, 8192, 4096)]
+    rows += [planned(choice(1, tokens), 90, of_step=1) for tokens in (8192, 4096)]
+    assert sorted(made(choice(2, 2048), rows).rows) == [choice(0, 2048), choice(0, 4096), choice(1, 4096)]
+    assert sorted(made(choice(0, 8192), rows).rows) == [choice(0, 2048), choice(0, 8192), choice(1, 4096)]
+
+
 def test_kinds_then_neighbours_of_the_fastest_then_the_other_kinds() -> None:
     # Of six three early ones, the configured one second; then around zero0-4096, the larger first; then a kind.
     assert names(made(choice(1, 2048)), 6) == [

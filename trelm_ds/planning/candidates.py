@@ -30,16 +30,20 @@ class Candidates:
 
     Args:
         configured: the choice that the settings have, which is tried second.
+
+    Attributes:
+        rows: by choice, in the plan's order.
+        beyond: rows that are not tried, since they need far more memory than there is.
     """
 
     def __init__(self, plan: Plan, configured: Choice) -> None:
         self.plan, usable = plan, plan.machine.usable
         within = [row for row in plan.rows if row.memory is not None and row.memory.peak <= SLACK * usable]
-        self.rows = {row.choice: row for row in within}
-        self.beyond = [row for row in plan.rows if row.memory is not None and row.choice not in self.rows]
+        self.rows = _distinct({row.choice: row for row in within}, configured)
+        self.beyond = [row for row in plan.rows if row.memory is not None and row.memory.peak > SLACK * usable]
         best: dict[Choice, Choice] = {}
-        for row in within:
-            best.setdefault(kind_of(row.choice), row.choice)
+        for choice in self.rows:
+            best.setdefault(kind_of(choice), choice)
         first = list(best.values())
         if configured in self.rows:
             first.insert(1, configured)
@@ -95,3 +99,12 @@ class Candidates:
             and one.choice.micro_batch_tokens <= choice.micro_batch_tokens
             for one in tried
         )
+
+
+def _distinct(rows: dict[Choice, Planned], configured: Choice) -> dict[Choice, Planned]:
+    """Keep, of the sizes of a kind that hold a whole step and so are one, the smallest, or the one configured."""
+    whole = [choice for choice, row in rows.items() if row.micro_batches == 1]
+    kept: dict[Choice, Choice] = {}
+    for choice in sorted(whole, key=lambda one: (one != configured, one.micro_batch_tokens)):
+        kept.setdefault(kind_of(choice), choice)
+    return {choice: row for choice, row in rows.items() if row.micro_batches > 1 or choice == kept[kind_of(choice)]}
