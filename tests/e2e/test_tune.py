@@ -14,9 +14,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from tests.e2e.launch import trelm
 from tests.forked import Command, environment
+from tests.planning.made_plans import choice, planned
+from trelm_ds.planning.trial import Limits
+from trelm_ds.planning.trials import Trials
+from trelm_ds.settings import add_settings, parse
 
 # Steps of 160 tokens, so that there is one size of micro-batches: each ZeRO stage, recomputed or not, is one choice.
 SETTINGS = """
@@ -119,6 +124,20 @@ def test_a_killed_tune_goes_on_and_reports_all(settings: Path, tiny_dataset: Pat
     assert used.returncode == 0, used.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["trainer"]["ds_config"], config["trainer"]["seed"]) == (str(out / "best.ds.json"), 1)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_against_a_limit(settings: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """A step of 15,000 tokens with 8,192 neurons: all at once that takes over 1.4 GiB, in parts a tenth of it."""
+    more = ["--model.intermediate_size", "8192", "--trainer.global_batch_size", "1500", "--model.hidden_size", "8"]
+    out, parser = tmp_path / "T", ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+    add_settings(parser)
+    config = parse(parser, ["--config", str(settings), *more])[0]
+    trials = Trials(config, out, str(tiny_dataset), 1, Limits(2, WAIT_S, 1 << 30), choice(1, 64), {})
+    large, small = (trials.run(planned(choice(0, tokens), 1.0), lambda: False) for tokens in (16384, 1024))
+    assert large.outcome.status == "out of memory"
+    assert "can't allocate memory" in large.outcome.reason
+    assert small.outcome.status == "ok"
 
 
 @pytest.mark.slow

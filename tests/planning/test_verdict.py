@@ -29,6 +29,13 @@ _CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB
             "out of memory",
             f"rank 1 on n1: {_CUDA}",
         ),
+        (
+            f"[rank1]: {_TORCH}\ntrelm: rank 0 ends because of rank 1 on n1: {_TORCH}\n",
+            1,
+            False,
+            "out of memory",
+            _TORCH,
+        ),
         (f"{_TRACE}MemoryError\n", 1, False, "out of memory", "MemoryError"),
         (
             "terminate called after throwing std::bad_alloc\n",

@@ -35,8 +35,8 @@ def verdict(log: str, code: int, oom_killed: bool) -> tuple[Status, str]:
         return "refused", _shortened(_last_error(lines))
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL) and oom_killed:
         return "out of memory", "killed by the system, whose memory was used up"
-    if at_fault := next((line for line in reversed(lines) if _NO_MEMORY.search(line)), None):
-        return "out of memory", _shortened(at_fault)
+    if at_fault := [line for line in lines if _NO_MEMORY.search(line)]:
+        return "out of memory", _shortened(_last_error(at_fault))
     if code == _HANG:
         return "hung", _shortened(_last_error(lines))
     if code < 0 and not any(map(_is_error, lines)):
