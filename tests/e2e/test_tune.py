@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from tests.e2e.launch import trelm
 from tests.forked import Command, environment
 from tests.planning.made_plans import choice, planned
+from trelm_ds.planning.choices import Choice
 from trelm_ds.planning.trial import Limits
 from trelm_ds.planning.trials import Trials
 from trelm_ds.settings import add_settings, parse
@@ -133,7 +134,7 @@ def test_memory_is_measured_against_a_limit(settings: Path, tiny_dataset: Path, 
     out, parser = tmp_path / "T", ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
     add_settings(parser)
     config = parse(parser, ["--config", str(settings), *more])[0]
-    trials = Trials(config, out, str(tiny_dataset), 1, Limits(2, WAIT_S, 1 << 30), choice(1, 64), {})
+    trials = Trials(config, out, str(tiny_dataset), 1, Limits(2, WAIT_S, 1 << 30), Choice.ds_config, {})
     large, small = (trials.run(planned(choice(0, tokens), 1.0), lambda: False) for tokens in (16384, 1024))
     assert large.outcome.status == "out of memory"
     assert "can't allocate memory" in large.outcome.reason

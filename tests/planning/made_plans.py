@@ -19,7 +19,7 @@ NODE = Node(DEVICE, 1, 1)  # half of its GiB is for tensors
 
 def planned(choice: Choice, tokens_per_s: float, gib: float = 0.1, problem: str = "", of_step: int = 2) -> Planned:
     """A row of a plan, with so many micro-batches in a step."""
-    memory = Memory(int(gib * GIB), 0, 0, 0, 0, 0, 0, 0, 0)
+    memory = Memory(int(gib * GIB), 0, 0, 0, 0, 0, 0, 0, 0, 0)
     return Planned(choice, problem, memory, of_step, StepTime(1.0, 0.0, 0.0, 0.0), tokens_per_s)
 
 

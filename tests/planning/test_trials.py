@@ -24,6 +24,7 @@ from trelm_ds.config import (
 from trelm_ds.config_rules import problems
 from trelm_ds.errors import UserError
 from trelm_ds.planning import trials as trials_module
+from trelm_ds.planning.choices import Choice
 from trelm_ds.planning.trial import LOG, RUN, Limits, Outcome
 from trelm_ds.planning.trials import (
     RESULT,
@@ -71,7 +72,7 @@ def test_a_short_run_is_made_longer_so_that_its_end_does_not_come() -> None:
 
 def made(folder: Path, config: Config = CONFIG, **more: object) -> Trials:
     identity = identity_of(config, CONFIGURED, LIMITS, {"--ranks": 1} | more)
-    return Trials(config, folder, "DATA", 1, LIMITS, CONFIGURED, identity)
+    return Trials(config, folder, "DATA", 1, LIMITS, Choice.ds_config, identity)
 
 
 def test_results_stay_as_long_as_they_are_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,15 +102,6 @@ def test_results_stay_as_long_as_they_are_of_the_same(tmp_path: Path, monkeypatc
     assert made(tmp_path, other="dataset").kept(row) is None
     (folder / RESULT).write_text((folder / RESULT).read_text()[:50])
     assert trials.kept(row) is None
-
-
-def test_what_is_configured_keeps_its_own_deepspeed_file(tmp_path: Path) -> None:
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps({"zero_optimization": {"stage": 1, "reduce_bucket_size": 123}}))
-    config = replace(CONFIG, trainer=replace(CONFIG.trainer, ds_config=str(own)))
-    trials = made(tmp_path, config)
-    assert trials.ds_config(CONFIGURED)["zero_optimization"]["reduce_bucket_size"] == 123
-    assert trials.ds_config(choice(1, 2048))["zero_optimization"]["reduce_bucket_size"] == 50_000_000
 
 
 def test_a_folder_of_other_trials_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def measured(config: Config, options: Any, folder: Path) -> tuple[list[Result], 
         remember(folder, device, identity)
     else:
         check_same(folder, known[1], identity)
-    trials = Trials(config, folder, options.data, options.ranks, limits, planner.configured, identity)
+    trials = Trials(config, folder, options.data, options.ranks, limits, planner.ds_config, identity)
     rows = list(Candidates(planner.plan(), planner.configured).rows.values())
     chosen = track(spread(rows, options.choices), "trials", options.choices)
     return [trials.kept(row) or trials.run(row, lambda: False) for row in chosen], device._asdict()

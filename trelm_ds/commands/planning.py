@@ -199,7 +199,7 @@ def _report(tuner: Tuner, options: TuneOptions, arguments: list[str]) -> int:
     if (best := tuned.best) is not None:
         plot_tuned(tuned.done, folder / "tune.png")
         about = f"trelm tune: {best.choice.name}, {best.outcome.tokens_per_s:,.0f} tokens/s on {options.ranks} ranks"
-        settings, ds_file = write_choice(best.choice, folder / "best.yaml", about, tuner.trials.ds_config(best.choice))
+        settings, ds_file = write_choice(best.choice, tuner.trials.ds_config(best.choice), folder / "best.yaml", about)
         print(f"best: {best.choice.name}; settings: {settings}, with {ds_file}; picture: {folder / 'tune.png'}")
         print(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, options.ranks, settings)}")
         files += ["tune.png", settings.name, ds_file.name]

@@ -89,7 +89,7 @@ class Trials:
     Args:
         folder: that this process has locked.
         data: dataset of `trelm prepare`.
-        configured: the choice that the settings have, which keeps their own DeepSpeed file.
+        ds_config: gives the DeepSpeed file of a choice.
         identity: what all results in the folder share.
     """
 
@@ -100,23 +100,16 @@ class Trials:
         data: str,
         ranks: int,
         limits: Limits,
-        configured: Choice,
+        ds_config: Callable[[Choice], dict[str, Any]],
         identity: dict[str, Any],
     ) -> None:
         self._config, self._folder, self._data, self._ranks, self._limits = config, folder, data, ranks, limits
-        self._configured, self._owner = configured, str(folder.resolve())
+        self.ds_config, self._owner = ds_config, str(folder.resolve())
         self._key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
     def folder_of(self, choice: Choice) -> Path:
         """Return a trial's folder."""
         return self._folder / TRIALS / choice.name
-
-    def ds_config(self, choice: Choice) -> dict[str, Any]:
-        """Return the DeepSpeed file of a choice: the settings' own for the one that they have, else the shipped one."""
-        if choice == self._configured:
-            content: dict[str, Any] = read_json(find_ds_config(self._config.trainer.ds_config))
-            return content
-        return choice.ds_config()
 
     def kept(self, row: Planned) -> Result | None:
         """Return the result of before; None where there is none that belongs here."""

@@ -133,7 +133,9 @@ class Tuner:
             remember(options.folder, device, identity)
         else:
             check_same(options.folder, known[1], identity)
-        self.trials = Trials(config, options.folder, options.data, options.ranks, limits, self.configured, identity)
+        self.trials = Trials(
+            config, options.folder, options.data, options.ranks, limits, self._planner.ds_config, identity
+        )
         self._tracking = TuneTracking(config, options.folder, identity)
 
     def run(self) -> Tuned:
