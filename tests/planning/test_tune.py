@@ -166,7 +166,7 @@ def test_a_choice_that_cannot_be_is_told_and_others_are_tried(tiny_dataset: Path
     config = replace(CONFIG, model=replace(CONFIG.model, tensor_parallel=2))
     found = tuned(options(tiny_dataset, tmp_path / "T", trials=1), config)
     assert outcomes(found) == {"zero1-tp2-64": "skipped", "zero0-64": "ok"}
-    assert found.results[0].outcome.reason == "cannot run on 1 processes"
+    assert found.results[0].outcome.reason == "model.tensor_parallel: 2 does not divide 1 GPUs of a node"
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_picture(tmp_path: Path) -> None:
 
 
 def test_the_command_lets_the_choice_win(tmp_path: Path) -> None:
-    settings, _ = write_choice(choice(1, 4096), tmp_path / "best.yaml", "made", {"zero_optimization": {"stage": 1}})
+    settings, _ = write_choice(choice(1, 4096), {"zero_optimization": {"stage": 1}}, tmp_path / "best.yaml", "made")
     given = ["--config", "a b.yaml", "--trainer.micro_batch_tokens", "64", "--trainer.seed=1"]
     given += ["--model.tensor_parallel=2", "--trainer.ds_config", "x.json", "--optimizer.lr", "1e-4"]
     assert command_to_use(given, "D", 1, settings) == (
