@@ -61,10 +61,12 @@ def main() -> None:
     for file in sorted(FOLDER.glob("*.json")):
         cells = [cell(planned(size(name), file, machine)) for name in options.sizes]
         lines.append(f"| `{file.name}` | {' | '.join(cells)} |")
+    degrees = ", ".join(f"{name} {size(name).model.tensor_parallel}" for name in options.sizes)
     about = (
         f"Planned, not measured, for {options.gpus_per_node} x {options.gpu} in one node by `tools/bench/ds_configs.py`"
         f", {datetime.date.today().isoformat()}: the most that a GPU holds, of which weights, optimizer states and "
-        "accumulated gradients; tokens of text per second. Vectors and memory bank come on top."
+        "accumulated gradients; tokens of text per second. Vectors and memory bank come on top. Tensor parallelism as "
+        f"the sizes have it: {degrees}."
     )
     table = "\n".join([*lines, "", about])
     print(table)
