@@ -264,7 +264,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 SUB_COMMANDS = (
     "prepare verify pretrain submit status checkpoints sync export convert evaluate compare importance strategies "
-    "neurons vectors"
+    "neurons vectors tune"
 )
 
 

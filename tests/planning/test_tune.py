@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from tests.planning.made_plans import training
@@ -29,7 +30,7 @@ from trelm_ds.files import read_json
 from trelm_ds.planning import trials as trials_module
 from trelm_ds.planning import tune as tune_module
 from trelm_ds.planning.hardware import CPU, GIB, Device
-from trelm_ds.planning.node import device_here, this_node
+from trelm_ds.planning.node import device_here, ranks_here, this_node
 from trelm_ds.planning.trial import RUN, Stopped
 from trelm_ds.planning.trials import IDENTITY, TRIALS
 from trelm_ds.planning.tune import Tuned, TuneOptions, Tuner, taken
@@ -186,6 +187,14 @@ def test_ranks_share_a_cpu_but_not_gpus() -> None:
     gpu = SLOW._replace(name="h100")
     assert this_node(gpu, 2, None).device == gpu
     assert this_node(gpu, 2, None).usable < 4 * GIB - GIB
+
+
+def test_there_is_a_rank_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (ranks_here(None), ranks_here(3)) == (1, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert (ranks_here(None), ranks_here(3)) == (4, 3)
+    with pytest.raises(UserError, match="--ranks: 8, but this node has 4 GPUs; ask for one rank a GPU at most"):
+        ranks_here(8)
 
 
 def test_no_gpu_is_named_where_there_is_none() -> None:

@@ -151,7 +151,7 @@ def _tune_options(given: Any) -> TuneOptions:
         steps=given.steps,
         trial_minutes=given.trial_minutes,
         gpu=given.gpu,
-        ranks=given.ranks or ranks_here(),
+        ranks=ranks_here(given.ranks),
         memory=None if given.memory_limit is None else _bytes(given.memory_limit),
     )
 

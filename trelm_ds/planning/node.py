@@ -35,9 +35,16 @@ class Node(Machine):
         return max(0, self.device.memory - _PROGRAM)
 
 
-def ranks_here() -> int:
-    """Return how many ranks this node has by default: one for each GPU, one without."""
-    return torch.cuda.device_count() or 1
+def ranks_here(asked: int | None) -> int:
+    """Return how many ranks this node is to have; by default one for each GPU, and one without.
+
+    Raises:
+        UserError: there are not so many GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus and (asked or 0) > gpus:
+        raise UserError(f"--ranks: {asked}, but this node has {gpus} GPUs; ask for one rank a GPU at most")
+    return asked or gpus or 1
 
 
 def device_here(gpu: str) -> Device:
