@@ -160,12 +160,15 @@ class Watched:
         forward = module.forward
 
         def counting(*inputs: Any, **more: Any) -> Any:
-            known, found = set(storages()), dict[int, int]()
+            known, found, held = set(storages()), dict[int, int](), []
 
             def keep(tensor: torch.Tensor) -> torch.Tensor:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in known:
+                # Under ZeRO 3 a weight has its storage only while its module runs.
+                weights = {one.untyped_storage()._cdata for one in module.parameters()}
+                if storage._cdata not in known | weights:
                     found[storage._cdata] = storage.nbytes()
+                    held.append(tensor)  # so that no other storage gets its place in memory
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -207,6 +210,7 @@ def measure(config: Config, data: str, ranks: Ranks) -> dict[str, Any]:
         trainer.held.close()
         trainer.engine.destroy()
     planned, saved = plan(config, zero, data, watched, ranks, tables)
+    watched.states, watched.peak = (max(ranks.gather(value)) for value in (watched.states, watched.peak))
     found = {
         "states": watched.states, "states_planned": planned.states + planned.tables,
         "saved": watched.saved, "saved_planned": sum(saved),
@@ -240,8 +244,12 @@ def plan(
         return [traced(config, sizes, opened, one, on_gpu=False) for one in given]
 
     number = 2 if config.trainer.precision == "bf16" else 4
-    items = sum(len(batch.items.memory) for batch, _ in watched.samples if batch.items is not None)
-    tables += 8 * sizes.hidden_size * items
+    # What Eq. 4 and 6 learn of the step's memories, until its end.
+    tables += (
+        8
+        * sizes.hidden_size
+        * max((len(looked_up.memories) for _, looked_up in watched.samples if looked_up), default=0)
+    )
     several = len(watched.samples) > 1
     each = [
         memory_of(parameters, zero, ranks.world_size, number, trace, several, tables, at_once=False)
