@@ -100,6 +100,8 @@ def test_the_worst_moment_is_found() -> None:
     passes = Trace(800, live, gradients, np.zeros(1), np.zeros(1))
     one = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=False, at_once=False)
     assert one.passes == one.weights + one.optimizer + 7012  # all gradients, at the end
+    two = memory_of(PARAMETERS, Zero(0), 2, 2, passes, accumulates=False, at_once=False)
+    assert two.passes == two.weights + two.optimizer + 2 * 7002  # and a copy of them that is reduced
     several = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=True, at_once=False)
     assert several.passes == several.weights + several.optimizer + 7002 + 900  # they are there from the start
     assert several.states == several.weights + several.optimizer + several.reduced

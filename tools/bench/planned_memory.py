@@ -160,7 +160,9 @@ class Watched:
         forward = module.forward
 
         def counting(*inputs: Any, **more: Any) -> Any:
-            known, found, held = set(storages()), dict[int, int](), []
+            given = [*module.parameters(), *module.buffers()]
+            known = {one.untyped_storage()._cdata for one in given} | _storages_of(inputs, more)
+            found, held = dict[int, int](), []
 
             def keep(tensor: torch.Tensor) -> torch.Tensor:
                 storage = tensor.untyped_storage()

@@ -81,7 +81,10 @@ def memory_of(
     """
     states = held(parameters, zero, ranks, number, accumulates)
     held_at = gradients_held(zero, states, accumulates)
-    peak = trace.peak(held_at) + looked_up
+    peak = trace.peak(held_at)
+    if zero.stage == 0 and ranks > 1:  # after the passes all gradients are laid end to end, to be reduced
+        peak = max(peak, number * parameters.trained * (1 if accumulates else 2))
+    peak += looked_up
     buckets = min(peak, states.buckets + states.gathered)
     saved = min(trace.saved, peak - buckets)
     return Memory(
