@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,23 @@ def opened(settings: Config, dataset: Path) -> tuple[RunData, EncoderConfig, Sam
 
 
 def saved_for_real(model: MaskedLanguageModel, sample: Sample) -> int:
-    """Count what autograd saves in a pass that is computed, without parameters, buffers and inputs."""
+    """Count what autograd keeps for the backward pass when a pass is computed, without parameters, buffers, inputs."""
     given = [*model.parameters(), *model.buffers()]
     given += [leaf for leaf in torch.utils._pytree.tree_leaves(sample[:2]) if isinstance(leaf, torch.Tensor)]
     known, found = {one.untyped_storage()._cdata for one in given}, dict[int, int]()
-    kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             found[storage._cdata] = storage.nbytes()
-            kept.append(tensor)  # so that no other storage gets its place in memory
+            weakref.finalize(storage, found.pop, storage._cdata, None)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(sample.batch, sample.tables)
-    return sum(found.values())
+        losses = list(model(sample.batch, sample.tables).losses.values())
+    total = sum(found.values())
+    assert losses  # without which all would have gone
+    return total
 
 
 SETTINGS = {

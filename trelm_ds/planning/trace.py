@@ -97,6 +97,7 @@ class _Watch(TorchDispatchMode):
             }
         )
         self._sizes: dict[int, int] = {}
+        self._saved: set[int] = set()
         self.now, self.finished = 0, 0
         self.live: list[int] = []
         self.gradients: list[int] = []
@@ -105,9 +106,15 @@ class _Watch(TorchDispatchMode):
         for tensor in known:
             self._see(tensor, counted=False)
 
-    def counts(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor's storage came into being since."""
-        return bool(self._sizes.get(tensor.untyped_storage()._cdata, 0))
+    @property
+    def saved(self) -> int:
+        """Bytes that are saved for a backward pass and alive."""
+        return sum(self._sizes[key] for key in self._saved if key in self._sizes)
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """Note that autograd saves a tensor."""
+        self._saved.add(tensor.untyped_storage()._cdata)
+        return tensor
 
     def finish(self, parameter: Tensor) -> None:
         """Take a parameter's gradient out of what is live: whether it is kept is the caller's question."""
@@ -126,6 +133,7 @@ class _Watch(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+        self._saved.discard(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -201,24 +209,20 @@ def trace(model: nn.Module, *inputs: Any, attended: float = 0.0) -> Trace:
         attended: how many tokens a token attends to on average, which shapes do not tell in packed attention.
     """
     given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    watch, saved = _Watch([*model.parameters(), *model.buffers(), *given], attended), dict[int, int]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        if watch.counts(tensor):
-            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    watch = _Watch([*model.parameters(), *model.buffers(), *given], attended)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(watch.finish) for parameter in trained]
     try:
-        with watch, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with watch, torch.autograd.graph.saved_tensors_hooks(watch.save, lambda tensor: tensor):
             losses = list(model(*inputs).losses.values())
-            sum(losses[1:], losses[0]).backward()
+            loss = sum(losses[1:], losses[0])
+            saved = watch.saved
+            loss.backward()
     finally:
         for hook in hooks:
             hook.remove()
     return Trace(
-        saved=sum(saved.values()),
+        saved=saved,
         live=np.array(watch.live),
         gradients=np.array(watch.gradients),
         flops=np.array(watch.flops),
