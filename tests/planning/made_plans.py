@@ -9,12 +9,11 @@ from pathlib import Path
 from trelm_ds.planning.choices import Choice
 from trelm_ds.planning.hardware import CPU, GIB, Device
 from trelm_ds.planning.memory import Memory
-from trelm_ds.planning.node import Node
-from trelm_ds.planning.plan import Plan, Planned
+from trelm_ds.planning.plan import Machine, Plan, Planned
 from trelm_ds.planning.step_time import StepTime
 
 DEVICE = Device(CPU, GIB, {"fp32": 1e9, "bf16": 1e9}, 1e9, 1e9, 1e9)
-NODE = Node(DEVICE, 1, 1)  # half of its GiB is for tensors
+NODE = Machine(DEVICE, 1, 1)  # half of its GiB is for tensors
 
 
 def planned(choice: Choice, tokens_per_s: float, gib: float = 0.1, problem: str = "", of_step: int = 2) -> Planned:

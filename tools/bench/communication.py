@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,15 +37,13 @@ from communication_model import (
 )
 from compact import with_table
 from exchanged import ALL, CONTROL, DATA, TENSOR, Bytes, Exchanged
+from objectives import variants
 
 from trelm_ds.config import (
-    CkaConfig,
     Config,
     LoaderConfig,
-    MemoryConfig,
     ModelConfig,
     RoutingConfig,
-    SelectionConfig,
     TrackingConfig,
     TrainerConfig,
 )
@@ -101,8 +99,7 @@ def settings(zero: Zero, tensor: int, precision: str, folder: Path, knowledge: b
     config.optimizer.warmup_steps = 1
     if knowledge:
         return config
-    off = {"selection": SelectionConfig(strategy="none"), "memory": MemoryConfig(enabled=False)}
-    return replace(config, cka=CkaConfig(decoder="none"), routing=RoutingConfig(enabled=False), **off)
+    return variants(config)["mlm"]
 
 
 def count(config: Config, data: Path, run: Path, ranks: Ranks) -> tuple[EncoderConfig, list[Counted]]:

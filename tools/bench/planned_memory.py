@@ -29,15 +29,13 @@ from typing import Any
 
 import torch
 from compact import with_table
+from objectives import variants
 
 from trelm_ds.config import (
-    CkaConfig,
     Config,
     LoaderConfig,
-    MemoryConfig,
     ModelConfig,
     RoutingConfig,
-    SelectionConfig,
     TrackingConfig,
     TrainerConfig,
 )
@@ -89,8 +87,7 @@ def settings(size: str, stage: int, checkpointing: bool, routed: bool, precision
     config.optimizer.warmup_steps = 1
     if routed:
         return config
-    off = {"selection": SelectionConfig(strategy="none"), "memory": MemoryConfig(enabled=False)}
-    return replace(config, cka=CkaConfig(decoder="none"), routing=RoutingConfig(enabled=False), **off)
+    return variants(config)["mlm"]
 
 
 def storages() -> dict[int, int]:

@@ -19,8 +19,9 @@ from typing import Any
 
 from compact import SIZES, with_table
 from jsonargparse import ArgumentParser
+from objectives import variants
 
-from trelm_ds.config import CkaConfig, Config, MemoryConfig, RoutingConfig, SelectionConfig
+from trelm_ds.config import Config
 from trelm_ds.planning import Choice, Machine, Planned, Planner, device_of
 from trelm_ds.settings import add_settings, parse
 
@@ -32,9 +33,8 @@ MICRO_BATCH = 16384
 
 def modes(config: Config) -> dict[str, Config]:
     """Build what is compared: TRELM as it ships, with a compact path, and plain masked language modelling."""
-    off = {"selection": SelectionConfig(strategy="none"), "memory": MemoryConfig(enabled=False)}
-    plain = replace(config, cka=CkaConfig(decoder="none"), routing=RoutingConfig(enabled=False), **off)
-    return {"mlm": plain, "trelm": config, "compact": replace(config, routing=replace(config.routing, compact=True))}
+    compact = replace(config, routing=replace(config.routing, compact=True))
+    return {"mlm": variants(config)["mlm"], "trelm": config, "compact": compact}
 
 
 def fastest(planner: Planner) -> Planned | None:

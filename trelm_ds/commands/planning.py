@@ -48,10 +48,11 @@ def plan_command(arguments: list[str]) -> int:
 def _plan(config: Config, given: Any) -> int:
     plot_file, settings_file = (None if path is None else Path(path) for path in (given.plot, given.write))
     _check(given, plot_file, settings_file)
-    from trelm_ds.planning import Machine, Planner, device_of, open_for_planning, plot, write_choice
+    from trelm_ds.planning import Planner, device_of, open_for_planning, plot, this_node, write_choice
     from trelm_ds.progress import ProgressBar
 
-    machine = Machine(device_of(given.gpu), given.nodes, given.gpus_per_node)
+    # A CPU's memory and speed are shared by the ranks of a node.
+    machine = this_node(device_of(given.gpu), given.gpus_per_node, None)._replace(nodes=given.nodes)
     data = None if given.data is None else open_for_planning(config, given.data)
     planner = Planner(config, machine, data)
     with ProgressBar("plan", len(planner.choices)) as bar:

@@ -2,7 +2,7 @@
 
 from trelm_ds.planning.choices import Choice
 from trelm_ds.planning.hardware import GPUS, device_of
-from trelm_ds.planning.node import ranks_here
+from trelm_ds.planning.node import ranks_here, this_node
 from trelm_ds.planning.plan import Machine, Plan, Planned, Planner
 from trelm_ds.planning.samples import open_for_planning
 from trelm_ds.planning.shown import plot, print_table, to_plain, to_table
@@ -31,6 +31,7 @@ __all__ = [
     "rank_correlation",
     "ranks_here",
     "taken",
+    "this_node",
     "to_plain",
     "to_table",
     "tuned_to_table",

@@ -14,25 +14,10 @@ from typing import TypeVar
 import torch
 
 from trelm_ds.errors import UserError
-from trelm_ds.planning.hardware import CPU, GIB, Device, device_of, measured
+from trelm_ds.planning.hardware import CPU, Device, device_of, measured
 from trelm_ds.planning.plan import Machine
 
 T = TypeVar("T")
-
-_PROGRAM = GIB // 2  # what a rank on a CPU writes into before it has a model: Python, torch, stacks of threads
-
-
-class Node(Machine):
-    """One node; of a CPU's memory the program takes a part, and nothing goes to a context or in fragments."""
-
-    __slots__ = ()
-
-    @property
-    def usable(self) -> int:
-        """Bytes of a rank that tensors get."""
-        if self.device.name != CPU:
-            return super().usable
-        return max(0, self.device.memory - _PROGRAM)
 
 
 def ranks_here(asked: int | None) -> int:
@@ -78,7 +63,7 @@ def _in_a_process(call: Callable[[], T]) -> T:
         return process.submit(call).result()
 
 
-def this_node(device: Device, ranks: int, memory: int | None) -> Node:
+def this_node(device: Device, ranks: int, memory: int | None) -> Machine:
     """Return the node with its ranks, which share a CPU, but have a GPU each.
 
     Args:
@@ -88,4 +73,4 @@ def this_node(device: Device, ranks: int, memory: int | None) -> Node:
         flops = {precision: value / ranks for precision, value in device.flops.items()}
         own = device.memory // ranks if memory is None else memory
         device = device._replace(memory=own, flops=flops, bandwidth=device.bandwidth / ranks)
-    return Node(device, 1, ranks)
+    return Machine(device, 1, ranks)

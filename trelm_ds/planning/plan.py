@@ -37,6 +37,7 @@ _TRACED = 65536  # tokens of a micro-batch
 _NEARLY = 0.98  # of the fastest's speed: no difference that a plan can tell
 _PACKED = 1.125  # the largest micro-batch of a step that has one only, over the mean: sequences differ in length
 # What training's tensors do not get: context of the device, communication buffers, and what lies fragmented.
+_PROGRAM = GIB // 2  # what a rank on a CPU writes into before it has a model: Python, torch, stacks of threads
 _CONTEXT, _FRAGMENTED = 3 * GIB // 2, 0.04
 
 
@@ -54,7 +55,9 @@ class Machine(NamedTuple):
 
     @property
     def usable(self) -> int:
-        """Bytes of a device that tensors get."""
+        """Bytes of a device that tensors get; a CPU's are all but those of the program."""
+        if self.device.name == CPU:
+            return max(0, self.device.memory - _PROGRAM)
         return int(self.device.memory * (1 - _FRAGMENTED)) - _CONTEXT
 
 
