@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.distributed import run_distributed_test
 from tests.planning.test_trace import plain
 from tests.training.test_routing import config
 from trelm_ds.config import Config
@@ -29,9 +30,14 @@ def settings(**model: Any) -> Config:
     return replace(base, model=replace(base.model, **sizes | model), trainer=trainer)
 
 
+def planned() -> Plan:
+    return Planner(settings(), Machine(device_of("a100-80g"), 1, 2), None).plan()
+
+
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return Planner(settings(), Machine(device_of("a100-80g"), 1, 2), None).plan()
+    """Planned in a process of its own: imaginary ranks need one that has no process group."""
+    return run_distributed_test(planned, 1)[0]
 
 
 def row_of(plan: Plan, **wanted: Any) -> Planned:
@@ -106,13 +112,19 @@ def test_what_cannot_be_says_why() -> None:
     three = Planner(settings(), Machine(device_of("h100"), 3, 1), None).planned(Choice(1, False, 1, 4096, False))
     assert three.problem == "trainer.global_batch_size 64 is no multiple of 3 data-parallel ranks"
     assert three.memory is None
-    odd = Planner(settings(num_attention_heads=1), Machine(device_of("h100"), 1, 2), None)
-    assert "model.tensor_parallel: 2 does not divide" in odd.planned(Choice(1, False, 2, 4096, False)).problem
-    compact = replace(settings(), routing=replace(config().routing, compact=True))
-    with_both = Planner(compact, Machine(device_of("h100"), 1, 2), None).planned(Choice(1, False, 2, 4096, False))
-    assert "must be false with model.tensor_parallel" in with_both.problem  # what training refuses
     small = replace(settings(), trainer=replace(settings().trainer, global_batch_size=1))
     assert Planner(small, Machine(device_of("0.1g"), 1, 1), None).plan().best is None
+
+
+def problem_of_two_ranks(config: Config) -> str:
+    return Planner(config, Machine(device_of("h100"), 1, 2), None).planned(Choice(1, False, 2, 4096, False)).problem
+
+
+def test_models_that_ranks_cannot_share() -> None:
+    odd, compact = settings(num_attention_heads=1), replace(settings(), routing=replace(config().routing, compact=True))
+    problems = [run_distributed_test(problem_of_two_ranks, 1, mine)[0] for mine in (odd, compact)]
+    assert "model.tensor_parallel: 2 does not divide" in problems[0]
+    assert "must be false with model.tensor_parallel" in problems[1]  # what training refuses
 
 
 def test_what_only_a_dataset_can_tell_is_asked_for() -> None:
