@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trelm_ds.planning.parameters import Parameters
 from trelm_ds.planning.trace import Between, Trace
-from trelm_ds.planning.zero import MASTER, Held, Zero, gradients_held, held, share_of
+from trelm_ds.planning.zero import MASTER, Held, Zero, held, held_beside, share_of
 
 
 class Memory(NamedTuple):
@@ -80,12 +80,11 @@ def memory_of(
         at_once: AdamW updates all weights of a group in one go, as on GPUs, which takes as much again as their masters.
     """
     states = held(parameters, zero, ranks, number, accumulates)
-    held_at = gradients_held(zero, states, accumulates)
-    peak = trace.peak(held_at)
+    peak = trace.peak(held_beside(zero, states, accumulates))
     if zero.stage == 0 and ranks > 1:  # after the passes all gradients are laid end to end, to be reduced
         peak = max(peak, number * parameters.trained * (1 if accumulates else 2))
     peak += looked_up
-    buckets = min(peak, states.buckets + states.gathered)
+    buckets = min(peak, states.buckets + states.gathered + states.ahead)
     saved = min(trace.saved, peak - buckets)
     return Memory(
         weights=states.weights,

@@ -65,7 +65,8 @@ def real_sample(config: Config, data: RunData, micro_batch_tokens: int, size: in
     batch = max(batches, key=_tokens_of_text)
     bounds = batch.cu_seqlens.diff().numpy().astype(np.int64)
     rows = sum(len(step.vector_rows) + len(step.memory_rows) for step in steps)
-    rows += 2 * sum(len(step.memory_rows) for step in steps)  # what Eq. 4 and 6 learn of them, until the step's end
+    # Of memories both parts arrive, and Eq. 4 and 6 learn of both until the step's end.
+    rows += 4 * sum(len(step.memory_rows) for step in steps)
     return Sample(
         batch=batch,
         tables=_tables(config, steps[0], size) if batch.items is not None or batch.objectives else None,

@@ -23,6 +23,7 @@ from trelm_ds.planning.hardware import Device
 _FREE = {"detach", "alias", "view", "_unsafe_view", "t", "transpose", "permute", "expand", "select", "slice", "split"}
 _FREE |= {"split_with_sizes", "unbind", "squeeze", "unsqueeze", "as_strided", "_reshape_alias", "diagonal", "empty"}
 _FREE |= {"empty_like", "new_empty", "lift_fresh"}
+HeldAt = Callable[[np.ndarray, np.ndarray], np.ndarray]  # bytes held beside the passes, of `gradients` and `unread`
 _BEYOND = 1.03  # peaks beyond the larger trace lie above the line, by up to so much where it was tried
 _BACKWARD = 2.5  # attention's backward pass has five products for the forward pass's two: scores are computed again
 
@@ -35,6 +36,7 @@ class Trace(NamedTuple):
         live: int64 [E], whenever a tensor came into being, bytes of all that the passes hold, without what was there
             before and without finished gradients.
         gradients: int64 [E], bytes of the gradients that were finished by then.
+        unread: bool [E], whether the passes had yet to read some parameter.
         flops: float64 [K], of every operation.
         moved: float64 [K], bytes that each reads and writes.
     """
@@ -42,12 +44,13 @@ class Trace(NamedTuple):
     saved: int
     live: np.ndarray
     gradients: np.ndarray
+    unread: np.ndarray
     flops: np.ndarray
     moved: np.ndarray
 
-    def peak(self, held: Callable[[np.ndarray], np.ndarray]) -> int:
-        """Return the most bytes at a time, where `held` tells what is held of the gradients finished so far."""
-        return int((self.live + held(self.gradients)).max())
+    def peak(self, held: HeldAt) -> int:
+        """Return the most bytes at a time, with what is held at each beside."""
+        return int((self.live + held(self.gradients, self.unread)).max())
 
     def seconds(self, device: Device, precision: str) -> float:
         """Time both passes by the roofline: every operation computes or moves, whichever takes longer."""
@@ -71,7 +74,7 @@ class Between(NamedTuple):
         """Bytes, as of a `Trace`."""
         return round(self._between(self.low.saved, self.high.saved))
 
-    def peak(self, held: Callable[[np.ndarray], np.ndarray]) -> int:
+    def peak(self, held: HeldAt) -> int:
         """Return the most bytes at a time, as of a `Trace`."""
         margin = _BEYOND if self.share > 1 else 1.0
         return round(margin * self._between(self.low.peak(held), self.high.peak(held)))
@@ -84,7 +87,7 @@ class Between(NamedTuple):
 class _Watch(TorchDispatchMode):
     """Notes the life of every storage and the work of every operation while it is entered."""
 
-    def __init__(self, known: Iterable[Tensor], attended: float) -> None:
+    def __init__(self, parameters: list[nn.Parameter], known: Iterable[Tensor], attended: float) -> None:
         super().__init__()
         self._counts: dict[Any, Any] = (
             flop_registry
@@ -101,9 +104,11 @@ class _Watch(TorchDispatchMode):
         self.now, self.finished = 0, 0
         self.live: list[int] = []
         self.gradients: list[int] = []
+        self.unread: list[bool] = []
         self.flops: list[float] = []
         self.moved: list[float] = []
-        for tensor in known:
+        self._unread = {tensor.untyped_storage()._cdata for tensor in parameters}
+        for tensor in (*parameters, *known):
             self._see(tensor, counted=False)
 
     @property
@@ -137,6 +142,9 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._unread:
+            self._unread.difference_update(tensor.untyped_storage()._cdata for tensor in given)
         out = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         before = self.now
@@ -145,15 +153,12 @@ class _Watch(TorchDispatchMode):
         if self.now > before:
             self.live.append(self.now)
             self.gradients.append(self.finished)
+            self.unread.append(bool(self._unread))
         if made and func.overloadpacket.__name__ not in _FREE:
-            self._work(func, args, kwargs, out, made)
+            self.moved.append(float(sum(_touched(func, tensor, made) for tensor in given) + sum(map(_bytes, made))))
+            count = self._counts.get(func.overloadpacket)
+            self.flops.append(float(count(*args, **kwargs, out_val=out)) if count is not None else 0.0)
         return out
-
-    def _work(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, made: list[Tensor]) -> None:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self.moved.append(float(sum(_touched(func, tensor, made) for tensor in given) + sum(map(_bytes, made))))
-        count = self._counts.get(func.overloadpacket)
-        self.flops.append(float(count(*args, **kwargs, out_val=out)) if count is not None else 0.0)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -209,7 +214,7 @@ def trace(model: nn.Module, *inputs: Any, attended: float = 0.0) -> Trace:
         attended: how many tokens a token attends to on average, which shapes do not tell in packed attention.
     """
     given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    watch = _Watch([*model.parameters(), *model.buffers(), *given], attended)
+    watch = _Watch(list(model.parameters()), [*model.buffers(), *given], attended)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(watch.finish) for parameter in trained]
     try:
@@ -225,6 +230,7 @@ def trace(model: nn.Module, *inputs: Any, attended: float = 0.0) -> Trace:
         saved=saved,
         live=np.array(watch.live),
         gradients=np.array(watch.gradients),
+        unread=np.array(watch.unread),
         flops=np.array(watch.flops),
         moved=np.array(watch.moved),
     )

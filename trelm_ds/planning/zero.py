@@ -6,14 +6,16 @@ Found by measuring DeepSpeed 0.19 (`tools/bench/planned_memory.py` measures it a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from trelm_kernels.adamw import MAX_STEPS
 
 from trelm_ds.planning.parameters import Parameter, Parameters
+from trelm_ds.planning.trace import HeldAt
 
 MASTER, MOMENTS, UPDATES = 4, 8, 2  # bytes of an element in fp32 weights, AdamW's moments, lazy AdamW's counts
+CORRECTIONS = 2 * MASTER * (MAX_STEPS + 1)  # lazy AdamW's table
 
 
 class Zero(NamedTuple):
@@ -90,6 +92,8 @@ class Held(NamedTuple):
     """while gradients come in; under stage 3 always"""
     gathered: int
     """stage 3: weights of other ranks, made whole for the passes, at most"""
+    ahead: int
+    """stage 3: the buffer in which weights arrive, until the last of those that were asked for together is used"""
     host: int
     """of the above on the CPU"""
 
@@ -108,7 +112,7 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
     lazy = sum(share for share, group in zip(shares, groups, strict=True) if group[0].lazy)
     master = 0 if zero.stage == 0 and number == MASTER else MASTER  # fp32 weights are their own masters
     of_sum = MASTER if zero.fp32_sums else number
-    optimizer, host = (master + MOMENTS) * own + UPDATES * lazy, 0
+    optimizer, host = (master + MOMENTS) * own + UPDATES * lazy + (CORRECTIONS if lazy else 0), 0
     cut = zero.stage in (1, 2) and zero.contiguous
     gradients = of_sum * (max_whole(groups, shares, ranks) if cut else own)
     if zero.offload:
@@ -131,6 +135,7 @@ def held(parameters: Parameters, zero: Zero, ranks: int, number: int, accumulate
         accumulated=accumulated if accumulates else 0,
         buckets=bucket,
         gathered=0,
+        ahead=0,
         **common,
     )
 
@@ -141,14 +146,16 @@ def _held_by_stage_3(
     sizes = [one.elements for one in parameters.parameters]
     persistent = sum(size for size in sizes if size <= zero.persistent)
     others = sum(sizes) - persistent
-    kept = others if zero.reuse >= others else zero.prefetch + max(sizes)
+    # Every module that runs asks for weights to come, so that soon all are there that may be.
+    whole = others if zero.keeps or zero.prefetch else max(sizes)
     if ranks == 1:  # nothing to gather, and nothing to keep whole beside its part
-        persistent = kept = 0
+        persistent = whole = 0
     return Held(
         weights=number * (sum(-(-size // ranks) for size in sizes) + persistent) + buffers,
         accumulated=common["gradients"],
         buckets=number * zero.reduce_bucket,
-        gathered=number * min(others, zero.live, kept),
+        gathered=number * min(whole, zero.live),
+        ahead=number * min(whole, zero.prefetch),
         **common,
     )
 
@@ -175,12 +182,17 @@ def max_whole(groups: list[list[Parameter]], shares: list[int], ranks: int) -> i
     return int(total.max())
 
 
-def gradients_held(zero: Zero, of_rank: Held, accumulates: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what is held of a micro-batch's gradients, as a function of the bytes that are finished, int64 [E]."""
+def held_beside(zero: Zero, of_rank: Held, accumulates: bool) -> HeldAt:
+    """Return what is held beside a micro-batch's passes: its gradients, and under stage 3 what is gathered.
 
-    def of(finished: np.ndarray) -> np.ndarray:
+    A function of the bytes of gradients that are finished, int64 [E], and whether some weights are unread, bool [E].
+    """
+
+    def of(finished: np.ndarray, unread: np.ndarray) -> np.ndarray:
         if zero.stage == 3:  # gradients of a bucket are put together once more to be reduced
-            return of_rank.buckets + of_rank.gathered + np.minimum(finished, of_rank.buckets)
+            coming = unread if zero.keeps else True
+            gathered = of_rank.gathered + np.where(coming, of_rank.ahead, 0)
+            return of_rank.buckets + gathered + np.minimum(finished, of_rank.buckets)
         begun = np.where(finished > 0, of_rank.buckets, 0)
         if zero.stage == 2:  # where reduced gradients go, from the first bucket that is full
             begun = begun + np.where(finished * (2 if zero.overlap else 1) > of_rank.buckets, of_rank.gradients, 0)

@@ -13,7 +13,7 @@ from trelm_ds.checkpoints import CheckpointInfo, Saver, check_decay, choose_chec
 from trelm_ds.config import Config
 from trelm_ds.config_rules import profiled_steps
 from trelm_ds.distributed import Ranks
-from trelm_ds.engine import build_engine, compile_layers, resolve_ds_config
+from trelm_ds.engine import build_engine, compile_layers, forget_order, resolve_ds_config
 from trelm_ds.errors import UserError
 from trelm_ds.files import lock
 from trelm_ds.run_folder import LOCK, checkpoints_folder, foreign_content
@@ -85,6 +85,7 @@ def build_run(
         if config.trainer.compile:
             components.append(Compiling())
         first_step = _restore(config, run, opened, resumed, engine, components, ranks)
+        forget_order(engine)  # of the passes that entity vectors took
         loader = StepLoader(opened.steps, first_step, config.trainer.max_steps, config.loader.workers)
         reader = StepReader(loader, opened.steps.substitution, run, ranks, ["mlm", *opened.objectives])
         components.append(Speed(config, model, reader, ranks))
