@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -21,6 +21,6 @@ def forget_order(engine: DeepSpeedEngine) -> None:
     coordinator = offload.get_param_coordinator()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
-    cached = getattr(coordinator, f"_{type(coordinator).__name__}__params_to_release", None)
-    if hasattr(cached, "cache_clear"):  # a private name: other versions may have another
-        cached.cache_clear()
+    to_release: Any = getattr(coordinator, f"_{type(coordinator).__name__}__params_to_release", None)
+    if hasattr(to_release, "cache_clear"):  # a private name: other versions may have another
+        to_release.cache_clear()
