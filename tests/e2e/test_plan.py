@@ -17,9 +17,23 @@ TINY = ("--config", ROOT / "trelm_ds" / "recipes" / "sizes" / "tiny.yaml", "--tr
 @pytest.mark.slow
 def test_a_plan_is_shown_drawn_and_written(tmp_path: Path) -> None:
     picture, file = tmp_path / "plan.svg", tmp_path / "best.yaml"
-    done = trelm("plan", *TINY, "--gpu", "h100", "--gpus-per-node", "2", "--plot", picture, "--write", file)
+    done = trelm(
+        "plan",
+        *TINY,
+        "--gpu",
+        "h100",
+        "--gpus-per-node",
+        "2",
+        "--plot",
+        picture,
+        "--write",
+        file,
+        "--host-memory",
+        "1m",
+    )
     assert done.returncode == 0, done.stderr
     assert "1 x 2 h100: 80 GiB each, of which tensors get 75.3" in done.stdout
+    assert "offloads 0.1 GiB to the CPU memory of a node, which has 0.0 GiB" in done.stdout
     assert "bold: as the settings have it" in done.stdout
     assert f"settings: {file}, with {tmp_path / 'best.ds.json'}" in done.stdout
     assert picture.read_text().count("tokens/s") > 5
@@ -46,6 +60,7 @@ def test_as_json_and_nothing_fits(tmp_path: Path) -> None:
         ((), "--gpu: required"),
         (("--gpu", "b52"), "--gpu: 'b52' is none of a100-40g"),
         (("--gpu", "h100", "--nodes", "0"), "--nodes: must be at least 1, got 0"),
+        (("--gpu", "h100", "--host-memory", "much"), "--host-memory: give a size such as 8g or 500m, not 'much'"),
         (("--gpu", "h100", "--plot", "plan.gif"), "--plot: give a .png, .pdf or .svg file"),
         (("--gpu", "h100", "--write", "/no/such/place/best.yaml"), "--write: /no/such/place is no folder"),
         (("--gpu", "h100", "--data", "/no/such/dataset"), "/no/such/dataset"),

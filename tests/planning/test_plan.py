@@ -116,6 +116,19 @@ def test_what_cannot_be_says_why() -> None:
     assert Planner(small, Machine(device_of("0.1g"), 1, 1), None).plan().best is None
 
 
+def test_offloaded_states_must_fit_the_node() -> None:
+    offloaded = Choice(2, True, 1, 4096, False)
+    unknown = Machine(device_of("h100"), 1, 8)
+    planned = Planner(settings(), unknown, None).planned(offloaded)
+    assert not planned.problem
+    assert planned.memory is not None
+    needed = 8 * planned.memory.host
+    assert not Planner(settings(), unknown._replace(host=2 * needed), None).planned(offloaded).problem
+    small = Planner(settings(), unknown._replace(host=needed), None)  # the node needs some itself
+    assert "CPU memory of a node, which has" in small.planned(offloaded).problem
+    assert not small.planned(offloaded._replace(offload=False)).problem
+
+
 def problem_of_two_ranks(config: Config) -> str:
     return Planner(config, Machine(device_of("h100"), 1, 2), None).planned(Choice(1, False, 2, 4096, False)).problem
 

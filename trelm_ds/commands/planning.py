@@ -12,7 +12,7 @@ from trelm_ds.errors import UserError
 
 if TYPE_CHECKING:
     from trelm_ds.config import Config
-    from trelm_ds.planning import Choice, Plan, TuneOptions, Tuner
+    from trelm_ds.planning import Choice, Machine, Plan, TuneOptions, Tuner
 
 
 def plan_command(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def plan_command(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="trelm plan",
         usage="trelm plan --config FILE ... --gpu NAME [--nodes N] [--gpus-per-node N] [--data DATASET] "
-        "[--write FILE] [--plot FILE] [--json] [--all] [--SETTING VALUE ...]",
+        "[--host-memory SIZE] [--write FILE] [--plot FILE] [--json] [--all] [--SETTING VALUE ...]",
         description="Plan a run: for every ZeRO stage, tensor parallelism, size of micro-batches, activation "
         "checkpointing and optimizer offload, what a GPU holds and how long a step takes; what fits, the fastest "
         "first, and why the rest does not. Nothing is trained, and no GPU is needed. Exit code 1 if nothing fits.",
@@ -36,6 +36,7 @@ def plan_command(arguments: list[str]) -> int:
     add("--gpu", type=str, default=None, help="a100-40g, a100-80g, h100, h200, a size such as 48g, or this: measured")
     add("--nodes", type=int, default=1, help="number of nodes")
     add("--gpus-per-node", type=int, default=8, help="number of GPUs of a node")
+    add("--host-memory", type=str, default=None, help="CPU memory of a node, such as 1000g, for optimizer offload")
     add("--write", type=str, default=None, help="YAML file for the best choice's settings, with its DeepSpeed file")
     add("--plot", type=str, default=None, help="picture of the memory (.png, .pdf, .svg)")
     add("--json", action="store_true", help="print all choices as JSON")
@@ -48,11 +49,10 @@ def plan_command(arguments: list[str]) -> int:
 def _plan(config: Config, given: Any) -> int:
     plot_file, settings_file = (None if path is None else Path(path) for path in (given.plot, given.write))
     _check(given, plot_file, settings_file)
-    from trelm_ds.planning import Planner, device_of, open_for_planning, plot, this_node, write_choice
+    from trelm_ds.planning import Planner, open_for_planning, plot, write_choice
     from trelm_ds.progress import ProgressBar
 
-    # A CPU's memory and speed are shared by the ranks of a node.
-    machine = this_node(device_of(given.gpu), given.gpus_per_node, None)._replace(nodes=given.nodes)
+    machine = _machine(given)
     data = None if given.data is None else open_for_planning(config, given.data)
     planner = Planner(config, machine, data)
     with ProgressBar("plan", len(planner.choices)) as bar:
@@ -70,6 +70,16 @@ def _plan(config: Config, given: Any) -> int:
         if not given.json:
             print(f"settings: {written[0]}, with {written[1]}; use them: trelm pretrain ... --config {written[0]}")
     return 0
+
+
+def _machine(given: Any) -> Machine:
+    from trelm_ds.planning import device_of, this_node
+
+    # A CPU's memory and speed are shared by the ranks of a node.
+    machine = this_node(device_of(given.gpu), given.gpus_per_node, None)._replace(nodes=given.nodes)
+    if given.host_memory is not None:
+        return machine._replace(host=_bytes("--host-memory", given.host_memory))
+    return machine if given.gpu == "this" else machine._replace(host=None)
 
 
 def _check(given: Any, plot_file: Path | None, settings_file: Path | None) -> None:
@@ -153,14 +163,14 @@ def _tune_options(given: Any) -> TuneOptions:
         trial_minutes=given.trial_minutes,
         gpu=given.gpu,
         ranks=ranks_here(given.ranks),
-        memory=None if given.memory_limit is None else _bytes(given.memory_limit),
+        memory=None if given.memory_limit is None else _bytes("--memory-limit", given.memory_limit),
     )
 
 
-def _bytes(text: str) -> int:
+def _bytes(option: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt])(?:i?b)?", text.lower())
     if match is None or not float(match[1]):
-        raise UserError(f"--memory-limit: give a size such as 8g or 500m, not '{text}'")
+        raise UserError(f"{option}: give a size such as 8g or 500m, not '{text}'")
     return int(float(match[1]) * 2 ** {"m": 20, "g": 30, "t": 40}[match[2]])
 
 

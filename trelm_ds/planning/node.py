@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from trelm_ds.errors import UserError
@@ -73,4 +74,4 @@ def this_node(device: Device, ranks: int, memory: int | None) -> Machine:
         flops = {precision: value / ranks for precision, value in device.flops.items()}
         own = device.memory // ranks if memory is None else memory
         device = device._replace(memory=own, flops=flops, bandwidth=device.bandwidth / ranks)
-    return Machine(device, 1, ranks)
+    return Machine(device, 1, ranks, psutil.virtual_memory().total)

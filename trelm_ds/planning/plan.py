@@ -39,14 +39,20 @@ _PACKED = 1.125  # the largest micro-batch of a step that has one only, over the
 # What training's tensors do not get: context of the device, communication buffers, and what lies fragmented.
 _PROGRAM = GIB // 2  # what a rank on a CPU writes into before it has a model: Python, torch, stacks of threads
 _CONTEXT, _FRAGMENTED = 3 * GIB // 2, 0.04
+_OF_HOST = 0.8  # of a node's CPU memory; loaders, programs and the cache of files have the rest
 
 
 class Machine(NamedTuple):
-    """Where a run is planned for."""
+    """Where a run is planned for.
+
+    Attributes:
+        host: bytes of a node's CPU memory; None where nobody said.
+    """
 
     device: Device
     nodes: int
     per_node: int
+    host: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -351,6 +357,10 @@ def _problem(memory: Memory, machine: Machine) -> str:
     if memory.peak > machine.usable:
         over = (memory.peak - machine.usable) / GIB
         return f"needs {over:.1f} GiB more; {memory.largest()} are most of it"
+    on_host = memory.host * machine.per_node
+    if machine.host is not None and on_host > _OF_HOST * machine.host:
+        given = f"{machine.host / GIB:.1f} GiB, of which tensors get {_OF_HOST:.0%}"
+        return f"offloads {on_host / GIB:.1f} GiB to the CPU memory of a node, which has {given}"
     return ""
 
 

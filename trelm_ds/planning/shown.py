@@ -51,13 +51,17 @@ def to_table(plan: Plan, configured: Choice, everything: bool = False) -> Group:
         table.add_column(name, justify="right")
     for name in ("optim.", "grad.", "buckets", "activ.", "other"):
         table.add_column(name, justify="right")
+    offloads = any(row.choice.offload for row in rows)
+    if offloads:
+        table.add_column("of node's CPU", justify="right")
     listed = fitting if everything else fitting[:_SHOWN]
     mine = next((row for row in plan.rows if row.choice == configured), None)
     if mine is not None and mine.memory is not None and mine not in listed:
         listed = [*listed, mine]
     for row in listed:
         style = "bold" if row.choice == configured else ("" if not row.problem else "dim")
-        table.add_row(*_cells(row, plan.machine.usable), style=style)
+        host = [f"{_memory(row).host * plan.machine.per_node / GIB:.1f}" if row.choice.offload else ""]
+        table.add_row(*_cells(row, plan.machine.usable), *(host if offloads else []), style=style)
     lines = [Text(line) for line in _about(plan)]
     if not fitting:
         lines.append(Text("Nothing fits.", style="bold"))
