@@ -16,8 +16,9 @@ from trelm_ds.files import load_array, lock, open_binary, read_json, waiting_loc
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError) as caught:
         write_atomically(tmp_path / "taken", "text")
+    assert caught.value.filename == str(tmp_path / "taken")
     write_atomically(tmp_path / "file", "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
     assert (tmp_path / "file").read_text() == "text"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.filename is None and error.errno not in MAY_PASS:
+        if error.filename is None and error.errno not in (*MAY_PASS, errno.ENOSPC, errno.EDQUOT):
             raise
         # A file cannot be read or written: no bug. What may pass, such as a file server that restarts, must not end
         # with the code of a mistake, after which no job is started again.

@@ -90,7 +90,11 @@ def fsync_tree(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace a file durably: readers see the old content or the new, never part of it."""
+    """Replace a file durably: readers see the old content or the new, never part of it.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
     # The name is random as well: processes of different nodes may share both the folder and a pid.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -99,8 +103,10 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_path(path.parent)
 

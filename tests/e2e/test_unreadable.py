@@ -79,6 +79,23 @@ def test_a_reader_that_fails_is_one_line(
     assert capsys.readouterr().err == f"trelm: error: /data/manifest.json: cannot be read: {os.strerror(number)}\n"
 
 
+def test_a_full_disk_is_one_line_without_a_name_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the shell has sent what is printed to a file."""
+
+    def fail(_: object) -> int:
+        with open("/dev/full", "w") as full:
+            full.write("text")
+        return 0
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", "x"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "trelm: error: a file: No space left on device\n"
+
+
 def test_another_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise OSError(errno.ECONNREFUSED, "refused")
