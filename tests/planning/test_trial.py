@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import pytest
 
 from tests.forked import environment
 from tests.planning.made_plans import points, training
-from trelm_ds.planning.trial import LOG, RUN, Limits, Outcome, Stopped, kill_trials, pretrain_command, run_trial
+from trelm_ds.planning.trial import (
+    _CONFINED,
+    LOG,
+    RUN,
+    Limits,
+    Outcome,
+    Stopped,
+    kill_trials,
+    pretrain_command,
+    run_trial,
+)
 
 LONG = 300.0
 GIB = 2**30
@@ -89,6 +100,32 @@ def test_memory_is_limited_and_the_failure_is_known(tmp_path: Path) -> None:
     assert outcome[:3] == ("out of memory", "MemoryError", 2)
     (tmp_path / "again").mkdir()
     assert tried(tmp_path / "again", 8, f"{within}more = bytearray(600 << 20)").status == "ok"
+
+
+def test_a_limit_that_cannot_be_is_the_largest_that_can(tmp_path: Path) -> None:
+    assert tried(tmp_path, 8, _SLEEP, memory=1 << 90).status == "ok"
+    shown = "import resource; print(resource.getrlimit(resource.RLIMIT_DATA)[0] >> 30)"
+    confined = [sys.executable, "-I", str(_CONFINED), str(os.getpid()), str(9 * GIB), sys.executable, "-c", shown]
+    of_shell = (resource.RLIMIT_DATA, (7 * GIB, 7 * GIB))
+    found = subprocess.run(confined, stdout=subprocess.PIPE, preexec_fn=lambda: resource.setrlimit(*of_shell))
+    assert found.stdout == b"7\n"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "del point['sequences_per_s']",
+        "point['sequences_per_s'] = 0",
+        "point['sequence_tokens_per_s'] = float('nan')",
+        "point['step'] = float('nan')",
+        "point['step'] = float('inf')",
+    ],
+)
+def test_log_points_that_say_nothing_are_none(tmp_path: Path, wrong: str) -> None:
+    then = f"point['step'] = 8\n{wrong}\nwith (run / 'metrics.jsonl').open('a') as metrics:\n"
+    outcome = tried(tmp_path, 3, f"{then}    print(json.dumps(point), file=metrics)")
+    assert outcome[:3] == ("crashed", "exit code 0, and nothing in the log", 3)
+    assert outcome.tokens_per_s == pytest.approx(1000.0)
 
 
 def test_a_stop_kills_it(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_only_steps_after_the_first_quarter_count() -> None:
 def test_the_peak_is_a_gpus_where_there_is_one() -> None:
     assert peak_bytes([]) is None
     assert peak_bytes([{"peak_resident_gb": 2.0}, {"peak_resident_gb": 3.0}]) == 3_000_000_000
+    assert peak_bytes([{"peak_resident_gb": float("nan")}, {"peak_resident_gb": 3.0}]) == 3_000_000_000
     assert peak_bytes([{"peak_resident_gb": 9.0, "peak_memory_gb": 1.5}]) == 1_500_000_000
 
 

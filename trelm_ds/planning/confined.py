@@ -22,7 +22,10 @@ def main(parent: int, limit: int, command: list[str]) -> None:
     if os.getppid() != parent:  # it has ended before that took effect
         sys.exit(1)
     if limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        # Nobody may raise what his shell has limited, and there are sizes that no limit can have.
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limit, most),) * 2)
     os.execv(command[0], command)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trelm_ds import log
-from trelm_ds.planning.verdict import Status, measured, oom_kills, peak_bytes, too_late, verdict
+from trelm_ds.planning.verdict import Status, counts, measured, oom_kills, peak_bytes, too_late, verdict
 from trelm_ds.run_folder import METRICS, read_metrics
 from trelm_ds.stopping import STOP_SIGNALS
 
@@ -155,7 +155,7 @@ class _Watch:
             size = (self._run / METRICS).stat().st_size
             if size != self._size:
                 before, self._size = self.steps, size
-                self.points = [dict(point) for point in read_metrics(self._run)]
+                self.points = [point for point in map(dict, read_metrics(self._run)) if counts(point)]
                 self._moved = time.monotonic() if self.steps > before else self._moved
 
     def until_done(self, stopped: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from pathlib import Path
@@ -82,11 +83,17 @@ def _shortened(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
+def counts(point: dict[str, Any]) -> bool:
+    """Whether a log point says what it must: which step it is of, and how fast that was."""
+    speeds = [point.get(name, math.nan) for name in ("sequences_per_s", "sequence_tokens_per_s")]
+    return isinstance(point["step"], int) and all(0 < speed < math.inf for speed in speeds)
+
+
 def measured(points: list[dict[str, Any]], steps: int) -> float | None:
     """Return the speed in tokens of text per second, over all ranks, after the first quarter of the steps.
 
     Args:
-        points: log points, one for each step.
+        points: log points that count, one for each step.
 
     Returns:
         None where no step counts.
@@ -101,4 +108,4 @@ def measured(points: list[dict[str, Any]], steps: int) -> float | None:
 def peak_bytes(points: list[dict[str, Any]]) -> int | None:
     """Return the most memory that tensors took of a GPU; on a CPU what a process had resident, program included."""
     peaks = [point.get("peak_memory_gb", point.get("peak_resident_gb")) for point in points]
-    return max((round(1e9 * peak) for peak in peaks if peak is not None), default=None)
+    return max((round(1e9 * peak) for peak in peaks if peak is not None and math.isfinite(peak)), default=None)
