@@ -95,3 +95,15 @@ def test_smaller_ones_follow_where_nothing_has_run() -> None:
 
 def test_nothing_to_try() -> None:
     assert names(made(choice(3, 2048), [ROWS[-1]]), 8) == []
+
+
+def test_what_fewer_trials_have_tried_is_no_kinds_best() -> None:
+    """Of two trials the second is a neighbour; of six, three are still the best of kinds."""
+    candidates = made(choice(0, 4096))
+    tried = [Tried(choice(0, 4096), "ok", 100.0), Tried(choice(0, 8192), "ok", 95.0)]
+    assert names(candidates, 2) == [one.choice.name for one in tried]
+    for name in ("zero1-4096", "zero2-2048", "zero0-2048"):
+        row = candidates.next(tried, 6)
+        assert row is not None
+        assert row.choice.name == name
+        tried.append(Tried(row.choice, "ok", row.tokens_per_s))

@@ -104,6 +104,16 @@ def test_results_stay_as_long_as_they_are_of_the_same(tmp_path: Path, monkeypatc
     assert trials.kept(row) is None
 
 
+def test_a_trial_does_not_begin_with_another_ones_log_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "pretrain_command", lambda *_: training(tmp_path / "elsewhere", 0))
+    trials, row = made(tmp_path), planned(choice(2, 2048), 1500.0)
+    (tmp_path / "old").mkdir()
+    trials.folder_of(row.choice).mkdir(parents=True)
+    (trials.folder_of(row.choice) / RUN).symlink_to(tmp_path / "old")  # which cannot be removed as a folder can
+    with pytest.raises(OSError, match="symbolic link"):
+        trials.run(row, lambda: False)
+
+
 def test_a_folder_of_other_trials_is_refused_in_one_line(tmp_path: Path) -> None:
     before = identity_of(CONFIG, CONFIGURED, LIMITS, {"--data": "one"})
     remember(tmp_path, DEVICE, before)

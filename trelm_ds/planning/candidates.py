@@ -58,7 +58,8 @@ class Candidates:
         """
         if len(tried) >= number:
             return None
-        early = len(tried) < (number + 1) // 2
+        # Not simply the first half: what an earlier start with fewer trials has tried is no kind's best.
+        early = sum(one.choice in self.first for one in tried) < (number + 1) // 2
         left = self.left(tried)
         turns = [self.first] if early else []
         turns += [list(self._around(tried)), self.first, list(left)]

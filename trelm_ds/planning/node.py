@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from trelm_ds.errors import UserError
-from trelm_ds.planning.hardware import CPU, Device, device_of, measured
+from trelm_ds.planning.hardware import CPU, GIB, Device, device_of, measured
 from trelm_ds.planning.plan import Machine
 
 T = TypeVar("T")
@@ -69,9 +69,15 @@ def this_node(device: Device, ranks: int, memory: int | None) -> Machine:
 
     Args:
         memory: bytes that a rank on a CPU may have; None for its part of what there is.
+
+    Raises:
+        UserError: there is not so much for each.
     """
     if device.name == CPU:
         flops = {precision: value / ranks for precision, value in device.flops.items()}
         own = device.memory // ranks if memory is None else memory
+        if own * ranks > device.memory:
+            there = f"this machine has {device.memory / GIB:.1f} GiB"
+            raise UserError(f"--memory-limit: {own / GIB:.1f} GiB for each of {ranks} ranks, but {there}; lower it")
         device = device._replace(memory=own, flops=flops, bandwidth=device.bandwidth / ranks)
     return Machine(device, 1, ranks, psutil.virtual_memory().total)

@@ -143,7 +143,8 @@ class Trials:
     def _clear(folder: Path) -> None:
         """Remove what an interrupted trial has left, but for what MLflow is to hear."""
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / RUN, ignore_errors=True)
+        if (folder / RUN).exists():  # not ignoring errors: log points that stay would be taken for the new trial's
+            shutil.rmtree(folder / RUN)
         for name in (LOG, RESULT):
             (folder / name).unlink(missing_ok=True)
 
@@ -180,6 +181,11 @@ def remembered_device(folder: Path) -> tuple[Device, dict[str, Any]] | None:
     with contextlib.suppress(TypeError, KeyError):
         return Device(**content["device"]), dict(content["identity"])
     raise UserError(f"{path}: damaged; delete it, and the trials beside it are made anew, or give another --out")
+
+
+def any_results(folder: Path) -> bool:
+    """Return whether a trial in the folder has ended; what was stopped before that need not be gone on with."""
+    return next(folder.glob(f"{TRIALS}/*/{RESULT}"), None) is not None
 
 
 def remember(folder: Path, device: Device, identity: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from trelm_ds.planning.node import device_here, hardware, this_node
 from trelm_ds.planning.plan import Plan, Planned, Planner
 from trelm_ds.planning.samples import open_for_planning
 from trelm_ds.planning.trial import Limits, Outcome, Stopped, kill_trials
-from trelm_ds.planning.trials import Result, Trials, check_same, identity_of, remember, remembered_device
+from trelm_ds.planning.trials import Result, Trials, any_results, check_same, identity_of, remember, remembered_device
 from trelm_ds.planning.tuning_in_mlflow import TuneTracking
 from trelm_ds.progress import ProgressBar
 from trelm_ds.run_folder import CONFIG, LOCK, foreign_content
@@ -53,7 +53,7 @@ class Tuned(NamedTuple):
     """What tuning has found.
 
     Attributes:
-        results: of the trials, in their order; first the choice configured where it was not tried.
+        results: of the trials, those of earlier starts first; before them the choice configured where it was not tried.
         beyond: rows of the plan that need far more memory than there is, and were not tried.
         left: rows that might have been tried as well.
         configured: the choice that the settings have.
@@ -66,6 +66,11 @@ class Tuned(NamedTuple):
     left: int
     configured: Choice
     complete: bool
+
+    @property
+    def tried(self) -> list[Result]:
+        """The trials, however they went."""
+        return [result for result in self.results if result.outcome.status != "skipped"]
 
     @property
     def done(self) -> list[Result]:
@@ -115,7 +120,7 @@ class Tuner:
     def __init__(self, config: Config, options: TuneOptions, stopped: Callable[[], object]) -> None:
         self._options, self._stopped = options, stopped
         data = open_for_planning(config, options.data)
-        known = remembered_device(options.folder)
+        known = remembered_device(options.folder) if any_results(options.folder) else None
         device = device_here(options.gpu) if known is None else known[0]
         node = this_node(device, options.ranks, options.memory)
         self._planner = Planner(config, node, data)
@@ -173,18 +178,21 @@ class Tuner:
 
     def _run(self, candidates: Candidates, results: list[Result]) -> None:
         options = self._options
-        with ProgressBar("tune", min(options.trials, len(candidates.rows))) as bar:
+        # All of them, however many are asked for now: the best is the best that was measured, and they took their time.
+        for one in candidates.rows.values():
+            if (result := self.trials.kept(one)) is not None:
+                self._tracking.known(result, self.trials.folder_of(one.choice))
+                results.append(result)
+        if results:
+            log.info(f"{len(results)} trials were run before")
+        number = max(len(results), min(options.trials, len(candidates.rows)))
+        with ProgressBar("tune", number, initial=len(results)) as bar:
             while row := candidates.next([result.tried for result in results], options.trials):
-                result = self.trials.kept(row)
-                if result is not None:
-                    self._tracking.known(result, self.trials.folder_of(row.choice))
-                elif sum(result.outcome.seconds for result in results) >= 60 * options.budget_minutes:
+                if sum(result.outcome.seconds for result in results) >= 60 * options.budget_minutes:
                     log.info(f"--budget-minutes {options.budget_minutes:g} are used up")
                     return
-                else:
-                    result = self._tried(row, len(results) + 1)
-                results.append(result)
-                bar.advance(note=_in_words(result))
+                results.append(self._tried(row, len(results) + 1))
+                bar.advance(note=_in_words(results[-1]))
 
     def _tried(self, row: Planned, number: int) -> Result:
         assert row.memory is not None
