@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from tests.planning.made_plans import training
+from trelm_ds.commands.planning import tune_command
 from trelm_ds.config import (
     CkaConfig,
     Config,
@@ -24,6 +26,7 @@ from trelm_ds.config import (
     SelectionConfig,
     TrackingConfig,
     TrainerConfig,
+    to_yaml,
 )
 from trelm_ds.errors import UserError
 from trelm_ds.files import read_json
@@ -118,6 +121,25 @@ def test_it_goes_on_where_it_was_and_further(tiny_dataset: Path, tmp_path: Path)
     assert {name for name in again if again[name] != after[name]} == {"zero0-64"}
 
 
+def test_fewer_trials_forget_none_and_all_take_their_time(tiny_dataset: Path, tmp_path: Path) -> None:
+    given = options(tiny_dataset, tmp_path / "T")
+    first = tuned(given)
+    again = tuned(given._replace(trials=1))
+    assert outcomes(again) == ALL
+    assert (again.best, again.left) == (first.best, first.left)
+    # The last one fits into what the first three have left, but not into what all four have.
+    took = sum(result.outcome.seconds for result in first.results)
+    assert outcomes(tuned(given._replace(trials=8, budget_minutes=took / 60))) == ALL
+
+
+def test_without_a_result_other_settings_may_follow(tiny_dataset: Path, tmp_path: Path) -> None:
+    given = options(tiny_dataset, tmp_path / "T", trials=1)
+    with pytest.raises(Stopped):
+        tuned(given, stopped=lambda: True)
+    (given.folder / IDENTITY).write_text("{")
+    assert outcomes(tuned(given._replace(steps=5))) == {"zero0-64": "ok"}
+
+
 def test_a_stop_keeps_what_was_measured(tiny_dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "T"
     found = tuned(options(tiny_dataset, folder), stopped=lambda: (folder / TRIALS / "zero2-64" / RUN).exists())
@@ -179,11 +201,44 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def command(data: Path, folder: Path, *more: str) -> int:
+    settings = folder.with_suffix(".yaml")
+    settings.write_text(to_yaml(CONFIG))
+    given = ["--config", settings, "--data", data, "--out", folder, "--trials", "1", "--steps", "4", *more]
+    return tune_command([*map(str, given)])
+
+
+def test_results_are_written_though_nobody_reads(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(text: str) -> int:
+        if text:
+            raise BrokenPipeError
+        return 0
+
+    monkeypatch.setattr(sys.stdout, "write", gone)
+    with pytest.raises(BrokenPipeError):
+        command(tiny_dataset, tmp_path / "T")
+    assert {path.name for path in (tmp_path / "T").iterdir() if path.is_file()} == {
+        "best.ds.json", "best.yaml", "results.json", "tune.json", "tune.png",
+    }  # fmt: skip
+
+
+def test_where_nothing_could_be_tried_no_logs_are_named(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny_dataset, tmp_path / "T", "--ranks", "3") == 1
+    assert capsys.readouterr().out.endswith("\nnothing fits\n")
+    assert read_json(tmp_path / "T" / "results.json")["trials"][0]["status"] == "skipped"
+
+
 def test_ranks_share_a_cpu_but_not_gpus() -> None:
     node = this_node(SLOW, 2, None)
     assert (node.world_size, node.device.memory, node.device.flops["fp32"]) == (2, 2 * GIB, 5e8)
     assert node.usable == 2 * GIB - GIB // 2
     assert this_node(SLOW, 2, GIB // 4).usable == 0
+    with pytest.raises(UserError, match=r"--memory-limit: 3.0 GiB for each of 2 ranks, but this machine has 4.0 GiB"):
+        this_node(SLOW, 2, 3 * GIB)
     gpu = SLOW._replace(name="h100")
     assert this_node(gpu, 2, None).device == gpu
     assert this_node(gpu, 2, None).usable < 4 * GIB - GIB

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.planning.made_plans import choice, plan_of, planned
+from trelm_ds.planning.shown import print_table
 from trelm_ds.planning.trial import Outcome
 from trelm_ds.planning.trials import Result
 from trelm_ds.planning.tune import Tuned
@@ -74,6 +75,13 @@ def test_the_table_says_all(capsys: pytest.CaptureFixture[str]) -> None:
         "not tried, 2 other choices: more --trials or --budget-minutes go on from here",
     ):
         assert line in shown
+
+
+def test_what_a_trial_said_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "no [bold] file [/data/x] :smile:"
+    failed = Result(planned(choice(0, 2048), 100), Outcome("crashed", said, 0, 1.0))
+    print_table(tuned_to_table(TUNED._replace(results=[failed])))
+    assert said in capsys.readouterr().out
 
 
 def test_results_as_json(tmp_path: Path) -> None:

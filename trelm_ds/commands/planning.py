@@ -110,6 +110,7 @@ def _print(plan: Plan, configured: Choice, given: Any) -> None:
 
 _OF_TUNE = {"--data", "--out", "--budget-minutes", "--trials", "--steps", "--trial-minutes", "--gpu", "--ranks"}
 _OF_TUNE |= {"--memory-limit"}
+_MOST = 1_000_000
 
 
 def tune_command(arguments: list[str]) -> int:
@@ -142,7 +143,7 @@ def tune_command(arguments: list[str]) -> int:
     add_settings(parser)
     config, given = parse(parser, arguments)
     for name in ("data", "out"):
-        if getattr(given, name) is None:
+        if not getattr(given, name):  # empty as well, as of a variable that is not set
             raise UserError(f"--{name}: required; see `trelm tune --help`")
     return _tune(config, _tune_options(given), arguments)
 
@@ -154,6 +155,8 @@ def _tune_options(given: Any) -> TuneOptions:
         value, option = getattr(given, name), f"--{name.replace('_', '-')}"
         if value is not None and (value < least or value == 0):
             raise UserError(f"{option}: must be {f'at least {least}' if least else 'greater than 0'}, got {value}")
+        if value is not None and value > _MOST:  # no trial could have settings of its own for it
+            raise UserError(f"{option}: must be at most {_MOST:,}, got {value}")
     return TuneOptions(
         data=given.data,
         folder=Path(given.out),
@@ -204,21 +207,24 @@ def _report(tuner: Tuner, options: TuneOptions, arguments: list[str]) -> int:
     )
 
     tuned, folder = tuner.run(), options.folder
-    print_table(tuned_to_table(tuned))
+    # All is written before anything is printed: whoever reads that may be gone (`| tee` ends by Ctrl-C as well).
     write_results(tuned, folder / "results.json")
-    files, metrics = ["results.json"], {"trials": float(len(tuned.results)), "trials_ok": float(len(tuned.done))}
+    files, metrics = ["results.json"], {"trials": float(len(tuned.tried)), "trials_ok": float(len(tuned.done))}
+    lines = list[str]()
     if (best := tuned.best) is not None:
-        plot_tuned(tuned.done, folder / "tune.png")
         about = f"trelm tune: {best.choice.name}, {best.outcome.tokens_per_s:,.0f} tokens/s on {options.ranks} ranks"
         settings, ds_file = write_choice(best.choice, tuner.trials.ds_config(best.choice), folder / "best.yaml", about)
-        print(f"best: {best.choice.name}; settings: {settings}, with {ds_file}; picture: {folder / 'tune.png'}")
-        print(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, options.ranks, settings)}")
+        plot_tuned(tuned.done, folder / "tune.png")
+        lines.append(f"best: {best.choice.name}; settings: {settings}, with {ds_file}; picture: {folder / 'tune.png'}")
+        lines.append(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, options.ranks, settings)}")
         files += ["tune.png", settings.name, ds_file.name]
         metrics["tokens_per_s"] = best.outcome.tokens_per_s or 0.0
+    elif tuned.complete:
+        lines.append(f"no trial went well; their logs are in {folder / 'trials'}" if tuned.tried else "nothing fits")
+    print_table(tuned_to_table(tuned))
+    print("\n".join(lines))
     if (found := rank_correlation(tuned.done)) is not None:
         metrics["rank_correlation"] = found
     if tuned.complete:
         tuner.finished(metrics, files)
-    if best is None and tuned.complete:
-        print(f"no trial went well; their logs are in {folder / 'trials'}" if tuned.results else "nothing fits")
     return 0 if best is not None else 1

@@ -129,10 +129,13 @@ def _problems(rows: list[Planned]) -> list[Text]:
 
 def print_table(shown: Group) -> None:
     """Print a table, on its whole width where no terminal folds it."""
-    console = Console(highlight=False)
+    # What stands in it, as the reasons of trials, is no markup: `[/tmp/x]` would end a style that nobody began.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(shown)
+        console.width = 200
+    with console.capture() as captured:
+        console.print(shown)
+    print(captured.get(), end="")  # not by rich, which ends the program by itself where nobody reads
 
 
 def to_plain(plan: Plan) -> dict[str, Any]:
