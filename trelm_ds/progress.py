@@ -31,7 +31,7 @@ class ProgressBar:
 
     def __init__(self, description: str, total: int | None, initial: int = 0, enabled: bool = True) -> None:
         self.description, self.total, self.completed = description, total, initial
-        self._initial, self._enabled, self._note = initial, enabled, ""
+        self._told, self._enabled, self._note = initial, enabled, ""
         self._started = self._printed = time.monotonic()
         self._rich: Progress | None = None
         if enabled and sys.stderr is not None and sys.stderr.isatty():
@@ -55,7 +55,7 @@ class ProgressBar:
         if self._rich:
             with contextlib.suppress(OSError):
                 self._rich.stop()
-        elif self._enabled and self.completed > self._initial:
+        elif self._enabled and self.completed > self._told:
             self._print_line()
 
     def advance(self, units: int = 1, note: str = "") -> None:
@@ -69,7 +69,7 @@ class ProgressBar:
             self._print_line()
 
     def _print_line(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._told = time.monotonic(), self.completed
         elapsed = self._printed - self._started
         of_total = f"/{self.total}" if self.total is not None else ""
         line = f"{self.description}: {self.completed}{of_total} in {elapsed:.0f} s"
