@@ -28,6 +28,7 @@ from trelm_ds.planning.choices import Choice
 from trelm_ds.planning.trial import LOG, RUN, Limits, Outcome
 from trelm_ds.planning.trials import (
     RESULT,
+    TRIALS,
     Result,
     Trials,
     check_same,
@@ -117,6 +118,7 @@ def test_a_trial_does_not_begin_with_another_ones_log_points(tmp_path: Path, mon
 def test_a_folder_of_other_trials_is_refused_in_one_line(tmp_path: Path) -> None:
     before = identity_of(CONFIG, CONFIGURED, LIMITS, {"--data": "one"})
     remember(tmp_path, DEVICE, before)
+    (tmp_path / TRIALS).mkdir()
     known = remembered_device(tmp_path)
     assert known == (DEVICE, before)
     check_same(tmp_path, known[1], identity_of(CONFIG, CONFIGURED, LIMITS, {"--data": "one"}))
@@ -131,6 +133,7 @@ def test_a_folder_of_other_trials_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_a_folder_says_what_it_was_planned_with(tmp_path: Path) -> None:
     assert remembered_device(tmp_path) is None
+    (tmp_path / TRIALS).mkdir()
     (tmp_path / "tune.json").write_text('{"identity": {}, "device": {"name": "half"}}')
     with pytest.raises(UserError, match=r"tune.json: damaged; delete it, and the trials beside it are made anew"):
         remembered_device(tmp_path)

@@ -132,7 +132,7 @@ def test_fewer_trials_forget_none_and_all_take_their_time(tiny_dataset: Path, tm
     assert outcomes(tuned(given._replace(trials=8, budget_minutes=took / 60))) == ALL
 
 
-def test_without_a_result_other_settings_may_follow(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_before_a_trial_has_begun_other_settings_may_follow(tiny_dataset: Path, tmp_path: Path) -> None:
     given = options(tiny_dataset, tmp_path / "T", trials=1)
     with pytest.raises(Stopped):
         tuned(given, stopped=lambda: True)

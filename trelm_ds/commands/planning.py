@@ -222,7 +222,8 @@ def _report(tuner: Tuner, options: TuneOptions, arguments: list[str]) -> int:
     elif tuned.complete:
         lines.append(f"no trial went well; their logs are in {folder / 'trials'}" if tuned.tried else "nothing fits")
     print_table(tuned_to_table(tuned))
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     if (found := rank_correlation(tuned.done)) is not None:
         metrics["rank_correlation"] = found
     if tuned.complete:

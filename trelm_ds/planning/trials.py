@@ -169,23 +169,21 @@ def identity_of(config: Config, configured: Choice, limits: Limits, shared: dict
 
 
 def remembered_device(folder: Path) -> tuple[Device, dict[str, Any]] | None:
-    """Return the device that earlier trials in the folder were planned with, and their identity; None for a new folder.
+    """Return the device that earlier trials in the folder were planned with, and their identity.
+
+    Returns:
+        None where no trial has begun: there is nothing to go on with, whatever was planned.
 
     Raises:
         UserError: the file that says so is damaged.
     """
     path = folder / IDENTITY
-    if not path.exists():
+    if not path.exists() or not (folder / TRIALS).is_dir():
         return None
     content = read_json(path)
     with contextlib.suppress(TypeError, KeyError):
         return Device(**content["device"]), dict(content["identity"])
     raise UserError(f"{path}: damaged; delete it, and the trials beside it are made anew, or give another --out")
-
-
-def any_results(folder: Path) -> bool:
-    """Return whether a trial in the folder has ended; what was stopped before that need not be gone on with."""
-    return next(folder.glob(f"{TRIALS}/*/{RESULT}"), None) is not None
 
 
 def remember(folder: Path, device: Device, identity: dict[str, Any]) -> None:

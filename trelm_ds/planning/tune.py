@@ -18,7 +18,7 @@ from trelm_ds.planning.node import device_here, hardware, this_node
 from trelm_ds.planning.plan import Plan, Planned, Planner
 from trelm_ds.planning.samples import open_for_planning
 from trelm_ds.planning.trial import Limits, Outcome, Stopped, kill_trials
-from trelm_ds.planning.trials import Result, Trials, any_results, check_same, identity_of, remember, remembered_device
+from trelm_ds.planning.trials import Result, Trials, check_same, identity_of, remember, remembered_device
 from trelm_ds.planning.tuning_in_mlflow import TuneTracking
 from trelm_ds.progress import ProgressBar
 from trelm_ds.run_folder import CONFIG, LOCK, foreign_content
@@ -120,7 +120,7 @@ class Tuner:
     def __init__(self, config: Config, options: TuneOptions, stopped: Callable[[], object]) -> None:
         self._options, self._stopped = options, stopped
         data = open_for_planning(config, options.data)
-        known = remembered_device(options.folder) if any_results(options.folder) else None
+        known = remembered_device(options.folder)
         device = device_here(options.gpu) if known is None else known[0]
         node = this_node(device, options.ranks, options.memory)
         self._planner = Planner(config, node, data)
