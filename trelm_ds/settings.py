@@ -150,7 +150,7 @@ class Places:
         if name not in self._overrides and name in self._places:
             path, line = self._places[name]
             return f"{path}:{line}: {name}"
-        return f"--{name}"
+        return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"  # settings have a section, options none
 
 
 def _lines_of(path: Path) -> dict[str, int]:

@@ -166,6 +166,8 @@ def test_a_signal_ends_it_with_its_trial(settings: Path, tiny_dataset: Path, tmp
         (("--steps", "1"), "--steps: must be at least 2, got 1"),
         (("--trials", "0"), "--trials: must be at least 1, got 0"),
         (("--budget-minutes", "-1"), "--budget-minutes: must be greater than 0, got -1.0"),
+        (("--trial-minutes", "nan"), "--trial-minutes: expected float, got 'nan'"),
+        (("--trial-minutes", "1e9"), "--trial-minutes: must be at most 1,000,000, got 1000000000.0"),
         (("--memory-limit", "much"), "--memory-limit: give a size such as 8g or 500m, not 'much'"),
         (("--gpu", "h100"), "--gpu: trials run on this machine, which has no GPU; leave out h100"),
         (("--trainer.max_stepz", "1"), "--trainer.max_stepz: unknown setting; did you mean --trainer.max_steps?"),
