@@ -185,6 +185,17 @@ def test_other_trials_need_another_folder(
         tuned(given._replace(**changes))  # type: ignore[arg-type]
 
 
+def test_trials_on_other_threads_are_other_trials(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    given = options(tiny_dataset, tmp_path / "T", trials=1)
+    tuned(given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(UserError, match=r"other settings: threads of a process was 1, is 2; give another --out$"):
+        tuned(given)
+
+
 def test_a_choice_that_cannot_be_is_told_and_others_are_tried(tiny_dataset: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, model=replace(CONFIG.model, tensor_parallel=2))
     found = tuned(options(tiny_dataset, tmp_path / "T", trials=1), config)

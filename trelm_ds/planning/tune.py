@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from trelm_ds import log
 from trelm_ds.config import Config
@@ -127,12 +129,14 @@ class Tuner:
         self.configured = self._planner.configured
         memory = node.device.memory if device.name == CPU else 0
         limits = Limits(options.steps, 60 * options.trial_minutes, memory)
-        shared = {
+        shared: dict[str, Any] = {
             "--data": data.steps.reader.manifest.fingerprint,
             "--gpu": options.gpu,
             "--ranks": options.ranks,
             "machine": hardware(),
         }
+        if device.name == CPU:
+            shared["threads of a process"] = torch.get_num_threads()
         identity = identity_of(config, self.configured, limits, shared)
         if known is None:
             remember(options.folder, device, identity)
