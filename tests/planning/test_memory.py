@@ -105,11 +105,13 @@ def test_the_worst_moment_is_found() -> None:
     unread = np.array([True, False, False, False])
     passes = Trace(800, live, gradients, unread, np.zeros(1), np.zeros(1))
     one = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=False, at_once=False)
-    assert one.passes == one.weights + one.optimizer + 7012  # all gradients, at the end
-    two = memory_of(PARAMETERS, Zero(0), 2, 2, passes, accumulates=False, at_once=False)
-    assert two.passes == two.weights + two.optimizer + 2 * 7002  # and a copy of them that is reduced
+    assert one.passes == one.weights + one.optimizer + 2 * 7002  # all gradients, and a copy of them that is reduced
     several = memory_of(PARAMETERS, Zero(0), 1, 2, passes, accumulates=True, at_once=False)
-    assert several.passes == several.weights + several.optimizer + 7002 + 900  # they are there from the start
+    assert several.passes == several.weights + several.optimizer + 2 * 7002  # they are there from the start
+    cut = memory_of(PARAMETERS, Zero(1, reduce_bucket=100), 1, 2, passes, accumulates=True, at_once=False)
+    assert cut.passes == cut.weights + cut.optimizer + 2 * 7002 + 200  # those of its part, and a bucket
+    early = memory_of(PARAMETERS, Zero(2, reduce_bucket=100), 1, 2, passes, accumulates=True, at_once=False)
+    assert early.passes == early.weights + early.optimizer + 2 * 7002 + 500 + 200  # reduced as they come
     assert several.states == several.weights + several.optimizer + several.reduced
     for memory in (one, several):
         parts = memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations, memory.temporary

@@ -81,9 +81,7 @@ def memory_of(
     """
     states = held(parameters, zero, ranks, number, accumulates)
     peak = trace.peak(held_beside(zero, states, accumulates))
-    if zero.stage == 0 and ranks > 1:  # after the passes all gradients are laid end to end, to be reduced
-        peak = max(peak, number * parameters.trained * (1 if accumulates else 2))
-    peak += looked_up
+    peak = max(peak, _reduced_at_the_end(parameters, zero, states, number, accumulates)) + looked_up
     buckets = min(peak, states.buckets + states.gathered + states.ahead)
     saved = min(trace.saved, peak - buckets)
     return Memory(
@@ -98,6 +96,16 @@ def memory_of(
         step=states.weights + states.optimizer + tables + _step(parameters, zero, states, ranks, at_once),
         host=states.host,
     )
+
+
+def _reduced_at_the_end(parameters: Parameters, zero: Zero, states: Held, number: int, accumulates: bool) -> int:
+    """Return what is held beside weights, states and earlier gradients where all are reduced after the passes."""
+    own = 0 if accumulates else number * parameters.trained
+    if zero.stage == 0:  # laid end to end, also by a single rank
+        return own + number * parameters.trained
+    if zero.stage == 1 and not zero.overlap and not zero.whole_sums:  # those of its own part once more
+        return own + states.gradients + states.buckets
+    return 0
 
 
 def _step(parameters: Parameters, zero: Zero, states: Held, ranks: int, at_once: bool) -> int:
