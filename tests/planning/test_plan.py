@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_distributed_test
+from tests.planning.made_plans import choice
+from tests.planning.made_plans import planned as planned_row
 from tests.planning.test_trace import plain
 from tests.training.test_routing import config
 from trelm_ds.config import Config
@@ -17,6 +19,7 @@ from trelm_ds.errors import UserError
 from trelm_ds.planning import Choice, Machine, Plan, Planned, Planner, device_of, open_for_planning
 from trelm_ds.planning.choices import choices, degrees, sizes_of_micro_batches
 from trelm_ds.planning.hardware import GIB
+from trelm_ds.planning.plan import in_order
 from trelm_ds.planning.shown import best_of_each, to_plain
 
 BATCH = 64
@@ -61,6 +64,16 @@ def test_every_choice_is_planned_once_and_the_best_is_first(plan: Plan) -> None:
     assert [bool(row.problem) for row in plan.rows] == sorted(bool(row.problem) for row in plan.rows)
     kinds = [row.choice._replace(micro_batch_tokens=0) for row in best_of_each(plan)]
     assert len(kinds) == len(set(kinds)) == 28
+
+
+def test_what_comes_first() -> None:
+    simple, fast = planned_row(choice(0, 2048), 99), planned_row(choice(2, 2048), 100)
+    mine, slow = planned_row(choice(3, 2048), 98.5), planned_row(choice(1, 2048), 90)
+    far, near = (planned_row(choice(1, tokens), 200, gib, "too large") for tokens, gib in ((8192, 9.0), (4096, 1.0)))
+    never = Planned(choice(1, 1024), "odd")
+    rows = [far, never, slow, fast, simple, mine, near]
+    assert in_order(rows, mine.choice) == [mine, simple, fast, slow, near, far, never]  # it needs no change
+    assert in_order(rows, slow.choice)[:2] == [simple, fast]  # too slow to stay
 
 
 def test_memory_follows_the_choice(plan: Plan) -> None:
@@ -110,7 +123,7 @@ def test_what_cannot_be_says_why() -> None:
     assert "GiB more; activations are most of it" in large.problem
     assert large.memory is not None
     three = Planner(settings(), Machine(device_of("h100"), 3, 1), None).planned(Choice(1, False, 1, 4096, False))
-    assert three.problem == "trainer.global_batch_size 64 is no multiple of 3 data-parallel ranks"
+    assert three.problem.startswith("trainer.global_batch_size 64 is no multiple of 3 data-parallel ranks; change it")
     assert three.memory is None
     small = replace(settings(), trainer=replace(settings().trainer, global_batch_size=1))
     assert Planner(small, Machine(device_of("0.1g"), 1, 1), None).plan().best is None

@@ -22,7 +22,7 @@ def test_a_requeued_job_goes_on(cluster: Cluster, tmp_path: Path, tiny_dataset: 
     site = {"TRELM_DATA": str(tiny_dataset), "TRELM_OUT": str(out), "TRELM_CONFIG": f"{OBJECTIVE} {config}"}
     site |= {"TRELM_PROCS_PER_NODE": "1", "TRELM_ARGS": "--trainer.seed 1"}
     job = cluster.submit(*CPU_NODE, "-o", log, SCRIPT, "--trials", "2", "--steps", "4", **site)
-    first, second = (out / "trials" / name for name in ("zero0-64", "zero1-64"))
+    first, second = (out / "trials" / name for name in ("zero1-64", "zero0-64"))
     until(lambda: (second / "log.txt").exists(), "the second trial")
     kept = (first / "result.json").read_text()
     assert cluster.run("scancel", "--batch", "--signal=USR1", job).returncode == 0

@@ -29,7 +29,7 @@ class Candidates:
     """The choices of a plan that may be tried, in turn.
 
     Args:
-        configured: the choice that the settings have, which is tried second.
+        configured: the choice that the settings have, which is tried second, where the plan has it not first.
 
     Attributes:
         rows: by choice, in the plan's order.

@@ -175,7 +175,7 @@ class Planner:
         for choice in self.choices:
             rows.append(self.planned(choice))
             progress()
-        return Plan(self.machine, _in_order(rows), self.step_tokens, self._notes())
+        return Plan(self.machine, in_order(rows, self.configured), self.step_tokens, self._notes())
 
     @property
     def _largest_traced(self) -> int:
@@ -216,7 +216,10 @@ class Planner:
         if layout.per_node % choice.tensor:
             raise UserError(f"model.tensor_parallel: {choice.tensor} does not divide {layout.per_node} GPUs of a node")
         if batch % layout.data:
-            raise UserError(f"trainer.global_batch_size {batch} is no multiple of {layout.data} data-parallel ranks")
+            raise UserError(
+                f"trainer.global_batch_size {batch} is no multiple of {layout.data} data-parallel ranks; change it, or "
+                "the number of GPUs"
+            )
         for name, what in problems(choice.applied(self.config)):
             raise UserError(f"{name}: {what}")
         if not choice.stage and self._own_zero.fp32_sums:
@@ -356,7 +359,7 @@ def _problem(memory: Memory, machine: Machine) -> str:
     """Say why a choice does not fit; nothing if it does."""
     if memory.peak > machine.usable:
         over = (memory.peak - machine.usable) / GIB
-        return f"needs {over:.1f} GiB more; {memory.largest()} are most of it"
+        return f"needs {over:,.3g} GiB more; {memory.largest()} are most of it"
     on_host = memory.host * machine.per_node
     if machine.host is not None and on_host > _OF_HOST * machine.host:
         given = f"{machine.host / GIB:.1f} GiB, of which tensors get {_OF_HOST:.0%}"
@@ -364,17 +367,23 @@ def _problem(memory: Memory, machine: Machine) -> str:
     return ""
 
 
-def _in_order(rows: list[Planned]) -> list[Planned]:
-    """Order: what fits first; there those that are nearly as fast as the fastest, the simplest first; then by speed."""
+def in_order(rows: list[Planned], configured: Choice) -> list[Planned]:
+    """Order: what fits first, then what lacks least memory, then what cannot be run.
+
+    Of what fits come first those that are nearly as fast as the fastest: of them what the settings have, which then
+    need no change, and the simplest; the others by speed.
+    """
     fastest = max((row.tokens_per_s for row in rows if not row.problem), default=0.0)
 
     def place(row: Planned) -> tuple[Any, ...]:
-        if row.problem or row.memory is None:
-            return 2, 0, -row.tokens_per_s
+        if row.memory is None:
+            return (3,)
+        if row.problem:
+            return 2, row.memory.peak
         choice = row.choice
         simple = choice.tensor, choice.offload, choice.checkpointing, choice.stage, row.memory.peak
         if row.tokens_per_s > _NEARLY * fastest:
-            return 0, *simple
+            return 0, choice != configured, *simple
         return 1, -row.tokens_per_s, *simple
 
     return sorted(rows, key=place)
