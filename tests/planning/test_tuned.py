@@ -14,16 +14,13 @@ from trelm_ds.planning.trial import Outcome
 from trelm_ds.planning.trials import Result
 from trelm_ds.planning.tune import Tuned
 from trelm_ds.planning.tuned import (
-    command_to_use,
     plot_tuned,
     rank_correlation,
     results_to_plain,
     tuned_to_table,
-    without,
     write_results,
 )
 from trelm_ds.planning.verdict import Status
-from trelm_ds.planning.written import write_choice
 
 
 def result(stage: int, tokens: int, plan: float, measured: float | None, status: Status = "ok") -> Result:
@@ -96,20 +93,3 @@ def test_results_as_json(tmp_path: Path) -> None:
 def test_a_picture(tmp_path: Path) -> None:
     plot_tuned(TUNED.done, tmp_path / "tune.png")
     assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_lets_the_choice_win(tmp_path: Path) -> None:
-    settings, _ = write_choice(choice(1, 4096), {"zero_optimization": {"stage": 1}}, tmp_path / "best.yaml", "made")
-    given = ["--config", "a b.yaml", "--trainer.micro_batch_tokens", "64", "--trainer.seed=1"]
-    given += ["--model.tensor_parallel=2", "--trainer.ds_config", "x.json", "--optimizer.lr", "1e-4"]
-    assert command_to_use(given, "D", 1, settings) == (
-        "trelm pretrain --config 'a b.yaml' --trainer.seed=1 --optimizer.lr 1e-4 "
-        f"--config {settings} --data D --out RUN"
-    )
-    assert command_to_use([], "D", 8, settings) == (
-        f"torchrun --standalone --nproc-per-node 8 -m trelm_ds pretrain --config {settings} --data D --out RUN"
-    )
-
-
-def test_options_are_left_out_with_their_values() -> None:
-    assert without(["--out", "O", "--a", "--out=P", "b", "--outer", "c"], {"--out"}) == ["--a", "b", "--outer", "c"]

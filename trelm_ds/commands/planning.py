@@ -12,7 +12,14 @@ from trelm_ds.errors import UserError
 
 if TYPE_CHECKING:
     from trelm_ds.config import Config
-    from trelm_ds.planning import Choice, Machine, Plan, TuneOptions, Tuner
+    from trelm_ds.planning import Choice, Machine, Plan, Planner, TuneOptions, Tuner
+
+# Options that are no settings of a run.
+_OF_PLAN = {"--data", "--gpu", "--nodes", "--gpus-per-node", "--host-memory", "--write", "--plot"}
+_SWITCHES_OF_PLAN = {"--json", "--all"}
+_OF_TUNE = {"--data", "--out", "--budget-minutes", "--trials", "--steps", "--trial-minutes", "--gpu", "--ranks"}
+_OF_TUNE |= {"--memory-limit"}
+_MOST = 1_000_000
 
 
 def plan_command(arguments: list[str]) -> int:
@@ -35,7 +42,7 @@ def plan_command(arguments: list[str]) -> int:
     add("--data", type=str, default=None, help="dataset of `trelm prepare`, whose batches are planned with")
     add("--gpu", type=str, default=None, help="a100-40g, a100-80g, h100, h200, a size such as 48g, or this: measured")
     add("--nodes", type=int, default=1, help="number of nodes")
-    add("--gpus-per-node", type=int, default=8, help="number of GPUs of a node")
+    add("--gpus-per-node", type=int, default=None, help="number of GPUs of a node; default: 8, with `this` what it has")
     add("--host-memory", type=str, default=None, help="CPU memory of a node, such as 1000g, for optimizer offload")
     add("--write", type=str, default=None, help="YAML file for the best choice's settings, with its DeepSpeed file")
     add("--plot", type=str, default=None, help="picture of the memory (.png, .pdf, .svg)")
@@ -43,13 +50,13 @@ def plan_command(arguments: list[str]) -> int:
     add("--all", action="store_true", help="print all choices")
     add_settings(parser)
     config, given = parse(parser, arguments)
-    return _plan(config, given)
+    return _plan(config, given, arguments)
 
 
-def _plan(config: Config, given: Any) -> int:
+def _plan(config: Config, given: Any, arguments: list[str]) -> int:
     plot_file, settings_file = (None if path is None else Path(path) for path in (given.plot, given.write))
     _check(given, plot_file, settings_file)
-    from trelm_ds.planning import Planner, open_for_planning, plot, write_choice
+    from trelm_ds.planning import Planner, open_for_planning, plot
     from trelm_ds.progress import ProgressBar
 
     machine = _machine(given)
@@ -65,28 +72,40 @@ def _plan(config: Config, given: Any) -> int:
     if plan.best is None:
         return 1
     if settings_file is not None:
-        about = f"planned for {machine.nodes} x {machine.per_node} {machine.device.name}: {plan.best.choice.name}"
-        written = write_choice(plan.best.choice, planner.ds_config(plan.best.choice), settings_file, about)
-        if not given.json:
-            print(f"settings: {written[0]}, with {written[1]}; use them: trelm pretrain ... --config {written[0]}")
+        _write(planner, plan.best.choice, settings_file, given, arguments)
     return 0
 
 
 def _machine(given: Any) -> Machine:
-    from trelm_ds.planning import device_of, this_node
+    from trelm_ds.planning import device_of, ranks_here, this_node
 
+    per_node = given.gpus_per_node or (ranks_here(None) if given.gpu == "this" else 8)
     # A CPU's memory and speed are shared by the ranks of a node.
-    machine = this_node(device_of(given.gpu), given.gpus_per_node, None)._replace(nodes=given.nodes)
+    machine = this_node(device_of(given.gpu), per_node, None)._replace(nodes=given.nodes)
     if given.host_memory is not None:
         return machine._replace(host=_bytes("--host-memory", given.host_memory))
     return machine if given.gpu == "this" else machine._replace(host=None)
+
+
+def _write(planner: Planner, best: Choice, file: Path, given: Any, arguments: list[str]) -> None:
+    """Write the best choice down, and say how to use it."""
+    from trelm_ds.planning import command_to_use, without, write_choice
+
+    machine = planner.machine
+    about = f"planned for {machine.nodes} x {machine.per_node} {machine.device.name}: {best.name}"
+    settings, ds_file = write_choice(best, planner.ds_config(best), file, about)
+    if not given.json:
+        mine = without(arguments, _OF_PLAN, _SWITCHES_OF_PLAN)
+        data = "DATASET" if given.data is None else given.data
+        print(f"settings: {settings}, with {ds_file}")
+        print(f"use it: {command_to_use(mine, data, settings, machine.per_node, machine.nodes)}")
 
 
 def _check(given: Any, plot_file: Path | None, settings_file: Path | None) -> None:
     if given.gpu is None:
         raise UserError("--gpu: required: a100-40g, a100-80g, h100, h200, a size such as 48g, or this")
     for name in ("nodes", "gpus_per_node"):
-        if getattr(given, name) < 1:
+        if getattr(given, name) is not None and getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 1, got {getattr(given, name)}")
     if plot_file is not None and plot_file.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot: give a .png, .pdf or .svg file, not {plot_file}")
@@ -106,11 +125,6 @@ def _print(plan: Plan, configured: Choice, given: Any) -> None:
         print(json.dumps(to_plain(plan), indent=1))
     else:
         print_table(to_table(plan, configured, everything=given.all))
-
-
-_OF_TUNE = {"--data", "--out", "--budget-minutes", "--trials", "--steps", "--trial-minutes", "--gpu", "--ranks"}
-_OF_TUNE |= {"--memory-limit"}
-_MOST = 1_000_000
 
 
 def tune_command(arguments: list[str]) -> int:
@@ -216,7 +230,7 @@ def _report(tuner: Tuner, options: TuneOptions, arguments: list[str]) -> int:
         settings, ds_file = write_choice(best.choice, tuner.trials.ds_config(best.choice), folder / "best.yaml", about)
         plot_tuned(tuned.done, folder / "tune.png")
         lines.append(f"best: {best.choice.name}; settings: {settings}, with {ds_file}; picture: {folder / 'tune.png'}")
-        lines.append(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, options.ranks, settings)}")
+        lines.append(f"use it: {command_to_use(without(arguments, _OF_TUNE), options.data, settings, options.ranks)}")
         files += ["tune.png", settings.name, ds_file.name]
         metrics["tokens_per_s"] = best.outcome.tokens_per_s or 0.0
     elif tuned.complete:

@@ -8,8 +8,8 @@ from trelm_ds.planning.samples import open_for_planning
 from trelm_ds.planning.shown import plot, print_table, to_plain, to_table
 from trelm_ds.planning.trial import Stopped
 from trelm_ds.planning.tune import Tuned, TuneOptions, Tuner, taken
-from trelm_ds.planning.tuned import command_to_use, plot_tuned, rank_correlation, tuned_to_table, without, write_results
-from trelm_ds.planning.written import write_choice
+from trelm_ds.planning.tuned import plot_tuned, rank_correlation, tuned_to_table, write_results
+from trelm_ds.planning.written import command_to_use, without, write_choice
 
 __all__ = [
     "GPUS",

@@ -1,10 +1,9 @@
-"""What tuning has found as a table, a picture and files: planned against measured, the best choice, how to use it."""
+"""What tuning has found as a table, a picture and files: planned against measured, and the best choice."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -133,35 +132,3 @@ def plot_tuned(results: list[Result], out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out, dpi=120)
-
-
-def command_to_use(given: list[str], data: str, ranks: int, settings: Path) -> str:
-    """Return the shell command that trains with the best settings.
-
-    Args:
-        given: files and settings of the command line, of which those that the choice decides are left out: an option
-            would win over the file.
-        settings: file with the choice.
-    """
-    torchrun = f"torchrun --standalone --nproc-per-node {ranks} -m trelm_ds" if ranks > 1 else "trelm"
-    arguments = ["pretrain", *without(given, _decided(settings)), "--config", str(settings), "--data", data]
-    return f"{torchrun} {shlex.join(arguments)} --out RUN"
-
-
-def _decided(settings: Path) -> set[str]:
-    import yaml
-
-    sections = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    return {f"--{section}.{name}" for section, values in sections.items() for name in values}
-
-
-def without(given: list[str], names: set[str]) -> list[str]:
-    """Leave out options of the command line with their values, given as one argument or as two."""
-    kept, rest = list[str](), iter(given)
-    for argument in rest:
-        name, equals, _ = argument.partition("=")
-        if name not in names:
-            kept.append(argument)
-        elif not equals:
-            next(rest, None)
-    return kept
