@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,10 @@ def test_a_plan_is_shown_drawn_and_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 x 2 h100: 80 GiB each, of which tensors get 75.3" in done.stdout
     assert "offloads 0.1 GiB to the CPU memory of a node, which has 0.0 GiB" in done.stdout
-    assert "bold: as the settings have it" in done.stdout
+    assert "*: as the settings have it" in done.stdout
     assert f"settings: {file}, with {tmp_path / 'best.ds.json'}" in done.stdout
+    started = "torchrun --standalone --nproc-per-node 2 -m trelm_ds pretrain"
+    assert f"use it: {started} {shlex.join(map(str, TINY))} --config {file} --data DATASET --out RUN" in done.stdout
     assert picture.read_text().count("tokens/s") > 5
     written = yaml.safe_load(file.read_text())
     used = trelm("pretrain", *TINY, "--config", file, "--print-config")

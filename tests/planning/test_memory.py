@@ -116,4 +116,4 @@ def test_the_worst_moment_is_found() -> None:
     for memory in (one, several):
         parts = memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations, memory.temporary
         assert sum(parts) == memory.passes <= memory.peak
-        assert memory.largest() == "optimizer"
+        assert memory.largest() == "optimizer states"

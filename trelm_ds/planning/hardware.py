@@ -13,7 +13,7 @@ import torch
 from trelm_ds.errors import UserError
 from trelm_ds.model import PEAKS
 
-GB, GIB = 10**9, 2**30
+GB, MIB, GIB = 10**9, 2**20, 2**30
 CPU = "this CPU"  # name of the device where there is no other
 # Shares of the vendor's figures that large matrix products and copies attain, and what a kernel costs at least.
 MATMUL_SHARE, BANDWIDTH_SHARE, LAUNCH_S = 0.8, 0.85, 5e-6

@@ -8,6 +8,8 @@ from trelm_ds.planning.parameters import Parameters
 from trelm_ds.planning.trace import Between, Trace
 from trelm_ds.planning.zero import MASTER, Held, Zero, held, held_beside, share_of
 
+_IN_WORDS = {"optimizer": "optimizer states", "tables": "vectors and memories", "temporary": "temporary tensors"}
+
 
 class Memory(NamedTuple):
     """Bytes of a rank's device, by what they are for, when most is held.
@@ -51,9 +53,10 @@ class Memory(NamedTuple):
         return max(self.passes, self.step)
 
     def largest(self) -> str:
-        """Name what takes most, in a few words."""
+        """Name what takes most, in a few words, of which there are several."""
         parts = {name: value for name, value in self._asdict().items() if name not in ("reduced", "step", "host")}
-        return max(parts, key=lambda name: parts[name])
+        most = max(parts, key=lambda name: parts[name])
+        return _IN_WORDS.get(most, most)
 
 
 def memory_of(

@@ -12,11 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from trelm_ds.planning.choices import Choice
-from trelm_ds.planning.hardware import BANDWIDTH_SHARE, GB, GIB, MATMUL_SHARE
+from trelm_ds.planning.hardware import BANDWIDTH_SHARE, CPU, GB, GIB, MATMUL_SHARE, MIB
 from trelm_ds.planning.memory import Memory
-from trelm_ds.planning.plan import Plan, Planned
+from trelm_ds.planning.plan import Machine, Plan, Planned
 
 _SHOWN = 12  # rows
+# Head of a column, and the parts of the memory in it.
+_COLUMNS = {
+    "weights": ("weights",),
+    "optim.": ("optimizer",),
+    "grad.": ("gradients",),
+    "buckets": ("buckets",),
+    "activ.": ("activations",),
+    "other": ("temporary", "tables"),
+}
 # Part of the memory, its name in tables, its colour in pictures.
 _PARTS = (
     ("weights", "weights", "#4c72b0"),
@@ -46,33 +55,51 @@ def to_table(plan: Plan, configured: Choice, everything: bool = False) -> Group:
     """
     rows = plan.rows if everything else best_of_each(plan)
     fitting = [row for row in rows if not row.problem]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("ZeRO", "TP", "micro-batch", "x", "recompute", "tokens/s", "MFU", "step", "peak", "free", "weights"):
-        table.add_column(name, justify="right")
-    for name in ("optim.", "grad.", "buckets", "activ.", "other"):
-        table.add_column(name, justify="right")
-    offloads = any(row.choice.offload for row in rows)
-    if offloads:
-        table.add_column("of node's CPU", justify="right")
     listed = fitting if everything else fitting[:_SHOWN]
     mine = next((row for row in plan.rows if row.choice == configured), None)
     if mine is not None and mine.memory is not None and mine not in listed:
         listed = [*listed, mine]
-    for row in listed:
-        style = "bold" if row.choice == configured else ("" if not row.problem else "dim")
-        host = [f"{_memory(row).host * plan.machine.per_node / GIB:.1f}" if row.choice.offload else ""]
-        table.add_row(*_cells(row, plan.machine.usable), *(host if offloads else []), style=style)
     lines = [Text(line) for line in _about(plan)]
     if not fitting:
         lines.append(Text("Nothing fits.", style="bold"))
-    more = [Text(f"{len(fitting) - _SHOWN} more fit (--all lists them)")] if len(fitting) > len(listed) else []
-    mark = [Text("bold: as the settings have it" + (f", which {mine.problem}" if mine and mine.problem else ""))]
-    return Group(*lines, table, *more, *(mark if mine else []), *_problems(rows))
+    left = sum(row not in listed for row in fitting)
+    more = [Text(f"{left} more kinds fit (--all lists them, with every size of micro-batch)")] if left else []
+    mark = [Text(f"*: as the settings have it{_but(mine)}")] if mine else []
+    shown = [_table(listed, configured, plan.machine)] if listed else []
+    return Group(*lines, *shown, *mark, *more, *_problems(rows, "choices" if everything else "kinds"))
 
 
-def _cells(row: Planned, usable: int) -> list[str]:
-    choice, memory, time = row.choice, row.memory, row.time
-    assert memory is not None
+def _but(row: Planned) -> str:
+    """Say why a row is none to take, after its name; nothing where it fits."""
+    if not row.problem:
+        return ""
+    return f", which {row.problem}" if row.memory is not None else f", which cannot be run: {row.problem}"
+
+
+def _table(rows: list[Planned], configured: Choice, machine: Machine) -> Group:
+    """Render rows, in MiB where all of them are small, with a column for the node's CPU where one offloads to it."""
+    most = max(_memory(row).peak for row in rows)
+    unit, digits, name = (GIB, 2, "GiB") if most >= GIB else (MIB, 0, "MiB")
+    on_host = ["of node's CPU"] if any(row.choice.offload for row in rows) else []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    heads = ("", "ZeRO", "TP", "micro-batch", "per step", "recompute", "tokens/s", "MFU", "step", "peak", "free")
+    for head in (*heads, *_COLUMNS, *on_host):
+        table.add_column(head, justify="right")
+    for row in rows:
+        mine, memory = row.choice == configured, _memory(row)
+        held = [memory.peak, machine.usable - memory.peak]
+        held += [sum(getattr(memory, part) for part in parts) for parts in _COLUMNS.values()]
+        held += [memory.host * machine.per_node] if row.choice.offload else []
+        style = "bold" if mine else ("dim" if row.problem else "")
+        cells = (f"{value / unit:,.{digits}f}" for value in held)
+        table.add_row("*" if mine else "", *_cells(row), *cells, style=style)
+    but = ", in the last column of a node" if on_host else ""
+    legend = f"from peak on: {name} of each rank{but}; docs/planning.md explains the columns"
+    return Group(table, Text(legend))
+
+
+def _cells(row: Planned) -> list[str]:
+    choice, time = row.choice, row.time
     assert time is not None
     return [
         f"{choice.stage}{' offload' if choice.offload else ''}",
@@ -82,17 +109,8 @@ def _cells(row: Planned, usable: int) -> list[str]:
         "yes" if choice.checkpointing else "",
         f"{row.tokens_per_s:,.0f}",
         f"{row.mfu:.0%}",
-        f"{time.total:.3g} s",
-        f"{memory.peak / GIB:.2f}",
-        f"{(usable - memory.peak) / GIB:.2f}",
-        *(
-            f"{value / GIB:.2f}"
-            for value in (
-                memory.weights, memory.optimizer, memory.gradients, memory.buckets, memory.activations,
-                memory.temporary + memory.tables,
-            )
-        ),
-    ]  # fmt: skip
+        f"{time.total:.3g} s" if time.total >= 1 else f"{1000 * time.total:.3g} ms",
+    ]
 
 
 def _about(plan: Plan) -> list[str]:
@@ -100,18 +118,29 @@ def _about(plan: Plan) -> list[str]:
     device = machine.device
     many = f"{machine.nodes} x {machine.per_node} {device.name}"
     usable = f"{device.memory / GIB:.0f} GiB each, of which tensors get {machine.usable / GIB:.1f}"
-    speeds = ", ".join(f"{value / 1e12:,.4g} TFLOP/s {precision}" for precision, value in device.flops.items())
-    links = f"{device.node_link / GB:,.0f} GB/s to GPUs of the node, {device.network / GB:,.0f} to other nodes"
+    speeds = ", ".join(f"{_flops(value)} {precision}" for precision, value in device.flops.items())
+    links = f"{device.node_link / GB:,.4g} GB/s to GPUs of the node, {device.network / GB:,.4g} to other nodes"
+    if device.name == CPU:
+        links = f"{device.node_link / GB:,.4g} GB/s between ranks"
     return [
         f"{many}: {usable}; a step has {plan.step_tokens:,.0f} tokens of text",
-        f"reckoned with {MATMUL_SHARE:.0%} of {speeds}, {BANDWIDTH_SHARE:.0%} of {device.bandwidth / GB:,.0f} GB/s, "
-        f"{links}; GiB per GPU below",
+        f"reckoned with {MATMUL_SHARE:.0%} of {speeds}, {BANDWIDTH_SHARE:.0%} of {device.bandwidth / GB:,.4g} GB/s, "
+        f"{links}",
         *plan.notes,
     ]
 
 
-def _problems(rows: list[Planned]) -> list[Text]:
-    """Say what does not fit and why, briefly: one line for each reason, with how many it keeps out."""
+def _flops(value: float) -> str:
+    return f"{value / 1e12:,.4g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:,.4g} GFLOP/s"
+
+
+def _problems(rows: list[Planned], what: str) -> list[Text]:
+    """Say what does not fit and why, briefly: one line for each reason, with how many it keeps out.
+
+    Args:
+        rows: in the plan's order, so that what lacks least memory comes first.
+        what: name of what they are.
+    """
     counted: Counter[str] = Counter()
     examples: dict[str, Planned] = {}
     for row in rows:
@@ -122,8 +151,8 @@ def _problems(rows: list[Planned]) -> list[Text]:
     lines = [Text("what does not fit:")] if counted else []
     for reason, number in counted.most_common():
         example = examples[reason]
-        detail = f"; {example.choice.name} {example.problem}" if example.memory is not None else ""
-        lines.append(Text(f"  {number} choices: {reason}{detail}"))
+        nearest = f"; the nearest, {example.choice.name}, {example.problem}" if example.memory is not None else ""
+        lines.append(Text(f"  {number} {what}: {reason}{nearest}"))
     return lines
 
 
