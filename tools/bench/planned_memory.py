@@ -307,7 +307,8 @@ def deepspeed_estimate(model: torch.nn.Module, stage: int, ranks: int) -> int | 
 def estimators_table(rows: list[dict[str, Any]]) -> str:
     """Format what DeepSpeed's estimators say of the dense cases in bf16, whose states alone they know."""
     lines = [
-        "| ranks | ZeRO | size | states held, MB | `trelm plan` | DeepSpeed's estimator | peak held, MB | its share |"
+        "| ranks | ZeRO | size | states held, MB | `trelm plan` | DeepSpeed's estimator | peak held, MB | "
+        "the estimate's share of it |"
     ]
     lines.append("|---" * 8 + "|")
     for row in rows:
@@ -323,7 +324,10 @@ def estimators_table(rows: list[dict[str, Any]]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the errors as Markdown: over all cases, the largest and the mean of their sizes."""
-    lines = ["| precision | ranks | ZeRO | cases | model states | saved activations | peak |", "|---" * 7 + "|"]
+    lines = [
+        "| precision | ranks | ZeRO | cases | model states, % | saved activations, % | peak, % |",
+        "|---" * 7 + "|",
+    ]
     for kind in sorted({(row["precision"], row["ranks"], row["zero"]) for row in rows}, reverse=True):
         own = [row for row in rows if (row["precision"], row["ranks"], row["zero"]) == kind]
         parts = [[abs(row[f"{name}_error"]) for row in own] for name in ("states", "saved", "peak")]
