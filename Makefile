@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV): some minutes, and without a word unless something fails"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@echo "building DeepSpeed's CPU communication op (once, under a minute)"
+	@echo "building DeepSpeed's CPU communication op (once, about a minute)"
 	$(BIN)/python -c 'from trelm_ds.distributed import build_cpu_op; build_cpu_op()' >/dev/null
 	@touch $@
 
