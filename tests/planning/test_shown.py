@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.planning.made_plans import choice, plan_of, planned
-from trelm_ds.planning import Choice, Planned, to_table
+from trelm_ds.planning import Choice, Planned, plot, to_table
 from trelm_ds.planning.hardware import GIB
 from trelm_ds.planning.shown import best_of_each
 
@@ -85,3 +86,11 @@ def test_what_the_host_holds_has_a_column_where_there_is_something() -> None:
 def test_speeds_of_slow_devices_have_figures() -> None:
     text = shown([FAST], FAST.choice)
     assert "reckoned with 80% of 1 GFLOP/s fp32, 1 GFLOP/s bf16, 85% of 1 GB/s, 1 GB/s between ranks" in text
+
+
+@pytest.mark.parametrize(("gib", "dashed"), [(0.01, False), (0.2, True), (9.0, True)])
+def test_a_picture_shows_the_end_of_the_memory_where_it_is_near(tmp_path: Path, gib: float, dashed: bool) -> None:
+    plot(plan_of(planned(choice(1, 2048), 1.0, gib)), tmp_path / "plan.svg")
+    drawn = (tmp_path / "plan.svg").read_text()
+    title = "GiB of each rank, 1 x 1 this CPU, of 0.5 GiB"
+    assert f"<!-- {title}{' (dashed)' if dashed else ''} -->" in drawn

@@ -213,14 +213,17 @@ def plot(plan: Plan, out: Path) -> None:
     for place, row in enumerate(rows):
         note = f" {row.tokens_per_s:,.0f} tokens/s" if not row.problem else " does not fit"
         axes.text(left[place], place, note, va="center", fontsize=7)
-    machine = plan.machine
-    axes.axvline(machine.usable / GIB, color="black", linestyle="--", linewidth=1)
-    limit = max(1.25 * machine.usable / GIB, 0.1)
-    axes.set_xlim(0, min(max([limit, *(1.2 * value for value in left)]), 2 * limit))
-    axes.set_title(f"GiB of each {machine.device.name}, {machine.nodes} x {machine.per_node}; dashed: what there is")
+    machine, most = plan.machine, max(left, default=0.0)
+    usable = machine.usable / GIB
+    limit = max(1.25 * usable, 0.1)
+    axes.axvline(usable, color="black", linestyle="--", linewidth=1)
+    near = most >= usable / 5  # else the bars are all that there is to see
+    axes.set_xlim(0, min(max(limit, 1.2 * most), 2 * limit) if near or not most else 1.35 * most)
+    what = f"{machine.nodes} x {machine.per_node} {machine.device.name}"
+    axes.set_title(f"GiB of each rank, {what}, of {usable:.1f} GiB{' (dashed)' if near else ''}")
     axes.margins(y=0.02)
     axes.invert_yaxis()
-    axes.legend(ncols=len(_PARTS), fontsize=7, loc="upper center", bbox_to_anchor=(0.4, -0.05))
+    figure.legend(ncols=len(_PARTS), fontsize=7, loc="outside lower center")
     figure.savefig(out, dpi=120)
 
 
