@@ -74,6 +74,7 @@ def test_what_comes_first() -> None:
     rows = [far, never, slow, fast, simple, mine, near]
     assert in_order(rows, mine.choice) == [mine, simple, fast, slow, near, far, never]  # it needs no change
     assert in_order(rows, slow.choice)[:2] == [simple, fast]  # too slow to stay
+    assert in_order(rows, choice(2, 8192))[0] == fast  # a smaller size of the same is the smaller change
 
 
 def test_memory_follows_the_choice(plan: Plan) -> None:

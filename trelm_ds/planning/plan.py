@@ -370,8 +370,8 @@ def _problem(memory: Memory, machine: Machine) -> str:
 def in_order(rows: list[Planned], configured: Choice) -> list[Planned]:
     """Order: what fits first, then what lacks least memory, then what cannot be run.
 
-    Of what fits come first those that are nearly as fast as the fastest: of them what the settings have, which then
-    need no change, and the simplest; the others by speed.
+    Of what fits come first those that are nearly as fast as the fastest: of them those that change least of the
+    settings, and the simplest; the others by speed.
     """
     fastest = max((row.tokens_per_s for row in rows if not row.problem), default=0.0)
 
@@ -383,7 +383,7 @@ def in_order(rows: list[Planned], configured: Choice) -> list[Planned]:
         choice = row.choice
         simple = choice.tensor, choice.offload, choice.checkpointing, choice.stage, row.memory.peak
         if row.tokens_per_s > _NEARLY * fastest:
-            return 0, choice != configured, *simple
+            return 0, sum(one != other for one, other in zip(choice, configured, strict=True)), *simple
         return 1, -row.tokens_per_s, *simple
 
     return sorted(rows, key=place)
