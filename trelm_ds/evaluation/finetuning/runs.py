@@ -91,7 +91,7 @@ def _run(
         return known
     with ExitStack() as held:
         child = workers.all_agree(lambda: held.enter_context(tracking.child(name, mine)))
-        record = tuning.run(lr, seed, child.epoch)
+        record = workers.gather(tuning.run(lr, seed, child.epoch))[0]  # they differ in the time it took
         # Before MLflow is waited for.
         workers.all_agree(lambda: _write_record(path, record, mine) if workers.rank == 0 else None)
         child.finished(record)
