@@ -98,7 +98,7 @@ class Case(NamedTuple):
 
 
 def same_stage(ranks: int) -> list[Case]:
-    return [Case(ranks, stage, stage) for stage in range(4)]
+    return [Case(ranks, stage, stage) for stage in (range(4) if ranks < 4 else (1, 3))]
 
 
 # By the ranks that go on.
@@ -107,7 +107,7 @@ CASES = {
         *same_stage(1),
         *same_stage(2),
         *same_stage(4),
-        *(Case(1, stage, then) for stage in range(4) for then in range(4) if stage != then),
+        *(Case(1, stage, then) for stage, then in ((0, 1), (1, 2), (2, 3), (3, 0), (0, 3), (3, 1))),
         Case(2, 1, 1, "fp32 sums", "bf16"),
         Case(2, 1, 1, "fp32 sums, then not", "bf16"),
         Case(2, 1, 1, "aligned", "bf16"),
@@ -165,7 +165,7 @@ SHARED = {
         shared(2, 2, 1, 2, model="ffn_only"),
     ],
     (4, 1): [shared(2, 2, 1, 1), shared(4, 2, 2, 1)],
-    (4, 2): [shared(2, 1, 2, 2), shared(2, 2, 3, 2), *(shared(4, 2, stage, 2) for stage in range(4))],
+    (4, 2): [shared(2, 1, 2, 2), shared(2, 2, 3, 2), *(shared(4, 2, stage, 2) for stage in (2, 3))],
 }
 
 

@@ -29,7 +29,6 @@ def forked(ranks: int, arguments: list[str], kill_at: str, log: TextIO) -> int:
         ("one", []),
         ("all", ["--routing.compact", "true"]),
         ("one", ["--model.tensor_parallel", "2"]),
-        ("one", ["--trainer.precision", "bf16", "--trainer.ds_config", "ds_configs/zero1_fp32_sums.json"]),
     ],
 )
 def test_a_run_killed_at_every_point_ends_as_one_undisturbed(

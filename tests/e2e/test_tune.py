@@ -90,7 +90,7 @@ def test_a_killed_tune_goes_on_and_reports_all(settings: Path, tiny_dataset: Pat
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
     out = tmp_path / "T"
-    limits = ["--trials", "4", "--steps", "4", "--trial-minutes", "2", "--memory-limit", "1g"]
+    limits = ["--trials", "4", "--steps", "4", "--trial-minutes", "1.2", "--memory-limit", "1g"]
     arguments = ["tune", "--config", settings, "--trainer.seed", "1", "--data", tiny_dataset, "--out", out, *limits]
     first = Command([*map(str, arguments)], changes=path)
     begun(first, out / "trials" / "zero2-64" / "run" / "metrics.jsonl")

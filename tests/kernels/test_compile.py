@@ -72,10 +72,12 @@ def test_the_table_in_the_docs_is_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-def test_every_kernel_fits_every_gpu(tmp_path: Path) -> None:
-    done = run(tmp_path, "--out", tmp_path / "out.json")
+def test_every_kernel_fits_the_gpus_that_clusters_have(tmp_path: Path) -> None:
+    """A100 and H100; the tool itself goes through all."""
+    done = run(tmp_path, "--sm", "80", "90", "--out", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     rows, before = (json.loads(path.read_text()) for path in (tmp_path / "out.json", MEASURED))
     check(rows["kernels"])
     if rows["triton"] == before["triton"]:
-        assert rows["kernels"] == before["kernels"], "run tools/bench/kernels_aot.py again, for docs/"
+        measured = [row for row in before["kernels"] if row["sm"] in (80, 90)]
+        assert rows["kernels"] == measured, "run tools/bench/kernels_aot.py again, for docs/"

@@ -47,19 +47,15 @@ def test_a_node_crashes_and_boots(empty_root: Path) -> None:
     cluster = Cluster(empty_root)
     number = cluster.submit("-N", "2", "--requeue", "--wrap", "srun sleep 1000", "-o", "/dev/null")
     until(lambda: sum("sleep 1000" in process for process in processes_of(empty_root).values()) >= 2, "the job's start")
-    assert local_slurm("crash", empty_root, "n2").returncode == 0
-    until(lambda: cluster.job(number)["JobState"] == "PENDING", "the requeue")
-    assert cluster.run("sinfo", "-h", "-n", "n2", "-o", "%T").stdout.startswith("down")
-    assert local_slurm("boot", empty_root, "n2").returncode == 0
-    until(lambda: cluster.job(number)["JobState"] == "RUNNING", "the second start")
-    assert cluster.job(number)["Restarts"] == "1"
     # With the first node the job's script goes, and nobody but Slurm is left to requeue it.
     assert local_slurm("crash", empty_root, "n1").returncode == 0
     script = f"slurmstepd: [{number}.batch]"
     assert not [process for process in processes_of(empty_root).values() if process.startswith(script)]
-    until(lambda: cluster.job(number)["JobState"] == "PENDING", "the second requeue")
+    until(lambda: cluster.job(number)["JobState"] == "PENDING", "the requeue")
+    assert cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout.startswith("down")
     assert local_slurm("boot", empty_root, "n1").returncode == 0
-    until(lambda: cluster.job(number)["JobState"] == "RUNNING", "the third start")
+    until(lambda: cluster.job(number)["JobState"] == "RUNNING", "the second start")
+    assert cluster.job(number)["Restarts"] == "1"
     for wrong in ("n3", ""):
         done = local_slurm("crash", empty_root, wrong)
         assert (done.returncode, done.stdout.startswith("local_slurm: usage: ")) == (2, True)

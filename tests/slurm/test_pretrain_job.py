@@ -85,7 +85,10 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path, tiny_dataset: 
 
 
 def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_dataset: Path) -> None:
-    """Time limit, a signal, a killed worker, a lost node; in the end the weights are those of an undisturbed run."""
+    """Time limit, a killed worker, a lost node; in the end the weights are those of an undisturbed run.
+
+    `scancel --signal` takes the way of the time limit, and is below.
+    """
     assert local_slurm("up", empty_root).returncode == 0
     cluster, out, log = Cluster(empty_root), tmp_path / "run", tmp_path / "log"
     config = write_config(tmp_path / "run.yaml")
@@ -109,10 +112,6 @@ def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_
     cluster.run("scontrol", "update", f"jobid={number}", "timelimit=60")
 
     step = last_step(out)
-    assert cluster.run("scancel", "--batch", "--signal=USR1", number).returncode == 0
-    requeued_and_on("scancel --signal=USR1", step)
-
-    step = last_step(out)
     ranks = [pid for pid, command in processes_of(empty_root).items() if " -u -m trelm_ds pretrain " in command]
     assert len(ranks) == 2
     os.kill(ranks[0], signal.SIGKILL)
@@ -127,7 +126,7 @@ def test_a_job_survives_what_clusters_do(empty_root: Path, tmp_path: Path, tiny_
     (out / "stop").touch()
     job = cluster.wait(number)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "130:0"), log.read_text()
-    assert int(job["Restarts"]) >= 4
+    assert int(job["Restarts"]) >= 3
     assert history(out)[-1]["text"] == "stopped by its stop file"
 
     undisturbed, steps = tmp_path / "undisturbed", last_step(out)
