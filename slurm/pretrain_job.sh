@@ -69,27 +69,32 @@ stop() {
 }
 
 # --- The job's history: RUN/slurm/history.jsonl, read below and by `trelm status`. ---
-# note EVENT TEXT [EXIT CODE]: appends one line.
+# note EVENT TEXT [EXIT CODE]: appends one line. What it says comes from no subshell: where a node is lost, Slurm signals
+# all processes of the job, and the line would lack what a killed one was to print.
 note() {
+    local step now
+    read_step
+    TZ=UTC printf -v now '%(%Y-%m-%dT%H:%M:%SZ)T' -1
     # Start a new line if a full disk or a crash left the last one unfinished.
     [[ -z $(tail -c 1 "$state/history.jsonl" 2>/dev/null) ]] || echo >>"$state/history.jsonl"
     printf '{"job": "%s", "event": "%s", "step": %s, "restart": %s, "time": "%s", "nodes": "%s", "log": "%s", "text": "%s", "code": %s}\n' \
-        "$SLURM_JOB_ID" "$1" "$(last_step)" "${SLURM_RESTART_COUNT:-0}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
-        "$SLURM_JOB_NODELIST" "${log//[\"\\]/}" "${2//[\"\\]/}" "${3:-null}" >>"$state/history.jsonl"
+        "$SLURM_JOB_ID" "$1" "$step" "${SLURM_RESTART_COUNT:-0}" "$now" "$SLURM_JOB_NODELIST" \
+        "${log//[\"\\]/}" "${2//[\"\\]/}" "${3:-null}" >>"$state/history.jsonl"
 }
 
-# Prints the step of the last committed checkpoint, 0 if there is none.
-last_step() {
-    local step
-    step=$(sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$TRELM_OUT/checkpoints/latest.json" 2>/dev/null || true)
-    echo "${step:-0}"
+# Sets `step` to that of the last committed checkpoint, 0 if there is none.
+read_step() {
+    local text=""
+    step=0
+    { read -rd '' text <"$TRELM_OUT/checkpoints/latest.json" || true; } 2>/dev/null
+    [[ ! $text =~ \"step\":\ *([0-9]+) ]] || step=${BASH_REMATCH[1]}
 }
 
 # Counts this start and gives up if a job keeps restarting without a new checkpoint. Starts on bad nodes do not count.
 note_start() {
     local line step starts=0 steps=()
     log=$(job_field StdOut)
-    step=$(last_step)
+    read_step
     while ((${SLURM_RESTART_COUNT:-0})) && read -r line; do
         [[ $line == '{"job": "'"$SLURM_JOB_ID"'", '* ]] || continue
         if [[ $line =~ '"event": "start", "step": '([0-9]+)', "restart": '([0-9]+), ]]; then
@@ -246,8 +251,10 @@ unless_ended() {
 
 # finish CODE TEXT: notes the end and exits.
 finish() {
+    local step
     note end "$2" "$1"
-    say "$2; last checkpoint: step $(last_step)"
+    read_step
+    say "$2; last checkpoint: step $step"
     exit "$1"
 }
 
@@ -258,8 +265,10 @@ requeue() {
         [[ -z $stopped_by ]] || last=138
         finish "$last" "not requeued (TRELM_REQUEUE=0): $1"
     fi
+    local step
     note requeue "$1"
-    say "requeued: $1; last checkpoint: step $(last_step)"
+    read_step
+    say "requeued: $1; last checkpoint: step $step"
     trap '' TERM  # Slurm sends it to a requeued script; the lines below must still run
     local before exclude
     before=$(job_field ExcNodeList)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,29 @@ def test_the_example_lists_every_variable_with_its_default() -> None:
         if default.startswith(f"${{{name}:-"):
             value = default.removeprefix(f"${{{name}:-")[:-1]
             assert f'"${{{name}:={value}}}"' in example, name
+
+
+def test_the_history_needs_no_other_process(tmp_path: Path) -> None:
+    """Where a node is lost, Slurm signals what the script has started: here nothing can be started."""
+    state, checkpoints = tmp_path / "slurm", tmp_path / "checkpoints"
+    state.mkdir()
+    checkpoints.mkdir()
+    values = {"SLURM_JOB_ID": "3", "SLURM_JOB_NODELIST": "n[1-2]", "TRELM_OUT": str(tmp_path), "TZ": "America/New_York"}
+    script = f"set -euo pipefail; source {REPO}/slurm/pretrain_job.sh; state={state} log=/log; PATH=/none; "
+    latest = checkpoints / "latest.json"
+    for content in (None, "", '{"name": "step-00000012", "step": 12, "files": 3}\n'):
+        if content is not None:
+            latest.write_text(content)
+        done = subprocess.run(
+            ["bash", "-c", script + "note end 'a \"b\"' 143"], env=os.environ | values, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in (state / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 12]
+    now = datetime.now(UTC)
+    assert abs((now - datetime.fromisoformat(lines[-1].pop("time"))).total_seconds()) < 600
+    rest = {"restart": 0, "nodes": "n[1-2]", "log": "/log", "text": "a b", "code": 143}
+    assert lines[-1] == {"job": "3", "event": "end", "step": 12} | rest
 
 
 def test_outside_of_slurm_it_says_how_to_start_it() -> None:
